@@ -1,0 +1,49 @@
+"""What can go wrong, each with the exit code that scripts rely on."""
+
+
+class CnnlabError(Exception):
+    """An error a user can act on: one or two lines that say what, where, what was expected and what came."""
+
+    exit_code = 1
+
+
+class ConfigError(CnnlabError, ValueError):
+    """The config or the command line is wrong."""
+
+    exit_code = 2
+
+
+class DataError(CnnlabError, ValueError):
+    """The data is missing, broken or not what it should be."""
+
+    exit_code = 3
+
+
+class CheckpointError(CnnlabError, ValueError):
+    """The checkpoint is missing, broken or another model's."""
+
+    exit_code = 4
+
+
+class MachineError(CnnlabError, RuntimeError):
+    """The machine lacks something: device, memory, disk, permission."""
+
+    exit_code = 5
+
+
+class DivergedError(CnnlabError, ArithmeticError):
+    """The loss or a gradient is not finite."""
+
+    exit_code = 6
+
+
+class PartialError(CnnlabError, RuntimeError):
+    """A sweep, or a batch of inputs, succeeded only in part."""
+
+    exit_code = 7
+
+
+class UnsafeError(CnnlabError, ValueError):
+    """Refused for safety: a file that asks for code to be run, or for more memory than it can need."""
+
+    exit_code = 8
