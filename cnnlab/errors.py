@@ -47,3 +47,16 @@ class UnsafeError(CnnlabError, ValueError):
     """Refused for safety: a file that asks for code to be run, or for more memory than it can need."""
 
     exit_code = 8
+
+
+class Stopped(BaseException):
+    """A signal asked the run to stop. No `Exception`, so that no library takes it for a failure and goes on."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+    @property
+    def exit_code(self) -> int:
+        """128 plus the signal's number, as shells have it."""
+        return 128 + self.signum

@@ -1,0 +1,161 @@
+"""best.ckpt and last.ckpt."""
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import callbacks as lightning_callbacks
+from typing_extensions import override
+
+from cnnlab.errors import Stopped
+
+
+class Checkpoint(lightning_callbacks.Checkpoint):
+    """Keep the best and the last state of a run in `checkpoints/`.
+
+    Lightning's ModelCheckpoint numbers its files, keeps a state whose metric is NaN, and goes on when it may not
+    write.
+
+    Args:
+        monitor: The metric that says which state is best, as in `val/accuracy`. When it is not there, as without
+            validation, the last state is the best.
+        mode: Whether more (`max`) or less (`min`) is better.
+        every_n_seconds: Save `last.ckpt` inside an epoch when so many seconds have passed since it was last saved.
+        every_n_steps: Likewise after so many optimizer steps.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val/accuracy",
+        mode: Literal["min", "max"] = "max",
+        every_n_seconds: float | None = 300,
+        every_n_steps: int | None = None,
+    ) -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be min or max, got {mode}.")
+        self.monitor = monitor
+        self.mode = mode
+        self.every_n_seconds = every_n_seconds or math.inf
+        self.every_n_steps = every_n_steps or math.inf
+        self.best_score: float | None = None
+        self.folder = Path("checkpoints")
+
+    @property
+    def best(self) -> Path:
+        """The file with the best state."""
+        return self.folder / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """The file to go on from."""
+        return self.folder / "last.ckpt"
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder = Path(trainer.default_root_dir) / "checkpoints"
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_at = time.monotonic()
+        self._saved_step = trainer.global_step
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        overdue = time.monotonic() - self._saved_at >= self.every_n_seconds
+        # The processes' clocks differ, and saving is a step they take together: the first one's clock decides.
+        if trainer.world_size > 1 and self.every_n_seconds != math.inf:
+            overdue = trainer.strategy.broadcast(overdue)
+        if overdue or trainer.global_step - self._saved_step >= self.every_n_steps:
+            self._save(trainer, self.last)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        score = trainer.callback_metrics.get(self.monitor)
+        if score is not None and self._improves(float(score)):
+            self.best_score = float(score)
+            self._save(trainer, self.best)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer, self.last)
+        if self.monitor not in trainer.callback_metrics and trainer.is_global_zero and self.last.exists():
+            replace_with_link(self.last, self.best)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Inside a validation the weights may be a moving average's: the state before it is the one to go on from.
+        if isinstance(exception, Stopped) and trainer.state.fn == "fit" and trainer.training:
+            self._save(trainer, self.last)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score = state_dict["best_score"]
+
+    def _improves(self, score: float) -> bool:
+        if not math.isfinite(score):
+            return False
+        if self.best_score is None:
+            return True
+        return score > self.best_score if self.mode == "max" else score < self.best_score
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        if trainer.fast_dev_run:
+            return
+        trainer.save_checkpoint(path)
+        self._saved_at = time.monotonic()
+        self._saved_step = trainer.global_step
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its target and rename it when it is on the disk; read plain containers only."""
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with beside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+        flush_folder(path.parent)
+
+    @override
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> Any:
+        # True whatever the caller or the environment says: a checkpoint is data.
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def replace_with_link(source: Path, target: Path) -> None:
+    """Make `target` another name of `source`'s content; both are only ever replaced, never changed."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    os.link(source, beside)
+    beside.replace(target)
+    flush_folder(target.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Put a folder's entries on the disk, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

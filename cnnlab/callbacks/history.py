@@ -1,0 +1,210 @@
+"""history.csv, a line an epoch in the log, and the curves in the loggers."""
+
+import csv
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from typing_extensions import override
+
+from cnnlab.data.batches import Batch
+from cnnlab.errors import DivergedError
+
+log = logging.getLogger(__name__)
+
+COLUMNS = (
+    "epoch", "step", "lr", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "train_seconds",
+    "images_per_second",
+)  # fmt: skip
+
+
+class History(Callback):
+    """Record every training step's loss and every epoch's metrics.
+
+    A step's loss and logits stay on the device until `flush_every` steps have gathered, and are read back
+    together: the training loop never waits for a value.
+
+    Args:
+        flush_every: Steps between two readings.
+
+    Raises:
+        DivergedError: On reading, a loss is not finite.
+    """
+
+    def __init__(self, flush_every: int = 50) -> None:
+        if flush_every < 1:
+            raise ValueError(f"flush_every must be at least 1, got {flush_every}.")
+        self.flush_every = flush_every
+        self.losses: list[float] = []
+        self.rows: list[dict[str, Any]] = []
+        self._pending: list[tuple[Tensor, Tensor, Tensor, float]] = []
+        self._sums = [0.0, 0.0, 0.0]  # over the epoch so far: loss times images, correct images, images
+        self._seconds = 0.0
+        self._validated = False
+        self._last_lr = math.nan
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._trainer = trainer
+        self.path = Path(trainer.default_root_dir) / "history.csv"
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._group = trainer.optimizers[0].param_groups[0]
+        self._lr = self._group["lr"]
+        self._clock = time.perf_counter()
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._sums = [0.0, 0.0, 0.0]
+        self._seconds = 0.0
+        self._validated = False
+        self._clock = time.perf_counter()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self._pending.append((outputs["loss"], outputs["logits"], batch.targets, self._lr))
+        # The schedule has moved on already: what stands in the optimizer is the next step's.
+        self._lr = self._group["lr"]
+        if len(self._pending) >= self.flush_every:
+            self._flush()
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._flush()
+            self._pause()
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = True
+        self._clock = time.perf_counter()
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._flush()
+        self._pause()
+        sums = trainer.strategy.reduce(torch.tensor(self._sums, dtype=torch.float64), reduce_op="sum")
+        loss_sum, correct, images = sums.tolist()
+        train = {"train/loss": loss_sum / images, "train/accuracy": correct / images}
+        pl_module.log_dict(train, logger=False)  # so that an objective or early stopping can be about them
+        # An epoch without a validation leaves the last one's metrics standing.
+        metrics = trainer.callback_metrics if self._validated else {}
+        val = {name: float(value) for name, value in metrics.items() if name.startswith("val/")}
+        speed = {"train_seconds": self._seconds, "images_per_second": images / self._seconds}
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": self._last_lr}
+        row |= {column: (train | val | speed).get(column) for column in COLUMNS[len(row) :]}
+        self.rows.append(row)
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            self._write()
+            self._log_epoch(train | val | speed)
+            log.info(describe(row, trainer.max_epochs))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        self._flush()
+        self._pause()
+        return {
+            "losses": torch.tensor(self.losses),
+            "rows": self.rows,
+            "sums": self._sums,
+            "seconds": self._seconds,
+            "validated": self._validated,
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.losses = state_dict["losses"].tolist()
+        self.rows = list(state_dict["rows"])
+        self._sums = list(state_dict["sums"])
+        self._seconds = state_dict["seconds"]
+        self._validated = state_dict["validated"]
+
+    def _pause(self) -> None:
+        now = time.perf_counter()
+        self._seconds += now - self._clock
+        self._clock = now
+
+    def _flush(self) -> None:
+        """Read back the losses and logits of the steps since the last flush."""
+        if not self._pending:
+            return
+        losses, logits, targets, lrs = zip(*self._pending, strict=True)
+        self._pending.clear()
+        # Lightning hands out the loss divided for accumulation.
+        values = (torch.stack(losses).float() * self._trainer.accumulate_grad_batches).tolist()
+        sizes = [len(part) for part in targets]
+        labels = torch.cat([part.argmax(1) if part.is_floating_point() else part for part in targets])
+        correct = int((torch.cat(logits).argmax(1) == labels).sum())
+        first = len(self.losses)
+        self.losses.extend(values)
+        self._last_lr = lrs[-1]
+        self._sums[0] += sum(value * size for value, size in zip(values, sizes, strict=True))
+        self._sums[1] += correct
+        self._sums[2] += sum(sizes)
+        self._log_steps(first, values, lrs[-1])
+        for step, (value, lr) in enumerate(zip(values, lrs, strict=True), first):
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"training diverged: the loss of step {step} is {value}, at optimizer.lr={lr:.3g}. Try a lower "
+                    "optimizer.lr, a warm-up (schedule=cosine) or trainer.gradient_clip_val=1."
+                )
+
+    def _log_steps(self, first: int, losses: list[float], lr: float) -> None:
+        """Give the loggers the steps' losses and the learning rate."""
+        if not self._trainer.is_global_zero:
+            return
+        every = self._trainer.log_every_n_steps
+        for logger in self._trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                writer = logger.experiment
+                for step, loss in enumerate(losses, first):
+                    writer.add_scalar("train/loss", loss, step)
+                writer.add_scalar("lr", lr, first + len(losses) - 1)
+            else:
+                for step, loss in enumerate(losses, first):
+                    if every and step % every == 0:
+                        logger.log_metrics({"train/loss": loss, "lr": lr}, step=step)
+
+    def _log_epoch(self, metrics: dict[str, float]) -> None:
+        """Give the loggers an epoch's metrics; on an epoch axis where the logger can have several axes."""
+        metrics = dict(metrics)
+        metrics["train/loss_epoch"] = metrics.pop("train/loss")
+        for logger in self._trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_metrics(metrics, step=self._trainer.current_epoch)
+            else:
+                logger.log_metrics(
+                    metrics | {"epoch": float(self._trainer.current_epoch)}, step=self._trainer.global_step
+                )
+
+    def _write(self) -> None:
+        """Replace history.csv by one with all rows, in one step."""
+        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with beside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        beside.replace(self.path)
+
+
+def describe(row: Mapping[str, Any], max_epochs: int | None) -> str:
+    """Return an epoch's row as a line for the log."""
+    of = f"/{max_epochs}" if max_epochs and max_epochs > 0 else ""
+    parts = [f"epoch {row['epoch'] + 1}{of}"]
+    for split in ("train", "val"):
+        if row[f"{split}/loss"] is not None:
+            parts.append(f"{split} loss {row[f'{split}/loss']:.4f}, accuracy {row[f'{split}/accuracy']:.4f}")
+    parts.append(f"lr {row['lr']:.3g}")
+    parts.append(f"{row['train_seconds']:.1f} s, {row['images_per_second']:,.0f} images/s")
+    return " | ".join(parts)

@@ -1,0 +1,47 @@
+"""SIGINT and SIGTERM: stop at once, or, while a step is under way, at its end."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from cnnlab.errors import Stopped
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_received: int | None = None
+_deferring = False
+
+
+@contextmanager
+def handled() -> Iterator[None]:
+    """Turn the signals into `Stopped` within the block."""
+    global _received
+    _received = None
+    before = {signum: signal.signal(signum, _on_signal) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        defer(False)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def defer(on: bool) -> None:
+    """While on, the first signal is only noted: who turned it on calls `raise_if_received` at safe points."""
+    global _deferring
+    _deferring = on
+
+
+def raise_if_received() -> None:
+    """Stop now if a signal came since `defer`."""
+    if _received is not None:
+        raise Stopped(_received)
+
+
+def _on_signal(signum: int, frame: FrameType | None) -> None:
+    global _received
+    second = _received is not None
+    _received = signum
+    if second or not _deferring:
+        raise Stopped(signum)
