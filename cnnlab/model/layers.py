@@ -1,0 +1,76 @@
+"""Layers that more than one network uses."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from cnnlab.errors import DataError
+
+
+class Normalize(nn.Module):
+    """Turn images into normalised floats: (value - mean) / std for each channel.
+
+    As the first layer of a network it takes the statistics along into every checkpoint and export.
+
+    Args:
+        mean: Mean of each channel, on the scale from 0 to 1.
+        std: Standard deviation of each channel, likewise.
+
+    Raises:
+        DataError: The two differ in length, or a standard deviation is not positive.
+    """
+
+    mean: Float[Tensor, "channel"]
+    std: Float[Tensor, "channel"]
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std):
+            raise DataError(f"data.mean and data.std must be equally long, got {len(mean)} and {len(std)}.")
+        if not all(value > 0 for value in std):
+            raise DataError(
+                f"data.std must be positive in every channel, got {list(std)}; where a channel never changes, give "
+                "data.mean and data.std yourself."
+            )
+        self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32))
+
+    def forward(
+        self,
+        images: UInt8[Tensor, "batch channel height width"] | Float[Tensor, "batch channel height width"],
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Normalise images given as uint8 from 0 to 255 or as floats from 0 to 1; the memory format stays."""
+        scale = self.std.reciprocal()
+        shift = -self.mean * scale
+        if images.dtype == torch.uint8:
+            # The conversion made a new tensor, so the rest happens in place.
+            return images.to(scale.dtype).mul_(_rows(scale / 255, images)).add_(_rows(shift, images))
+        return (images * _rows(scale, images)).add_(_rows(shift, images))
+
+
+def _rows(values: Float[Tensor, "channel"], images: Tensor) -> Float[Tensor, "1 channel 1 width_or_1"]:
+    """Shape a value for each channel so that it can be broadcast over the images.
+
+    In channels-last memory the innermost loop would run over the 3 channels of a pixel; over a repeated row
+    of pixels it is long enough for vector instructions.
+    """
+    values = values.view(1, -1, 1, 1)
+    if images.is_contiguous(memory_format=torch.channels_last):
+        row = values.expand(-1, -1, -1, images.shape[3])
+        return row.contiguous(memory_format=torch.channels_last)
+    return values
+
+
+def initialise_he(network: nn.Module) -> None:
+    """Draw convolution weights from N(0, 2 / fan-out) and set the biases of linear layers to zero.
+
+    Source: He et al. 2015, arXiv:1502.01852, equation 14; fan-out as in the published code of ResNet
+    (facebookarchive/fb.resnet.torch) and wide ResNet (szagoruyko/wide-residual-networks).
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
