@@ -1,0 +1,17 @@
+"""The door to the configs: what a key may be, and whether a command line is right.
+
+Imports neither torch nor Lightning, so that a mistake is answered at once.
+"""
+
+import os
+
+from omegaconf import OmegaConf
+
+from cnnlab.config.checks import check
+from cnnlab.config.overrides import preflight
+from cnnlab.config.tree import CONF, ROOT
+
+__all__ = ["CONF", "ROOT", "check", "preflight"]
+
+# Two runs started in the same second must not share a folder: conf/train.yaml ends its name in `${unique:}`.
+OmegaConf.register_new_resolver("unique", lambda: os.urandom(3).hex(), use_cache=True, replace=True)

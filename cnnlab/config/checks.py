@@ -1,0 +1,199 @@
+"""Hold a composed config against the rules and the conf tree."""
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import or_
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from cnnlab.config.rules import RULES, Rule, anything, like
+from cnnlab.config.tree import Key, groups, main_file, options_with, values_of
+from cnnlab.config.words import nearest, nearest_key, shown
+from cnnlab.errors import ConfigError
+
+# To the classes of the other groups one may hand further arguments, and choose other classes.
+CLOSED = ("objective", "loss", "data", "trainer")
+GIVE = {"data.path": "FILE.npz", "model._target_": "PACKAGE.MODULE.CLASS"}
+_REFERENCE = re.compile(r"\$\{(\.*)(\w+(?:\.\w+)*)\}")
+
+
+class Unresolved(Exception):  # noqa: N818 - no error, only a value that can't be judged yet
+    """A value that a resolver makes when the run starts."""
+
+
+def check(config: DictConfig | Mapping[str, Any]) -> None:
+    """Check a composed config: its keys, the types and ranges of its values, options that exclude each other.
+
+    Raises:
+        ConfigError: Something is wrong; the message has one line for each mistake.
+    """
+    if found := mistakes_in(plain(config)):
+        raise ConfigError("\n".join(found))
+
+
+def plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config as plain containers without its `hydra` part, references as they stand."""
+    if isinstance(config, DictConfig):
+        config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+    return {str(key): value for key, value in config.items() if key != "hydra"}
+
+
+def mistakes_in(config: Mapping[str, Any]) -> list[str]:
+    """List what is wrong with a config of plain containers, a line each."""
+    return [*_missing(config), *_in_section((), config, config), *_conflicts(config)]
+
+
+def unknown(key: str, config: Mapping[str, Any]) -> str:
+    """Say that a config has no such key, which was probably meant, and where it does exist."""
+    message = f"{key} is no key of this config"
+    if elsewhere := options_with(tuple(key.split("."))):
+        return f"{message}; {', '.join(elsewhere)} {'has' if len(elsewhere) == 1 else 'have'} it"
+    if near := nearest_key(key, list(_known_keys((), config, config))):
+        return f"{message}; did you mean {near}?"
+    return f"{message}; `--cfg {'hydra' if key.startswith('hydra.') else 'job'}` prints them all"
+
+
+def _known_keys(section: Key, content: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    names = _names_in(section, config)
+    for name, value in content.items():
+        key = (*section, str(name))
+        if not names or name in names or section[:1] == ("hydra",) or key == ("hydra",):
+            yield ".".join(key)
+            if isinstance(value, Mapping):
+                yield from _known_keys(key, value, config)
+
+
+def follow(config: Mapping[str, Any], key: Key, depth: int = 0) -> Any:
+    """Return the value of a key with references to other keys followed.
+
+    No resolver runs: one may read the environment or a file.
+
+    Raises:
+        KeyError: There is no such key, or a reference leads nowhere.
+        Unresolved: A resolver makes the value.
+    """
+    value: Any = config
+    for part in key:
+        if isinstance(value, str) and "${" in value:
+            raise Unresolved
+        if not isinstance(value, Mapping):
+            raise KeyError(part)
+        value = value[part]
+    return resolved(value, key, config, depth)
+
+
+def resolved(value: Any, key: Key, config: Mapping[str, Any], depth: int = 0) -> Any:
+    """Return the value that stands at a key with its references followed; raises as `follow` does."""
+    if isinstance(value, list):
+        return [resolved(element, (*key, str(index)), config, depth) for index, element in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    reference = _REFERENCE.fullmatch(value)
+    if not reference or reference[2].split(".")[0] == "hydra":
+        raise Unresolved
+    if depth == 20:
+        raise KeyError(value)
+    base = key[: -len(reference[1])] if reference[1] else ()
+    return follow(config, (*base, *reference[2].split(".")), depth + 1)
+
+
+def get(config: Mapping[str, Any], *key: str) -> Any:
+    """Return the value of a key as `follow` does, or None where there is none to be had."""
+    try:
+        return follow(config, key)
+    except (KeyError, Unresolved):
+        return None
+
+
+def _missing(config: Mapping[str, Any]) -> Iterator[str]:
+    needed: list[Key] = [(name,) for name in groups() if name != "experiment"]
+    needed += [
+        (name, "_target_") for name, several in groups().items() if name != "experiment" and not several
+    ]
+    for name, value in main_file().items():
+        if name != "defaults":
+            needed += [(name,), *((name, key) for key in (value if isinstance(value, Mapping) else ()))]
+    for *section, name in needed:
+        holder = get(config, *section)
+        if isinstance(holder, Mapping) and name not in holder:
+            yield f"{'.'.join((*section, name))} is missing, and a run needs it"
+
+
+def _names_in(section: Key, config: Mapping[str, Any]) -> set[str]:
+    """Return the names that a closed section may hold, or nothing for an open one."""
+    if section and section[0] not in CLOSED:
+        return set()
+    return {name for value in values_of(section, config) if isinstance(value, Mapping) for name in value}
+
+
+def _in_section(section: Key, content: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    names = _names_in(section, config)
+    for name, value in content.items():
+        key = (*section, str(name))
+        if names and name not in names:
+            yield unknown(".".join(key), config)
+        else:
+            yield from _in_value(key, value, config)
+
+
+def _in_value(key: Key, value: Any, config: Mapping[str, Any]) -> Iterator[str]:
+    dotted = ".".join(key)
+    if value == "???":
+        yield f"{dotted} must be given: {dotted}={GIVE.get(dotted, 'VALUE')}"
+        return
+    reference = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    try:
+        value = resolved(value, key, config)
+    except KeyError:
+        yield f"{dotted}: {shown(value)} refers to a key that isn't there"
+        return
+    except Unresolved:
+        return
+    rule = _rule(key, config)
+    if isinstance(value, Mapping) and rule.accepts(value):
+        yield from _in_section(key, value, config)
+    elif not rule.accepts(value) and not (reference and not _rule((reference[2],), config).accepts(value)):
+        near = nearest(value, rule.words)
+        yield (
+            f"{dotted} must be {rule.name}{';' if ',' in rule.name else ','} got {shown(value)}"
+            + (f"; did you mean {near}?" if near else "")
+        )
+
+
+def _rule(key: Key, config: Mapping[str, Any]) -> Rule:
+    """Return the rule of a key: from the table, or else from the types that the conf tree gives to it."""
+    defaults = list(values_of(key, config))
+    if defaults and ".".join(key) in RULES:
+        return RULES[".".join(key)]
+    rules = {rule.name: rule for rule in map(like, defaults)}
+    return reduce(or_, rules.values()) if rules else anything
+
+
+def _conflicts(config: Mapping[str, Any]) -> Iterator[str]:
+    callbacks = get(config, "callbacks")
+    watched = {
+        name: monitor
+        for name in (callbacks if isinstance(callbacks, Mapping) else {})
+        if name != "checkpoint" and isinstance(monitor := get(config, "callbacks", name, "monitor"), str)
+    }
+    if get(config, "data", "val_size") == 0:
+        for name, monitor in watched.items():
+            if monitor.startswith("val/"):
+                yield (
+                    f"callbacks.{name} watches {monitor}, but data.val_size=0 leaves no validation: "
+                    f"give a data.val_size, or leave {name} out"
+                )
+    trainer = get(config, "trainer")
+    if not isinstance(trainer, Mapping):
+        return
+    flags = {name: get(config, "trainer", name) for name in trainer}
+    ends = flags.get("max_epochs") != -1 or flags.get("max_steps") != -1 or flags.get("max_time")
+    if not (ends or flags.get("fast_dev_run") or watched):
+        yield "trainer.max_epochs=-1 never ends: give trainer.max_steps or max_time, or stop early"
+    for unit in ("epochs", "steps"):
+        low, high = flags.get(f"min_{unit}"), flags.get(f"max_{unit}")
+        if isinstance(low, int) and isinstance(high, int) and -1 < high < low:
+            yield f"trainer.min_{unit}={low} is more than trainer.max_{unit}={high}"

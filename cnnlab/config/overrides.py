@@ -1,0 +1,338 @@
+"""Check the command line before anything heavy is imported."""
+
+import argparse
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.utils import JobRuntime
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from cnnlab.config.checks import CLOSED, get, mistakes_in, plain, unknown
+from cnnlab.config.help import help_text
+from cnnlab.config.resume import differences, expand, find
+from cnnlab.config.tree import CONF, ROOT, groups, options
+from cnnlab.config.words import dotted_keys, nearest, shown
+from cnnlab.errors import ConfigError
+
+MOST_VALUES = 1000  # of one sweep are checked
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+def preflight(argv: Sequence[str]) -> list[str]:
+    """Check the command line of train.py, and return the one to go on with.
+
+    With `resume=` it is the run's own command line, changed by what is given now, in the run's folder. With
+    `--help` the help is printed and Python exits: Hydra's own takes too long to make.
+
+    Args:
+        argv: The arguments, without the program's name.
+
+    Raises:
+        ConfigError: Something is wrong; the message has one line for each mistake.
+    """
+    flags, words = _flags(argv)
+    if flags.help:
+        print(help_text())
+        raise SystemExit(0)
+    if flags.hydra_help or flags.shell_completion or flags.experimental_rerun:
+        return list(argv)
+    lines = flags.overrides
+    overrides, mistakes = _parsed(lines)
+    multirun = flags.multirun or any(_sets(override, "hydra.mode", "MULTIRUN") for override in overrides)
+    folder = _folder_to_resume(overrides, multirun)
+    if folder:
+        lines = expand(folder, [line for line in lines if not re.match(r"\+{0,2}resume=", line)])
+        overrides = _parsed(lines)[0]
+    command = _Command(flags, overrides, multirun)
+    mistakes += command.mistakes()
+    if folder and not mistakes and (changed := differences(folder, command.config)):
+        mistakes = [
+            f"resume={shown(str(folder))}: a run goes on with the config that it began with",
+            *changed,
+        ]
+    if mistakes:
+        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+    return [*lines, *words]
+
+
+def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Read Hydra's flags, which may stand anywhere, and return with them the words that are no overrides."""
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{message}: a setting is written KEY=VALUE, and --help shows the rest")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    flags = parser.parse_intermixed_args(list(argv))
+    if sum(map(bool, (flags.run, flags.multirun, flags.cfg, flags.info))) > 1:
+        refuse("only one of --run, --multirun, --cfg and --info can be given")
+    if flags.resolve and not flags.cfg:
+        refuse("--resolve needs --cfg")
+    words = [word for word in argv if word != "--"]
+    for line in flags.overrides:
+        words.remove(line)
+    return flags, words
+
+
+def _parsed(lines: Sequence[str]) -> tuple[list[Override], list[str]]:
+    overrides, mistakes = [], []
+    parser = OverridesParser.create()
+    for line in lines:
+        try:
+            override = parser.parse_override(line)
+            if not override.key_or_group:
+                raise ValueError("no key")
+            overrides.append(override)
+        except Exception as error:  # not only Hydra's own: strings of chance break assertions and limits
+            mistakes.append(_unreadable(line, error))
+    return overrides, mistakes
+
+
+def _unreadable(line: str, error: Exception) -> str:
+    key, equals, _ = line.partition("=")
+    if not key or not equals:
+        meant = next((f"; did you mean {group}={line}?" for group in groups() if line in options(group)), "")
+        return f"{shown(line)}: a setting is written KEY=VALUE{meant}"
+    if called := re.search(r"while evaluating '.*?': ([^\n]*)", str(error)):
+        return f"{shown(line)}: {shown(called[1])}"
+    return (
+        f"{shown(line)} can't be read; a value with special characters needs quotes: \"{shown(key)}='...'\""
+    )
+
+
+def _sets(override: Override, key: str, value: object = None) -> bool:
+    return override.key_or_group == key and (value is None or override.value() == value)
+
+
+def _folder_to_resume(overrides: list[Override], multirun: bool) -> Path | None:
+    named = [
+        override.value() for override in overrides if _sets(override, "resume") and not override.is_delete()
+    ]
+    if not named or named[-1] is None:
+        return None
+    if multirun:
+        raise ConfigError("resume takes a run's folder and goes on with one run at a time: leave out -m")
+    if not isinstance(named[-1], str) or not named[-1]:
+        raise ConfigError(f"resume must be a run's folder, or `last`, got {shown(named[-1])}")
+    return find(named[-1])
+
+
+class _Command:
+    """The overrides of one command line, and the configs that they make."""
+
+    def __init__(self, flags: argparse.Namespace, overrides: list[Override], multirun: bool) -> None:
+        version.setbase("1.3")
+        JobRuntime.instance().set("name", "train")
+        self.config: dict[str, Any] = {}
+        self._overrides = overrides
+        self._multirun = multirun
+        self._only_shown = bool(flags.cfg or flags.info)  # and so may be unfinished
+        self._main = flags.config_name or "train"
+        self._spoilt: set[str] = set()  # sections whose option is wrong: their keys can't be judged
+        paths = [str(override.input_line) for override in overrides if _sets(override, "hydra.searchpath")]
+        try:
+            self._loader = _loader(flags)
+            self._files = self._loader._parse_overrides_and_create_caching_repo(self._main, paths)[1]
+        except Exception as error:
+            raise ConfigError(_short(error)) from error
+
+    def mistakes(self) -> list[str]:
+        """List what is wrong, a line each, and set `config`: that of the run, or of a sweep's first trial."""
+        found: list[str] = []
+        swept = [values for override in self._overrides if (values := self._values(override, found))]
+        first = [values[0] for values in swept]
+        composed, wrong = self._composed(first)
+        found += wrong
+        if composed is None:
+            return found
+        self.config = plain(composed)
+        if composed.hydra.sweeper._target_ == BASIC_SWEEPER:
+            found += [
+                f"{shown(override.input_line)}: an interval is for a search; here give values, A,B,C"
+                for override in self._overrides
+                if override.is_interval_sweep()
+            ]
+        for index, values in enumerate(swept):
+            for other in values[1:]:
+                if self._is_choice(other):  # one composition for each option, not for each combination
+                    _, wrong = self._composed([*first[:index], other, *first[index + 1 :]])
+                    note = f" (with {other.input_line})"
+                else:
+                    wrong = self._judged(_with(self.config, other.key_or_group.split("."), other.value()))
+                    note = ""
+                found += [line + note for line in wrong if line not in found and line + note not in found]
+        return found
+
+    def _values(self, override: Override, found: list[str]) -> list[Override]:
+        """Return an override for each value that can be judged; what is wrong goes to `found`."""
+        values = self._swept(override, found) if override.is_sweep_override() else [override]
+        if not self._is_choice(override):
+            return values
+        good = []
+        for value in values:
+            wrong = list(self._wrong_options(value))
+            found += wrong
+            good += [] if wrong else [value]
+        if not good:
+            group = override.key_or_group
+            self._spoilt |= set(groups()) - set(CLOSED) if group == "experiment" else {group}
+        return good
+
+    def _swept(self, override: Override, found: list[str]) -> list[Override]:
+        line = shown(override.input_line)
+        if not self._multirun:
+            found.append(
+                f"{line}: several values need -m; a list is [a,b], a text with commas stands in 'quotes'"
+            )
+        if override.is_hydra_override():
+            found.append(f"{line}: Hydra's own settings can't be swept")
+            return []
+        override.config_loader = self._loader
+        try:
+            if isinstance(sweep := override.value(), IntervalSweep):
+                start, end = cast(float, sweep.start), cast(float, sweep.end)
+                texts = iter([str(start), str(end if isinstance(end, int) else math.nextafter(end, start))])
+            else:
+                texts = override.sweep_string_iterator()
+            parser = OverridesParser.create()
+            key = override.get_key_element()
+            values = [parser.parse_override(f"{key}={text}") for text in islice(texts, MOST_VALUES)]
+        except Exception as error:
+            values = []
+            found.append(f"{line}: {_short(error)}")
+        else:
+            if not values:
+                found.append(f"{line}: there is nothing to sweep over")
+        return values
+
+    def _is_choice(self, override: Override) -> bool:
+        key = override.key_or_group
+        return key != "" and not isinstance(override.value(), Mapping) and self._files.group_exists(key)
+
+    def _wrong_options(self, override: Override) -> Iterator[str]:
+        group, value = override.key_or_group, override.value()
+        if override.is_delete():
+            return
+        if override.is_add() and group in groups() and override.package is None:
+            yield f"{shown(override.input_line)}: {group} exists already: leave out the plus"
+            return
+        if isinstance(value, list) and not groups().get(group, True):
+            yield f"{group}={shown(value)}: {group} takes one option"
+            return
+        known = self._files.get_group_options(group)
+        for option in value if isinstance(value, list) else [value]:
+            # A path that leads out of the tree is no option, whatever Hydra would make of it.
+            if not isinstance(option, str) or not re.fullmatch(r"[\w-]+(/[\w-]+)*(\.yaml)?", option):
+                near = "none" if option is None and "none" in known else None
+            elif self._files.config_exists(f"{group}/{option}"):
+                continue
+            else:
+                near = nearest(option, known)
+            yield f"{group}={shown(option)}: no such option; " + (
+                f"did you mean {group}={near}? ({', '.join(known)})"
+                if near
+                else f"choose from {', '.join(known)}"
+            )
+
+    def _composed(self, overrides: list[Override]) -> tuple[DictConfig | None, list[str]]:
+        """Compose a config as Hydra will, but one override at a time, so that each mistake is found."""
+        early = [
+            override
+            for override in overrides
+            if self._is_choice(override) or _sets(override, "hydra.searchpath")
+        ]
+        lines = [str(override.input_line) for override in early]
+        try:
+            config = self._loader.load_configuration(self._main, lines, RunMode.RUN)
+        except Exception as error:
+            return None, [_short(error)]
+        mistakes = [
+            line for override in overrides if override not in early for line in _applied(override, config)
+        ]
+        return config, self._without_spoilt(mistakes) + self._judged(plain(config))
+
+    def _judged(self, config: dict[str, Any]) -> list[str]:
+        if self._only_shown:
+            return []
+        return self._without_spoilt(
+            [*mistakes_in(config), *(_several_devices(config) if self._multirun else ())]
+        )
+
+    def _without_spoilt(self, lines: list[str]) -> list[str]:
+        return [line for line in lines if line.split(".")[0] not in self._spoilt]
+
+
+def _loader(flags: argparse.Namespace) -> ConfigLoaderImpl:
+    """Search for configs where Hydra's main will."""
+    path = flags.config_path or CONF
+    search_path = create_config_search_path(str(path) if "://" in str(path) else str(ROOT / path))
+    if flags.config_dir:
+        folder = Path(flags.config_dir).absolute()
+        if not folder.is_dir():
+            raise ConfigError(f"--config-dir={shown(flags.config_dir)} is no folder")
+        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    return ConfigLoaderImpl(search_path)
+
+
+def _applied(override: Override, config: DictConfig) -> Iterator[str]:
+    """Apply an override as Hydra does, and say so where that goes wrong."""
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config([override], config)
+    except Exception as error:
+        key, value = override.key_or_group, override.value()
+        of_hydra = re.match(r"hydra\b", key) is not None
+        whole = (
+            cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)) if of_hydra else plain(config)
+        )
+        known = set(dotted_keys(whole))
+        asked = [key, *(dotted_keys(value, f"{key}.") if isinstance(value, Mapping) else ())]
+        if override.is_add() and key in known:
+            yield f"{key} exists already: leave out the plus"
+        elif override.is_delete() and key in known:
+            yield f"~{key} is null: there is nothing to delete"
+        elif (
+            missing := []
+            if override.is_add() or override.is_force_add()
+            else [k for k in asked if k not in known]
+        ):
+            yield unknown(missing[0], whole)
+        else:
+            yield f"{shown(override.input_line)}: {_short(error)}"
+
+
+def _with(config: dict[str, Any], key: Sequence[str], value: object) -> dict[str, Any]:
+    """Return the config with another value at a key; the parts that it doesn't touch are shared."""
+    name, *rest = key
+    inner = config.get(name)
+    return {**config, name: _with(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
+
+
+def _several_devices(config: dict[str, Any]) -> Iterator[str]:
+    devices, nodes, strategy = (get(config, "trainer", name) for name in ("devices", "num_nodes", "strategy"))
+    if isinstance(devices, str):
+        devices = [part for part in devices.split(",") if part] if "," in devices else devices
+    single = nodes in (1, None) and (
+        devices in (1, "1", "auto", None) or (isinstance(devices, list) and len(devices) == 1)
+    )
+    # These fork or spawn the other processes. The rest run the whole command line again, -m included, so that
+    # each process would go through the sweep on its own.
+    if not single and not re.match(r"ddp_(spawn|fork|notebook)", str(strategy)):
+        yield "trainer.devices must be 1 in a sweep: other processes would run other trials"
+
+
+def _short(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= 200 else f"{line[:197]}..."

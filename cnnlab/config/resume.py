@@ -1,0 +1,174 @@
+"""Go on with a run: its own command line again, in its own folder, as long as its config is the same."""
+
+import re
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from cnnlab.config.checks import Unresolved, resolved
+from cnnlab.config.tree import Key
+from cnnlab.config.words import shown
+from cnnlab.errors import ConfigError
+
+# How far a run goes, where it runs, what it shows: nothing that a step's result depends on.
+MAY_CHANGE = (
+    "resume",
+    "debug",
+    "figures",
+    "data.path",
+    "data.resident",
+    "logger",
+    "logger.*",
+    "callbacks.progress",
+    "callbacks.progress.*",
+    "callbacks.checkpoint.every_n_*",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.max_epochs",
+    "trainer.min_epochs",
+    "trainer.max_steps",
+    "trainer.min_steps",
+    "trainer.max_time",
+    "trainer.log_every_n_steps",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.profiler",
+    "trainer.detect_anomaly",
+)
+
+
+def find(named: str) -> Path:
+    """Return the absolute path of the run that `resume=` names: its folder, or `last` for the newest one.
+
+    Raises:
+        ConfigError: There is no such run.
+    """
+    if named != "last":
+        folder = Path(named).expanduser().absolute()
+        if not (folder / ".hydra" / "config.yaml").is_file():
+            raise ConfigError(
+                f"resume={shown(named)} must be a run's folder, but there is no .hydra/config.yaml in it"
+            )
+        if "${" in str(folder):
+            raise ConfigError(
+                f"resume={shown(named)} must not hold ${{, which Hydra would replace: rename the folder"
+            )
+        return folder
+    runs = list(_runs(Path("outputs")))
+    if not runs:
+        raise ConfigError("resume=last found no run below outputs; give the run's folder")
+    return max(runs, key=_touched).absolute()
+
+
+def _runs(folder: Path) -> Iterator[Path]:
+    if (folder / ".hydra" / "config.yaml").is_file():
+        yield folder
+    elif folder.is_dir():
+        for child in folder.iterdir():
+            if child.is_dir() and not child.is_symlink():
+                yield from _runs(child)
+
+
+def _touched(run: Path) -> int:
+    record = run / "run.json"
+    return (record if record.exists() else run / ".hydra" / "config.yaml").stat().st_mtime_ns
+
+
+def expand(folder: Path, given: list[str]) -> list[str]:
+    """Return the overrides that go on with a run: its own, then those given now, then its folder.
+
+    What its own say of Hydra is left out: loggers, launchers and plugins are code, and a folder may be a
+    stranger's. The record in `.hydra` stays as it is.
+
+    Args:
+        folder: The run's folder.
+        given: The overrides given now, without `resume`.
+
+    Raises:
+        ConfigError: The run's record of its overrides can't be read.
+    """
+    own = _record(folder, "overrides.yaml")
+    if not isinstance(own, list) or not all(isinstance(line, str) for line in own):
+        raise ConfigError(f"{folder}/.hydra/overrides.yaml must be a list of overrides: it is damaged")
+    path = QuotedString(str(folder), Quote.single).with_quotes()
+    place = [f"resume={path}", f"hydra.run.dir={path}", "hydra.output_subdir=null"]
+    return [
+        *(line for line in own if line not in given and _is_own(line, folder)),
+        *(line for line in given if line not in place),
+        *place,
+    ]
+
+
+def _is_own(line: str, folder: Path) -> bool:
+    try:
+        override = OverridesParser.create().parse_override(line)
+    except Exception as error:
+        raise ConfigError(
+            f"{folder}/.hydra/overrides.yaml: {shown(line)} can't be read: it is damaged"
+        ) from error
+    places = (override.key_or_group, override.package or "")
+    return not any(re.match(r"hydra\b|resume$", place) for place in places)
+
+
+def differences(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """List the keys that may not change between stop and resume and did, with both values.
+
+    Args:
+        folder: The run's folder.
+        config: The config composed now, as plain containers.
+
+    Raises:
+        ConfigError: The run's record of its config can't be read.
+    """
+    stored = _record(folder, "config.yaml")
+    if not isinstance(stored, Mapping):
+        raise ConfigError(f"{folder}/.hydra/config.yaml must be a run's config: it is damaged")
+    was, now = _leaves(stored), _leaves(config)
+    return [
+        f"{key}: was {_described(was, key)}, now {_described(now, key)}"
+        for key in {**was, **now}
+        if was.get(key, ...) != now.get(key, ...) and not any(fnmatchcase(key, kind) for kind in MAY_CHANGE)
+    ]
+
+
+def _described(leaves: Mapping[str, Any], key: str) -> str:
+    return shown(leaves[key]) if key in leaves else "absent"
+
+
+def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
+    leaves = {}
+
+    def walk(section: Mapping[str, Any], prefix: Key) -> None:
+        for name, value in section.items():
+            key = (*prefix, str(name))
+            if isinstance(value, Mapping) and value:
+                walk(value, key)
+            else:
+                try:
+                    leaves[".".join(key)] = resolved(value, key, config)
+                except (KeyError, Unresolved):
+                    leaves[".".join(key)] = value
+
+    walk(config, ())
+    return leaves
+
+
+def _record(folder: Path, name: str) -> Any:
+    """Read a file of the run's `.hydra`, taken for data from anybody: no tags, no aliases that multiply."""
+    path = folder / ".hydra" / name
+    try:
+        text = path.read_text(encoding="utf-8")
+        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
+        content = None if aliases else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path} can't be read: it is damaged ({type(error).__name__})") from error
+    if aliases:
+        raise ConfigError(f"{path} must not hold aliases: it is no record of Hydra's")
+    return content

@@ -1,0 +1,242 @@
+"""What a value of the config may be: the kinds of rule, and the table of keys."""
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A set of values: its name in words, its test, and the words in it where they can be listed.
+
+    `a | b` allows the values of both.
+    """
+
+    name: str
+    accepts: Callable[[object], bool]
+    words: tuple[str, ...] = ()
+
+    def __or__(self, other: "Rule") -> "Rule":
+        return Rule(
+            f"{self.name}, or {other.name}",
+            lambda value: self.accepts(value) or other.accepts(value),
+            self.words + other.words,
+        )
+
+
+def whole(low: int | None = None, high: int | None = None) -> Rule:
+    """Allow whole numbers, bounds included."""
+    name = "a whole number"
+    if high is not None:
+        name += f" from {low} to {high}"
+    elif low is not None:
+        name += f" of at least {low}"
+    return Rule(
+        name,
+        lambda value: (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and (low is None or value >= low)
+            and (high is None or value <= high)
+        ),
+    )
+
+
+def real(
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Rule:
+    """Allow finite numbers; `low` and `high` are included, `above` and `below` are not."""
+    bounds = {"of at least": low, "above": above, "of at most": high, "below": below}
+    name = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+    return Rule(
+        f"a number {name}".rstrip(),
+        lambda value: (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and -sys.float_info.max <= value <= sys.float_info.max
+            and (low is None or value >= low)
+            and (high is None or value <= high)
+            and (above is None or value > above)
+            and (below is None or value < below)
+        ),
+    )
+
+
+def one_of(*values: str | int, note: str = "") -> Rule:
+    """Allow the values given; `note` says what they mean."""
+    return Rule(
+        ("one of " if len(values) > 1 else "") + ", ".join(map(str, values)) + note,
+        lambda value: isinstance(value, str | int) and not isinstance(value, bool) and value in values,
+        tuple(value for value in values if isinstance(value, str)),
+    )
+
+
+def matching(pattern: str, name: str) -> Rule:
+    """Allow texts that a regular expression matches as a whole."""
+    return Rule(name, lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None)
+
+
+def each(rule: Rule, length: int | None = None) -> Rule:
+    """Allow lists, of `length` values if given, every one of which follows a rule."""
+    return Rule(
+        f"a list of {'' if length is None else f'{length} '}values, each {rule.name}",
+        lambda value: (
+            isinstance(value, list)
+            and (length is None or len(value) == length)
+            and all(rule.accepts(element) for element in value)
+        ),
+    )
+
+
+null = Rule("null", lambda value: value is None)
+anything = Rule("anything", lambda value: True)
+flag = Rule("true or false", lambda value: isinstance(value, bool))
+text = Rule("a text (in quotes if it reads as something else)", lambda value: isinstance(value, str))
+filled = Rule("a text that is not empty", lambda value: isinstance(value, str) and value.strip() != "")
+section = Rule("a group of keys", lambda value: isinstance(value, Mapping))
+anything_listed = Rule("a list", lambda value: isinstance(value, list))
+
+
+def like(value: object) -> Rule:
+    """Return the rule that the type of a default makes: for a whole number any whole number, and so on.
+
+    Null is allowed beside it. A text that reads as a number is one (to YAML 1e-3 is a text). A default of
+    null, one that is still to be given and one that is taken from elsewhere allow anything.
+    """
+    match value:
+        case bool():
+            return flag | null
+        case int():
+            return whole() | null
+        case float():
+            return real() | null
+        case str() if re.fullmatch(r"[-+]?[\d.]+e[-+]?\d+", value, re.IGNORECASE):
+            return real() | null
+        case str() if "${" not in value and value != "???":
+            return text | null
+        case [first, *rest] if all(type(element) is type(first) for element in rest):
+            return each(like(first)) | null
+        case list():
+            return anything_listed | null
+        case Mapping():
+            return section
+        case _:
+            return anything
+
+
+_batches = whole(0) | Rule("a share from 0.0 to 1.0", real(0, 1).accepts)
+_time = matching(r"\d+:\d+:\d+:\d+", "a time as DD:HH:MM:SS")
+_mode = one_of("max", "min")
+_per_channel = each(real()) | null
+
+# A key that is not here follows the type of its default in the conf tree.
+RULES: dict[str, Rule] = {
+    "seed": whole(0, 2**32 - 1),
+    "objective.metric": filled,
+    "objective.mode": _mode,
+    "loss.label_smoothing": real(0, 1),
+    "resume": filled | null,
+    "figures": flag,
+    "debug": flag,
+    # data
+    "data.source": one_of("npz", "cifar10", "cifar100", "shapes"),
+    "data.path": filled,
+    "data.classes": each(text) | null,
+    "data.keys": section,
+    "data.batch_size": whole(1),
+    "data.eval_batch_size": whole(1),
+    "data.val_size": whole(0),
+    "data.split_seed": whole(0, 2**32 - 1),
+    "data.mean": _per_channel,
+    "data.std": each(real(above=0)) | null,
+    "data.resident": one_of("auto", "device", "host"),
+    "data.seed": whole(0, 2**32 - 1),
+    # optimizer
+    "optimizer.lr": real(above=0),
+    "optimizer.weight_decay": real(0),
+    "optimizer.momentum": real(0, below=1),
+    "optimizer.betas": each(real(0, below=1), 2),
+    "optimizer.eps": real(0),
+    # callbacks
+    "callbacks.checkpoint.monitor": filled | null,
+    "callbacks.checkpoint.mode": _mode,
+    "callbacks.checkpoint.every_n_seconds": real(above=0) | null,
+    "callbacks.checkpoint.every_n_steps": whole(1) | null,
+    "callbacks.early_stopping.monitor": filled,
+    "callbacks.early_stopping.mode": _mode,
+    "callbacks.early_stopping.patience": whole(0),
+    "callbacks.early_stopping.min_delta": real(0),
+    "callbacks.early_stopping.check_finite": flag,
+    "callbacks.ema.decay": real(0, 1),
+    # trainer: every flag of pytorch_lightning.Trainer
+    "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu") | section,
+    "trainer.strategy": matching(
+        r"auto|single_\w+|ddp\w*|fsdp\w*|deepspeed\w*|xla\w*", "a name such as auto, ddp, ddp_spawn or fsdp"
+    )
+    | section,
+    "trainer.devices": whole(1)
+    | one_of(-1, "auto")
+    | Rule("a list of indices", lambda value: value != [] and each(whole(0)).accepts(value))
+    | matching(r"-1|[1-9]\d*|\d+,|\d+(,\d+)+", "a text such as '0,1'"),
+    "trainer.num_nodes": whole(1),
+    "trainer.precision": one_of(
+        "32-true",
+        "16-mixed",
+        "bf16-mixed",
+        "16-true",
+        "bf16-true",
+        "64-true",
+        "transformer-engine",
+        "transformer-engine-float16",
+        16,
+        32,
+        64,
+        "16",
+        "32",
+        "64",
+        "bf16",
+    )
+    | null,
+    "trainer.fast_dev_run": flag | whole(0),
+    "trainer.max_epochs": whole(1) | one_of(-1, note=" for no limit") | null,
+    "trainer.min_epochs": whole(0) | null,
+    "trainer.max_steps": whole(1) | one_of(-1, note=" for no limit"),
+    "trainer.min_steps": whole(0) | null,
+    "trainer.max_time": _time | section | null,
+    "trainer.limit_train_batches": _batches | null,
+    "trainer.limit_val_batches": _batches | null,
+    "trainer.limit_test_batches": _batches | null,
+    "trainer.limit_predict_batches": _batches | null,
+    "trainer.overfit_batches": _batches,
+    "trainer.val_check_interval": whole(1)
+    | Rule("a share of an epoch up to 1.0", real(above=0, high=1).accepts)
+    | _time
+    | section
+    | null,
+    "trainer.check_val_every_n_epoch": whole(1) | null,
+    "trainer.num_sanity_val_steps": whole(-1) | null,
+    "trainer.log_every_n_steps": whole(0) | null,
+    "trainer.enable_checkpointing": flag | null,
+    "trainer.enable_progress_bar": flag | null,
+    "trainer.enable_model_summary": flag | null,
+    "trainer.accumulate_grad_batches": whole(1),
+    "trainer.gradient_clip_val": real(0) | null,
+    "trainer.gradient_clip_algorithm": one_of("norm", "value") | null,
+    "trainer.deterministic": flag | one_of("warn") | null,
+    "trainer.benchmark": flag | null,
+    "trainer.inference_mode": flag,
+    "trainer.use_distributed_sampler": flag,
+    "trainer.profiler": one_of("simple", "advanced", "pytorch", "xla") | section | null,
+    "trainer.detect_anomaly": flag,
+    "trainer.barebones": flag,
+    "trainer.plugins": anything,
+    "trainer.sync_batchnorm": flag,
+    "trainer.reload_dataloaders_every_n_epochs": whole(0),
+    "trainer.default_root_dir": filled | null,
+    "trainer.enable_autolog_hparams": flag,
+    "trainer.model_registry": filled | null,
+}

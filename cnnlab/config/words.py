@@ -1,0 +1,96 @@
+"""Put mistakes into words: values as they are typed, and the name that was probably meant."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+# What people call a key elsewhere -> its name here.
+SYNONYMS = {
+    "learning_rate": "optimizer.lr",
+    "wd": "optimizer.weight_decay",
+    "l2": "optimizer.weight_decay",
+    "optim": "optimizer",
+    "bs": "data.batch_size",
+    "batch": "data.batch_size",
+    "batchsize": "data.batch_size",
+    "dataset": "data",
+    "datamodule": "data",
+    "data_dir": "data.path",
+    "transform": "augment",
+    "transforms": "augment",
+    "augmentation": "augment",
+    "net": "model",
+    "network": "model",
+    "arch": "model",
+    "scheduler": "schedule",
+    "lr_scheduler": "schedule",
+    "smoothing": "loss.label_smoothing",
+    "criterion": "loss",
+    "epoch": "trainer.max_epochs",
+    "epochs": "trainer.max_epochs",
+    "n_epochs": "trainer.max_epochs",
+    "num_epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps",
+    "gpu": "trainer.accelerator",
+    "device": "trainer.accelerator",
+    "gpus": "trainer.devices",
+    "num_gpus": "trainer.devices",
+    "nodes": "trainer.num_nodes",
+    "amp": "trainer.precision",
+    "fp16": "trainer.precision",
+    "grad_clip": "trainer.gradient_clip_val",
+    "ckpt_path": "resume",
+    "checkpoint": "resume",
+    "random_seed": "seed",
+    "output_dir": "hydra.run.dir",
+    "save_dir": "hydra.run.dir",
+}
+
+
+def shown(value: Any) -> str:
+    """Return a value as one would type it, on one line and not too long."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case str() if value and value.isprintable() and value == value.strip():
+            typed = value
+        case Mapping():
+            typed = "{" + ", ".join(f"{shown(key)}: {shown(element)}" for key, element in value.items()) + "}"
+        case list():
+            typed = "[" + ", ".join(map(shown, value)) + "]"
+        case _:
+            typed = ascii(value)
+    return typed if len(typed) <= 80 else f"{typed[:77]}..."
+
+
+def nearest(word: object, words: Sequence[str]) -> str | None:
+    """Return the one of the words that is most like the given one, or None where none is near."""
+    by_lower = {candidate.lower(): candidate for candidate in words}
+    near = get_close_matches(str(word).lower()[:100], by_lower, n=1, cutoff=0.6)
+    return by_lower[near[0]] if near else None
+
+
+def nearest_key(key: str, known: Sequence[str]) -> str | None:
+    """Return the known key that was probably meant, or None where none is near."""
+    section, _, name = key.lower().replace("-", "_").rpartition(".")
+    inside = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == section}
+    meant = SYNONYMS.get(name)
+    same_name = next((other for other in known if other.rpartition(".")[2].lower() == name), None)
+    if meant in known and (not section or meant in inside.values()):
+        return meant
+    if section and (near := nearest(name, list(inside))):
+        return inside[near]
+    if meant in known or same_name:
+        return meant if meant in known else same_name
+    # Where the section is right, it would make all its keys look near.
+    return None if section and inside else nearest(key, known)
+
+
+def dotted_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield every key of a config, sections and what is in them, with dots."""
+    for name, value in config.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from dotted_keys(value, f"{prefix}{name}.")
