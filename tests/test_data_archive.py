@@ -33,8 +33,8 @@ def saved(path, save=np.savez, **replaced):
     return path
 
 
-def parts(content):
-    return (content[key] for key in ("X_train", "y_train", "X_test", "y_test"))
+def by_role(content):
+    return {role: content[key] for role, key in archive.KEYS.items()}
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_broken_rule_is_named_with_expected_and_got(npz, fault):
 def test_nothing_is_written_that_would_not_be_read(npz, fault):
     content = arrays(**RULES[fault][0])
     with pytest.raises(DataError):
-        archive.write(npz, *parts(content), classes=content.get("classes"))
+        archive.write(npz, **by_role(content), classes=content.get("classes"))
     assert list(npz.parent.iterdir()) == []
 
 
@@ -350,7 +350,7 @@ def test_layouts_are_read_without_the_data(npz):
 
 def test_written_file_reads_back_and_opens_with_numpy(npz):
     content = arrays()
-    archive.write(npz.parent / "new" / "folder" / npz.name, *parts(content), classes=["a", "b", "ü"])
+    archive.write(npz.parent / "new" / "folder" / npz.name, **by_role(content), classes=["a", "b", "ü"])
     npz = npz.parent / "new" / "folder" / npz.name
     data = archive.read(npz)
     np.testing.assert_array_equal(data.train_images, content["X_train"])
@@ -365,9 +365,9 @@ def test_written_file_reads_back_and_opens_with_numpy(npz):
 
 
 def test_same_arrays_give_the_same_bytes(npz):
-    archive.write(npz, *parts(arrays()))
+    archive.write(npz, **by_role(arrays()))
     first = npz.read_bytes()
-    archive.write(npz, *parts(arrays()))
+    archive.write(npz, **by_role(arrays()))
     assert npz.read_bytes() == first
 
 
@@ -380,7 +380,7 @@ def test_interrupted_write_leaves_the_old_file_and_nothing_else(npz, monkeypatch
 
     monkeypatch.setattr(archive.np, "savez", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        archive.write(npz, *parts(arrays(train=30)))
+        archive.write(npz, **by_role(arrays(train=30)))
     assert npz.read_bytes() == old
     assert list(npz.parent.iterdir()) == [npz]
 
@@ -393,7 +393,7 @@ def test_full_disk_leaves_the_old_file_and_says_so(npz):
     )  # a write beyond it fails; Python ignores SIGXFSZ
     try:
         with pytest.raises(MachineError, match="could not be written: File too large"):
-            archive.write(npz, *parts(arrays(train=3000)))
+            archive.write(npz, **by_role(arrays(train=3000)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert npz.read_bytes() == old
