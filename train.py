@@ -1,0 +1,39 @@
+"""Train a network: `python train.py --help` shows how."""
+
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from cnnlab import config
+from cnnlab.run import Run, command_line
+
+
+@hydra.main(version_base="1.3", config_path=str(config.CONF), config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """Build what the config says, fit, test, and return the objective."""
+    hydra_cfg = HydraConfig.get()
+    sweeping = hydra_cfg.mode == RunMode.MULTIRUN
+    with Run(hydra_cfg.runtime.output_dir, seed=cfg.seed, debug=cfg.debug, exit_on_error=not sweeping) as run:
+        limits = {name: cfg.trainer[name] for name in ("max_epochs", "max_steps", "max_time")}
+        if cfg.resume and run.is_done(limits):
+            return run.previous_objective()
+        run.start(limits)
+        checkpoint = run.checkpoint_to_resume() if cfg.resume else None
+
+        from cnnlab import build  # torch and Lightning, not before the config is known to be good
+
+        lab = build.lab(cfg)
+        run.describe(**build.facts(lab))
+        lab.trainer.fit(lab.classifier, lab.data, ckpt_path=checkpoint)
+        metrics = build.test(lab)
+        return run.finish(metrics, cfg.objective.metric)
+    return None
+
+
+if __name__ == "__main__":
+    with command_line():
+        sys.argv[1:] = config.preflight(sys.argv[1:])
+        main()

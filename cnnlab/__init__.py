@@ -1,0 +1,36 @@
+"""A laboratory for convolutional networks.
+
+From Python, without a config:
+
+    from pytorch_lightning import Trainer
+    from cnnlab import Classifier, ConvNet, ImageData, network
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cnnlab.batch import Batch
+    from cnnlab.classifier import Classifier
+    from cnnlab.data import Batches, ImageData
+    from cnnlab.model import ConvNet, ResNet, WideResNet, normalised
+
+_HOME = {
+    "Batch": "cnnlab.batch",
+    "Batches": "cnnlab.data.batches",
+    "Classifier": "cnnlab.classifier",
+    "ConvNet": "cnnlab.model",
+    "ImageData": "cnnlab.data.module",
+    "ResNet": "cnnlab.model",
+    "WideResNet": "cnnlab.model",
+    "normalised": "cnnlab.model",
+}
+
+__all__ = ["Batch", "Batches", "Classifier", "ConvNet", "ImageData", "ResNet", "WideResNet", "normalised"]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: the command line checks a config without waiting for torch.
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,9 +14,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 from typing_extensions import override
 
-from cnnlab.data.batches import Batch, mix_seed
-
-PADDING = -1
+from cnnlab.batch import PADDING, Batch, mix_seed
 
 
 class Classifier(LightningModule):
@@ -54,6 +52,15 @@ class Classifier(LightningModule):
         self.test_outputs: list[tuple[Tensor, ...]] = []
 
     @override
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the hook it is in as a string on the module, some forty times a step; `nn.Module` would
+        # search its parameters, buffers and submodules each time.
+        if type(value) is str and name in self.__dict__:
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    @override
     def forward(self, images: Tensor) -> Float[Tensor, "batch classes"]:
         return self.network(images)
 
@@ -63,7 +70,7 @@ class Classifier(LightningModule):
         reseed(self.device, mix_seed(self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank))
         logits = self.network(batch.images)
         loss = F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
-        return {"loss": loss, "logits": logits}
+        return {"loss": loss, "logits": logits.detach()}
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -97,7 +104,8 @@ class Classifier(LightningModule):
 
     def _evaluate(self, batch: Batch, metrics: MetricCollection) -> Tensor:
         logits = self.network(batch.images).float()
-        metrics["loss"].update(F.cross_entropy(logits, batch.targets, reduction="none"), batch.targets != PADDING)
+        losses = F.cross_entropy(logits, batch.targets, reduction="none", ignore_index=PADDING)
+        metrics["loss"].update(losses, batch.targets != PADDING)
         for name, metric in metrics.items(keep_base=True):
             if name != "loss":
                 metric.update(logits, batch.targets)
@@ -115,7 +123,9 @@ def evaluation_metrics(num_classes: int, prefix: str, *, full: bool = False) -> 
     Top 5 needs more than ten classes to say anything. Loss is the plain cross-entropy, without label smoothing.
     """
     metrics: dict[str, Metric] = {
-        "accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING, validate_args=False),
+        "accuracy": MulticlassAccuracy(
+            num_classes, average="micro", ignore_index=PADDING, validate_args=False
+        ),
         "loss": MeanMetric(),
     }
     if num_classes > 10:

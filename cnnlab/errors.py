@@ -1,5 +1,7 @@
 """What can go wrong, each with the exit code that scripts rely on."""
 
+import sys
+
 
 class CnnlabError(Exception):
     """An error a user can act on: one or two lines that say what, where, what was expected and what came."""
@@ -60,3 +62,9 @@ class Stopped(BaseException):
     def exit_code(self) -> int:
         """128 plus the signal's number, as shells have it."""
         return 128 + self.signum
+
+
+def report(error: BaseException) -> None:
+    """Print an error as users see it: each line of its message behind the program's name, on standard error."""
+    for line in str(error).splitlines():
+        print(f"cnnlab: error: {line}", file=sys.stderr)

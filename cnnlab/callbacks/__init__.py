@@ -1,8 +1,18 @@
 """What watches a run: only what Lightning lacks."""
 
 from cnnlab.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from cnnlab.callbacks.dashboard import Dashboard
+from cnnlab.callbacks.figures import Figures
 from cnnlab.callbacks.history import History
 from cnnlab.callbacks.progress import Progress
 from cnnlab.callbacks.stop import StopOnSignal
 
-__all__ = ["AtomicCheckpointIO", "Checkpoint", "History", "Progress", "StopOnSignal"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "Checkpoint",
+    "Dashboard",
+    "Figures",
+    "History",
+    "Progress",
+    "StopOnSignal",
+]

@@ -2,7 +2,9 @@
 
 import math
 import os
+import pickle
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning import callbacks as lightning_callbacks
 from typing_extensions import override
 
-from cnnlab.errors import Stopped
+from cnnlab.errors import CheckpointError, Stopped, UnsafeError
 
 
 class Checkpoint(lightning_callbacks.Checkpoint):
@@ -43,6 +45,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self.every_n_seconds = every_n_seconds or math.inf
         self.every_n_steps = every_n_steps or math.inf
         self.best_score: float | None = None
+        self.best_metrics: dict[str, float] = {}
         self.folder = Path("checkpoints")
 
     @property
@@ -82,12 +85,14 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         score = trainer.callback_metrics.get(self.monitor)
         if score is not None and self._improves(float(score)):
             self.best_score = float(score)
+            self.best_metrics = plain(trainer.callback_metrics)
             self._save(trainer, self.best)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, self.last)
         if self.monitor not in trainer.callback_metrics and trainer.is_global_zero and self.last.exists():
+            self.best_metrics = plain(trainer.callback_metrics)
             replace_with_link(self.last, self.best)
 
     @override
@@ -98,11 +103,12 @@ class Checkpoint(lightning_callbacks.Checkpoint):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score}
+        return {"best_score": self.best_score, "best_metrics": self.best_metrics}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score = state_dict["best_score"]
+        self.best_metrics = dict(state_dict["best_metrics"])
 
     def _improves(self, score: float) -> bool:
         if not math.isfinite(score):
@@ -139,8 +145,44 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     @override
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> Any:
-        # True whatever the caller or the environment says: a checkpoint is data.
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return read_checkpoint(Path(path), map_location)
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint's containers and tensors; nothing in it is executed.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+        UnsafeError: The file asks for code to be run.
+    """
+    try:
+        # True whatever the environment says: a checkpoint is data.
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there is no such checkpoint.") from error
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "was not an allowed global" in str(error):
+            raise UnsafeError(
+                f"{path} holds more than tensors and plain containers and was not loaded."
+            ) from error
+        raise CheckpointError(f"{path} is damaged and cannot be loaded.") from error
+    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged and cannot be loaded: {first_line(error)}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise CheckpointError(
+            f"{path} must be a checkpoint that cnnlab or Lightning wrote; it has no state_dict."
+        )
+    return checkpoint
+
+
+def first_line(error: BaseException) -> str:
+    """Return the beginning of an error's message."""
+    return next(iter(str(error).splitlines()), "")[:200]
+
+
+def plain(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return metrics as Python numbers."""
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def replace_with_link(source: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from typing_extensions import override
 
-from cnnlab.data.batches import Batch
+from cnnlab.batch import Batch
 from cnnlab.errors import DivergedError
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class History(Callback):
         self._seconds = 0.0
         self._validated = False
         self._last_lr = math.nan
+        self._clock = time.perf_counter()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -190,6 +191,7 @@ class History(Callback):
 
     def _write(self) -> None:
         """Replace history.csv by one with all rows, in one step."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         with beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)

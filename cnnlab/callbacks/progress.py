@@ -5,7 +5,14 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich import get_console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress as Bar,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from typing_extensions import override
 
 

@@ -2,37 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-
-class Batch(NamedTuple):
-    """What one step sees."""
-
-    images: UInt8[Tensor, "batch channel height width"] | Float[Tensor, "batch channel height width"]
-    """uint8 from 0 to 255, or float from 0 to 1; in channels-last memory."""
-    targets: Int64[Tensor, "batch"] | Float[Tensor, "batch classes"]
-    """Class indices (-1: padding, to be left out), or a distribution over the classes."""
-    indices: Int64[Tensor, "batch"]
-    """Position of each sample in its split."""
-
-
-def mix_seed(*parts: int) -> int:
-    """Derive one 63-bit seed from several integers, so that near inputs give unrelated streams.
-
-    Source: the output function of SplitMix64, Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195.
-    """
-    mask = 0xFFFF_FFFF_FFFF_FFFF
-    state = 0
-    for part in parts:
-        state = (state ^ part) + 0x9E37_79B9_7F4A_7C15 & mask
-        state = (state ^ state >> 30) * 0xBF58_476D_1CE4_E5B9 & mask
-        state = (state ^ state >> 27) * 0x94D0_49BB_1331_11EB & mask
-        state ^= state >> 31
-    return state >> 1
+from cnnlab.batch import PADDING, Batch, mix_seed
 
 
 class Batches:
@@ -43,7 +19,7 @@ class Batches:
 
     Under distributed training each process takes every `world_size`-th sample of the common order, so that the
     processes' batches together are the batch that one process would see. All processes get equally many samples:
-    a shuffled split is filled up with its first samples, an unshuffled one with padding whose target is -1.
+    a shuffled split is filled up with its first samples, an unshuffled one with padding (`PADDING`) as its targets.
 
     Args:
         images: The images of the whole data set; never copied, only indexed.
@@ -110,7 +86,7 @@ class Batches:
             positions = torch.arange(count)
         missing = -count % self.world_size
         if missing:
-            filler = positions[:missing] if self.shuffle else torch.full((missing,), -1)
+            filler = positions[:missing] if self.shuffle else torch.full((missing,), PADDING)
             positions = torch.cat([positions, filler])
         return positions[self.rank :: self.world_size]
 
@@ -126,7 +102,9 @@ class Batches:
         all_indices = positions.to(device).split(self.batch_size)
         # Padding shows the first image: any will do, it is left out of every sum.
         all_rows = rows.clamp(min=0).to(device).split(self.batch_size)
-        all_targets = torch.where(rows < 0, -1, self.targets[rows.clamp(min=0).to(device)].cpu()).to(device)
+        all_targets = torch.where(rows < 0, PADDING, self.targets[rows.clamp(min=0).to(device)].cpu()).to(
+            device
+        )
         batch_targets = all_targets.split(self.batch_size)
         for number in range(self._offset, len(all_rows)):
             images = self.images.index_select(0, all_rows[number])

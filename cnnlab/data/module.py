@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 from typing_extensions import override
 
 from cnnlab.data import archive, cifar, shapes
-from cnnlab.data.batches import Batch, Batches, mix_seed
+from cnnlab.batch import Batch, mix_seed
+from cnnlab.data.batches import Batches
 from cnnlab.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,10 @@ class ImageData(LightningDataModule):
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
         if self._keep_on(device) and self.train_images.device != device:
-            self.train_images, self.train_targets = self.train_images.to(device), self.train_targets.to(device)
+            self.train_images, self.train_targets = (
+                self.train_images.to(device),
+                self.train_targets.to(device),
+            )
             self.test_images, self.test_targets = self.test_images.to(device), self.test_targets.to(device)
 
     @override

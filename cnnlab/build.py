@@ -1,0 +1,225 @@
+"""Config to objects: the only place that instantiates."""
+
+import inspect
+import logging
+import platform
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.optim import Optimizer
+
+from cnnlab.augment import Compose
+from cnnlab.callbacks import AtomicCheckpointIO, Checkpoint, StopOnSignal
+from cnnlab.callbacks.checkpoint import plain
+from cnnlab.classifier import Classifier
+from cnnlab.data import ImageData
+from cnnlab.errors import ConfigError, MachineError
+from cnnlab.model import Normalize
+from cnnlab.optimizer import parameter_groups
+
+log = logging.getLogger(__name__)
+
+
+class Lab(NamedTuple):
+    """Everything a run needs."""
+
+    data: ImageData
+    classifier: Classifier
+    trainer: Trainer
+
+
+def lab(cfg: DictConfig) -> Lab:
+    """Build a run from its config.
+
+    Raises:
+        ConfigError: A class does not take the arguments it is given.
+        DataError: The data cannot be used.
+        MachineError: The device that was asked for is not there.
+    """
+    check_accelerator(cfg.trainer.accelerator)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    images = data(cfg)
+    network = build_network(cfg, images)
+    trainer = build_trainer(cfg)
+    classifier = Classifier(
+        network,
+        images.num_classes,
+        optimizer=optimizer_builder(cfg),
+        schedule=make(cfg, "schedule"),
+        label_smoothing=cfg.loss.label_smoothing,
+        seed=cfg.seed,
+    )
+    # Plain containers, so that a checkpoint holds no code and can be used without its run's folder.
+    classifier.save_hyperparameters(
+        {
+            "config": OmegaConf.to_container(cfg, resolve=True),
+            "classes": list(images.classes),
+            "image_shape": list(images.image_shape),
+        },
+        logger=False,
+    )
+    return Lab(images, classifier, trainer)
+
+
+def facts(lab: Lab) -> dict[str, Any]:
+    """Return what a run's record says of the built objects."""
+    return {
+        "device": describe_device(lab.trainer.strategy.root_device),
+        "precision": lab.trainer.precision,
+        "num_parameters": sum(parameter.numel() for parameter in lab.classifier.parameters()),
+    }
+
+
+def test(lab: Lab) -> dict[str, float]:
+    """Test the best state of a fitted classifier; return its validation and test metrics."""
+    trainer = lab.trainer
+    metrics = plain(trainer.callback_metrics)
+    checkpoint = trainer.checkpoint_callback
+    if isinstance(checkpoint, Checkpoint) and checkpoint.best.exists() and not trainer.fast_dev_run:
+        metrics = checkpoint.best_metrics
+        trainer.test(lab.classifier, lab.data, ckpt_path=checkpoint.best, verbose=False)
+    else:
+        log.warning("no checkpoint was kept: the last state is tested")
+        trainer.test(lab.classifier, lab.data, verbose=False)
+    return metrics | {
+        name: value for name, value in plain(trainer.callback_metrics).items() if name not in metrics
+    }
+
+
+def data(cfg: DictConfig) -> ImageData:
+    """Build the data module, with its augmentation."""
+    images = make(cfg, "data")
+    steps = [make(cfg, f"augment.{name}", num_classes=images.num_classes) for name in cfg.augment or {}]
+    images.augment = Compose(steps) if steps else None
+    return images
+
+
+def build_network(cfg: DictConfig, images: ImageData) -> nn.Module:
+    """Build the network for the data, its normalisation in front."""
+    height, width, channels = images.image_shape
+    body = make(
+        cfg, "model", without=("channels_last", "compile"),
+        in_channels=channels, image_size=(height, width), num_classes=images.num_classes,
+    )  # fmt: skip
+    network = nn.Sequential(OrderedDict(normalize=Normalize(images.mean, images.std), body=body))
+    if cfg.model.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    if cfg.model.compile:
+        # In place, so that the checkpoint's names stay what they are.
+        network.compile()
+    return network
+
+
+def optimizer_builder(cfg: DictConfig) -> Callable[[nn.Module], Optimizer]:
+    """Return what builds the optimizer once the network is on its device."""
+    options = OmegaConf.to_container(cfg.optimizer, resolve=True)
+    assert isinstance(options, dict)
+    optimizer = get_class(options.pop("_target_"))
+    decay_bias_and_norm = options.pop("decay_bias_and_norm", True)
+    if options.get("fused", False) is None:
+        # A fused optimizer unscales float16 gradients itself, after Lightning would have clipped them.
+        options["fused"] = not (cfg.trainer.precision == "16-mixed" and cfg.trainer.gradient_clip_val)
+
+    def build(network: nn.Module) -> Optimizer:
+        groups = parameter_groups(network, options["weight_decay"], decay_bias_and_norm)
+        try:
+            return optimizer(groups, **options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"optimizer: {error}") from error
+
+    return build
+
+
+def build_trainer(cfg: DictConfig) -> Trainer:
+    """Build the Trainer with its callbacks and loggers."""
+    callbacks: list[Callback] = [
+        make(cfg, f"callbacks.{name}") for name, node in (cfg.callbacks or {}).items() if node is not None
+    ]
+    loggers: list[Logger] = [
+        make(cfg, f"logger.{name}") for name, node in (cfg.logger or {}).items() if node is not None
+    ]
+    plugins = [AtomicCheckpointIO(), *([cfg.trainer.plugins] if cfg.trainer.plugins else [])]
+    try:
+        trainer = instantiate(
+            cfg.trainer, callbacks=[*callbacks, StopOnSignal()], logger=loggers or False, plugins=plugins
+        )
+    except (InstantiationException, MisconfigurationException) as error:
+        cause = error.__cause__ or error
+        text = f"trainer: {' '.join(str(cause).split())}"
+        raise (MachineError if "machine only has" in text else ConfigError)(text) from error
+    device = trainer.strategy.root_device
+    log.info(f"device: {describe_device(device)}" + (why_cpu() if device.type == "cpu" else ""))
+    return trainer
+
+
+def make(cfg: DictConfig, key: str, without: tuple[str, ...] = (), **offered: Any) -> Any:
+    """Instantiate the node at `key`, with those of the offered arguments that its constructor names."""
+    node = OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True)
+    assert isinstance(node, dict)
+    node = {name: value for name, value in node.items() if name not in without}
+    try:
+        target = get_class(node["_target_"])
+        named = inspect.signature(target).parameters
+        return instantiate(
+            node, **{name: value for name, value in offered.items() if name in named}, _convert_="all"
+        )
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, (ConfigError, MachineError)) or type(cause).__module__ == "cnnlab.errors":
+            raise cause from error
+        raise ConfigError(f"{key}: {' '.join(str(cause).split())}") from error
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}._target_={node.get('_target_')} cannot be imported: {error}") from error
+
+
+def check_accelerator(name: str) -> None:
+    """Raise unless the machine has an accelerator of this name.
+
+    Raises:
+        MachineError: It has none.
+    """
+    found = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
+    found["gpu"] = found["cuda"] or found["mps"]
+    if (
+        name not in found
+        and name not in ("auto", "cpu")
+        and name in AcceleratorRegistry.available_accelerators()
+    ):
+        found[name] = AcceleratorRegistry.get(name).is_available()
+    if not found.get(name, True):
+        raise MachineError(
+            f"trainer.accelerator={name}: this machine has no such device, PyTorch {torch.__version__} finds only the "
+            f"CPU{why_no_cuda()}. Use trainer.accelerator=auto or cpu."
+        )
+
+
+def describe_device(device: torch.device) -> str:
+    """Return a device's name as people know it."""
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        return f"{device}, {facts.name}, {facts.total_memory / 2**30:.0f} GiB"
+    if device.type == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
+    return str(device)
+
+
+def why_cpu() -> str:
+    """Say why the CPU was taken."""
+    if torch.cuda.is_available() or MPSAccelerator.is_available():
+        return " (as asked; a GPU is there too)"
+    return f" (no GPU was found{why_no_cuda()})"
+
+
+def why_no_cuda() -> str:
+    """Say so where PyTorch itself was built without CUDA."""
+    return "" if torch.version.cuda else "; this PyTorch is built without CUDA"

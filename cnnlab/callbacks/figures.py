@@ -1,0 +1,126 @@
+"""The pictures of a run, as PNG files and on TensorBoard."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from matplotlib.figure import Figure
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+from typing_extensions import override
+
+from cnnlab import plots
+from cnnlab.callbacks.history import History
+from cnnlab.batch import PADDING, Batch
+from cnnlab.classifier import Classifier
+from cnnlab.data import ImageData
+
+
+class Figures(Callback):
+    """Draw what the article draws, and what one looks at every day, into `figures/`.
+
+    Before training: `first_training_images.png`, and `augmented_batch.png` if there is augmentation. After it:
+    `loss.png` (every iteration), `learning_curves.png` (every epoch). After the test: `first_test_images.png`
+    with the predicted classes, `confusion_matrix.png`, `worst_mistakes.png`.
+
+    Args:
+        count: Images in a row.
+        batch_count: Images of the augmented batch.
+    """
+
+    def __init__(self, count: int = 10, batch_count: int = 32) -> None:
+        self.count = count
+        self.batch_count = batch_count
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = data_of(trainer)
+        if data is None or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        images = data.train_images[: self.count].cpu().numpy()
+        names = [data.classes[target] for target in data.train_targets[: self.count].tolist()]
+        self._save(trainer, "first_training_images", plots.image_row(images, names))
+        if data.augment is not None:
+            batch = data.augmented(first_batch(data), epoch=0, step=0)
+            shown = displayable(batch.images[: self.batch_count])
+            self._save(trainer, "augmented_batch", plots.image_grid(shown))
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        histories = [callback for callback in trainer.callbacks if isinstance(callback, History)]  # type: ignore[attr-defined]
+        if not histories or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        history = histories[0]
+        if history.losses:
+            self._save(trainer, "loss", plots.loss_curve(history.losses))
+        if history.rows:
+            columns = {name: [row[name] for row in history.rows] for name in history.rows[0]}
+            self._save(trainer, "learning_curves", plots.learning_curves(columns))
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = data_of(trainer)
+        if data is None or trainer.fast_dev_run or not isinstance(pl_module, Classifier):
+            return
+        logits, targets, indices = gathered(pl_module)
+        if not trainer.is_global_zero or not len(targets):
+            return
+        predicted = logits.argmax(1)
+        matrix = multiclass_confusion_matrix(predicted, targets, data.num_classes)
+        images = data.test_images.cpu().numpy()[indices.numpy()]
+        right, guess = targets.numpy(), predicted.numpy()
+        first = slice(self.count)
+        self._save(
+            trainer,
+            "first_test_images",
+            plots.predictions_row(images[first], guess[first], right[first], data.classes),
+        )
+        self._save(trainer, "confusion_matrix", plots.confusion_matrix(matrix.numpy(), data.classes))
+        confidence = logits.softmax(1).amax(1).numpy()
+        self._save(
+            trainer, "worst_mistakes", plots.worst_mistakes(images, guess, right, confidence, data.classes)
+        )
+
+    def _save(self, trainer: Trainer, name: str, figure: Figure) -> None:
+        folder = Path(trainer.default_root_dir) / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.png").write_bytes(plots.to_png(figure))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                picture = plots.to_array(figure)
+                logger.experiment.add_image(
+                    f"figures/{name}", picture, trainer.global_step, dataformats="HWC"
+                )
+
+
+def data_of(trainer: Trainer) -> ImageData | None:
+    """Return the trainer's data module if it is one of ours."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return data if isinstance(data, ImageData) else None
+
+
+def first_batch(data: ImageData) -> Batch:
+    """Return the first training batch of the first epoch, before augmentation."""
+    return next(iter(data.batches("train", shuffle=True, seed=data.seed, batch_size=data.batch_size)))
+
+
+def displayable(images: Tensor) -> UInt8[np.ndarray, "n height width channel"]:
+    """Return a batch's images as an array to look at: uint8, channels last."""
+    if images.is_floating_point():
+        images = (images * 255).round().clamp(0, 255).to(torch.uint8)
+    return images.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def gathered(classifier: Classifier) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the last test's logits, targets and indices over all processes, in the order of the split."""
+    parts = [torch.cat(part) for part in zip(*classifier.test_outputs, strict=True)]
+    if classifier.trainer.world_size > 1:
+        parts = [classifier.all_gather(part).flatten(0, 1) for part in parts]
+    logits, targets, indices = (part.cpu() for part in parts)
+    real = targets != PADDING
+    order = indices[real].argsort()
+    return logits[real][order], targets[real][order], indices[real][order]

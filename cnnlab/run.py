@@ -1,0 +1,266 @@
+"""A run's folder: what is written into it, how it ends, and how it is read back."""
+
+import errno
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from cnnlab import signals
+from cnnlab.errors import (
+    CheckpointError,
+    CnnlabError,
+    ConfigError,
+    MachineError,
+    PartialError,
+    Stopped,
+    report,
+)
+
+log = logging.getLogger(__name__)
+
+failed: list[Path] = []
+"""The runs that failed in this process, where a sweep goes on after one."""
+
+Status = Literal["running", "completed", "failed", "interrupted"]
+
+PACKAGES = {
+    "torch": "torch", "pytorch_lightning": "pytorch-lightning", "hydra": "hydra-core", "cnnlab": "cnnlab",
+}  # fmt: skip
+
+
+class Run:
+    """Keep a run's record, and turn whatever ends it into a status, one line and an exit code.
+
+    Used as a context manager around the work. `run.json` says `running` once `start` is called; an error or a
+    signal inside the block ends as `failed` or `interrupted`, and leaves as `SystemExit` with the exit code.
+
+    Args:
+        folder: The run's folder; it exists.
+        seed: Kept in the record.
+        debug: Show the traceback of an error on the terminal too; `train.log` has it in any case.
+        exit_on_error: Whether an error leaves as `SystemExit`; otherwise it is only reported and noted in `failed`,
+            for a caller with more runs to do.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, seed: int | None = None, debug: bool = False, exit_on_error: bool = True
+    ) -> None:
+        self.folder = Path(folder)
+        self.debug = debug
+        self.exit_on_error = exit_on_error
+        # Only one of several processes keeps the record.
+        ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+        self.primary = all(os.environ.get(name, "0") == "0" for name in ranks)
+        before = read_json(self.folder / "run.json")
+        self._before = before
+        self._seconds_before = before.get("seconds") or 0.0
+        self.record: dict[str, Any] = {
+            "status": "running",
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "started": before.get("started") or datetime.now().astimezone().isoformat(timespec="seconds"),
+            "seconds": self._seconds_before,
+            "device": None,
+            "precision": None,
+            "num_parameters": None,
+            "versions": versions(),
+            "git": git_state(Path(__file__).parent),
+            "seed": seed,
+        }
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The checkpoint with the best objective."""
+        return self.folder / "checkpoints" / "best.ckpt"
+
+    def is_done(self, limits: Mapping[str, Any]) -> bool:
+        """Whether the run was completed under the same limits (epochs, steps, time) before."""
+        return self._before.get("status") == "completed" and self._before.get("limits") == dict(limits)
+
+    def checkpoint_to_resume(self) -> Path | None:
+        """Return the checkpoint to go on from; None, and a line in the log, if the run stopped before the first.
+
+        Raises:
+            CheckpointError: The run had come further than that, so its checkpoint was lost.
+        """
+        path = self.folder / "checkpoints" / "last.ckpt"
+        if path.exists():
+            return path
+        if (self.folder / "history.csv").exists():
+            raise CheckpointError(
+                f"{path}: there is no such checkpoint, though the run has finished epochs. Start a new run, or put "
+                "the file back."
+            )
+        log.warning("the run stopped before its first checkpoint: starting from the beginning")
+        return None
+
+    def __enter__(self) -> Self:
+        """Start the clock, and mark the run as running unless it is done already."""
+        self._clock = time.monotonic()
+        self._signals = signals.handled()
+        self._signals.__enter__()
+        logging.captureWarnings(True)
+        return self
+
+    def start(self, limits: Mapping[str, Any]) -> None:
+        """Mark the run as running, towards these limits (epochs, steps, time)."""
+        self.describe(limits=dict(limits))
+
+    def describe(self, **facts: Any) -> None:
+        """Add facts to the record."""
+        self.record |= facts
+        self._save()
+
+    def finish(self, metrics: Mapping[str, float], objective: str) -> float | None:
+        """Write metrics.json and mark the run as completed; return the objective, None if it was not measured."""
+        value = metrics.get(objective)
+        if value is None:
+            log.warning(f"objective: {objective} was not measured; measured: {', '.join(sorted(metrics))}")
+        if self.primary:
+            write_json(self.folder / "metrics.json", {**metrics, "objective": value})
+        self.record["status"] = "completed"
+        self._save()
+        return value
+
+    def previous_objective(self) -> float | None:
+        """Return the objective that an earlier, completed run measured."""
+        log.info(f"the run in {self.folder} is done already; more epochs: trainer.max_epochs=...")
+        return read_json(self.folder / "metrics.json").get("objective")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """Record how the run ended."""
+        self._signals.__exit__(None, None, None)
+        if error is None:
+            return False
+        if isinstance(error, Stopped):
+            self.record["status"] = "interrupted"
+            self._save()
+            log.warning(f"stopped by {error}; go on with: resume={self.folder}")
+            sys.exit(error.exit_code)
+        known = understood(error)
+        self.record |= {"status": "failed", "error": str(known)}
+        self._save()
+        # The file gets the traceback; the console handler leaves records with one to us.
+        log.error(str(known), exc_info=error)
+        if self.debug:
+            sys.excepthook(type(error), error, traceback)
+        report(known)
+        if self.exit_on_error:
+            sys.exit(known.exit_code)
+        failed.append(self.folder)
+        return True
+
+    def _save(self) -> None:
+        if self.primary:
+            self.record["seconds"] = round(self._seconds_before + time.monotonic() - self._clock, 3)
+            write_json(self.folder / "run.json", self.record)
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """Around a command line's work: report an error that came before any run, or runs of a sweep that failed."""
+    try:
+        yield
+        if failed:
+            raise PartialError(f"{len(failed)} of the sweep's runs failed: {', '.join(map(str, failed))}")
+    except CnnlabError as error:
+        report(error)
+        sys.exit(error.exit_code)
+
+
+class ConsoleHandler(logging.StreamHandler):
+    """Print log records to standard output as it is at that moment, so that a progress bar can hold it.
+
+    Records with a traceback are left to the log file. Where there are several processes, the first one speaks.
+    """
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        """Standard output."""
+        return sys.stdout
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record, if it is for a person at the terminal."""
+        if record.exc_info is None and os.environ.get("LOCAL_RANK", "0") == "0":
+            super().emit(record)
+
+
+def understood(error: BaseException) -> CnnlabError:
+    """Return the error as one of ours, with a message a user can act on."""
+    if isinstance(error, CnnlabError):
+        return error
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EACCES,
+        errno.EROFS,
+        errno.EPERM,
+    ):
+        place = f" {error.filename}" if error.filename else ""
+        return MachineError(
+            f"cannot write{place}: {error.strerror}. Free space or choose another hydra.run.dir."
+        )
+    allocation = any(part in text for part in ("can't allocate memory", "out of memory", "not enough memory"))
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and allocation):
+        return MachineError(f"out of memory: try half the data.batch_size. ({text[:200]})")
+    if type(error).__name__ == "MisconfigurationException":
+        return ConfigError(text)
+    return CnnlabError(f"unexpected {type(error).__name__}: {text[:500]}. The traceback is in train.log.")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide what a run does, without importing the packages."""
+    found = {"python": platform.python_version()}
+    for name, package in PACKAGES.items():
+        found[name] = importlib.metadata.version(package)
+    return found
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Return the commit of the checkout that `folder` stands in and whether files differ from it; None outside one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file's object; an empty one if there is no file."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a JSON file in one step. Numbers that are not finite become null: JSON has none."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in content.items()
+    }
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(finite, indent=2) + "\n")
+    beside.replace(path)
