@@ -1,0 +1,101 @@
+"""The `cnnlab` command: finds the command that was asked for, and turns its errors into exit codes."""
+
+import importlib
+import runpy
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from cnnlab import signals
+from cnnlab.errors import CnnlabError, MachineError, Stopped
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A laboratory for convolutional networks: train, then look at what came out.",
+)
+
+# What --help says; each is the module cnnlab.commands.<name>, imported when it is called and not before.
+COMMANDS = {
+    "data": "Fetch, pack and check the npz files that training reads.",
+}
+
+
+class _Verbatim(TyperCommand):
+    """A command that leaves all its arguments, --help among them, to whom it calls."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.args = list(args)
+        return []
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    context.obj = debug
+
+
+@app.command(
+    cls=_Verbatim, help="Train a network: all that follows goes to train.py (`cnnlab train --help`)."
+)
+def train(context: typer.Context) -> None:
+    """Run train.py, which stands beside the configs."""
+
+    def run() -> None:
+        script = str(_train_script())
+        sys.argv = [script, *context.args]
+        # For networks of the user's own. Last, so that a file lying there replaces nothing that is installed.
+        sys.path.append(str(Path.cwd()))
+        runpy.run_path(script, run_name="__main__")
+
+    _run(run, context.obj)
+
+
+def _train_script() -> Path:
+    """Find train.py: inside the package in a wheel, above it in a checkout."""
+    package = Path(__file__).parent
+    for folder in (package, package.parent):
+        if (folder / "train.py").is_file() and (folder / "conf").is_dir():
+            return folder / "train.py"
+    raise MachineError(
+        f"train.py and conf must stand in {package} or {package.parent}. Install cnnlab again."
+    )
+
+
+def _forwarding(name: str) -> Callable[[typer.Context], None]:
+    """Return the command that imports `cnnlab.commands.<name>` and calls its app."""
+
+    def forward(context: typer.Context) -> None:
+        debug = context.obj or "--debug" in context.args
+        args = [arg for arg in context.args if arg != "--debug"]
+        _run(
+            lambda: importlib.import_module(f"cnnlab.commands.{name}").app(args, prog_name=f"cnnlab {name}"),
+            debug,
+        )
+
+    return forward
+
+
+for _name, _help in COMMANDS.items():
+    app.command(_name, cls=_Verbatim, help=_help)(_forwarding(_name))
+
+
+def _run(command: Callable[[], object], debug: bool) -> None:
+    """Run a command and end the process with the exit code that its outcome has."""
+    try:
+        with signals.handled():
+            command()
+    except CnnlabError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"cnnlab: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Stopped as stop:
+        sys.exit(stop.exit_code)
