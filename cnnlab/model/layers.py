@@ -31,8 +31,8 @@ class Normalize(nn.Module):
             raise DataError(f"data.mean and data.std must be equally long, got {len(mean)} and {len(std)}.")
         if not all(value > 0 for value in std):
             raise DataError(
-                f"data.std must be positive in every channel, got {list(std)}; where a channel never changes, give "
-                "data.mean and data.std yourself."
+                f"data.std must be positive in every channel, got {list(std)}; for a channel that "
+                "never changes, give data.mean and data.std."
             )
         self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32))
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32))

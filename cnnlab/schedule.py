@@ -1,0 +1,188 @@
+"""The learning rate over a run: a factor on every group's rate, as a function of (step, total_steps).
+
+Steps count from 0. All lengths are fractions of the run, so that a schedule keeps its shape when the run gets
+longer. From the end of the run on the factor no longer changes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cnnlab.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Keep the learning rate."""
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the factor at a step."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """Multiply the learning rate by a factor at regular intervals.
+
+    Args:
+        every: Length of an interval, as a fraction of the run.
+        gamma: The factor.
+
+    Raises:
+        ConfigError: An argument is out of its range.
+    """
+
+    every: float
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check("every", self.every, 0 < self.every <= 1, "above 0 and at most 1")
+        _check("gamma", self.gamma, self.gamma >= 0, "at least 0")
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the factor at a step."""
+        # Without the margin a step on a boundary could fall before it: 0.3 / 0.1 is 2.9999999999999996.
+        intervals = math.floor(_progress(step, total_steps) / self.every + 1e-9)
+        return self.gamma ** min(intervals, math.ceil(1 / self.every - 1e-9) - 1)
+
+
+@dataclass(frozen=True)
+class MultiStep:
+    """Multiply the learning rate by a factor at each milestone.
+
+    Args:
+        milestones: Where, as fractions of the run, in rising order.
+        gamma: The factor.
+
+    Raises:
+        ConfigError: An argument is out of its range.
+
+    Source: He et al. 2015, arXiv:1512.03385, section 4.2: a tenth at 32,000 and 48,000 of 64,000 steps.
+    """
+
+    milestones: Sequence[float]
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        milestones = list(self.milestones)
+        rising = milestones == sorted(set(milestones)) and all(0 < m < 1 for m in milestones)
+        _check("milestones", milestones, rising, "rising numbers between 0 and 1")
+        _check("gamma", self.gamma, self.gamma >= 0, "at least 0")
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the factor at a step."""
+        progress = _progress(step, total_steps)
+        return self.gamma ** sum(progress >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Change the learning rate linearly over the whole run.
+
+    Args:
+        start_factor: Factor at the first step.
+        end_factor: Factor at the end of the run; the last step comes just before it.
+
+    Raises:
+        ConfigError: An argument is negative.
+    """
+
+    start_factor: float = 1.0
+    end_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("start_factor", self.start_factor, self.start_factor >= 0, "at least 0")
+        _check("end_factor", self.end_factor, self.end_factor >= 0, "at least 0")
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the factor at a step."""
+        return _linear(self.start_factor, self.end_factor, _progress(step, total_steps))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Warm up linearly, then follow half a cosine down.
+
+    Args:
+        warmup: Length of the warm-up, as a fraction of the run; 0 for none.
+        start_factor: Factor at the first step of a warm-up.
+        end_factor: Factor at the end of the run; the last step comes just before it.
+
+    Raises:
+        ConfigError: An argument is out of its range.
+
+    Source: Loshchilov & Hutter 2016, arXiv:1608.03983, equation 5, without restarts; the warm-up of
+    Goyal et al. 2017, arXiv:1706.02677, section 2.2.
+    """
+
+    warmup: float = 0.0
+    start_factor: float = 0.01
+    end_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("warmup", self.warmup, 0 <= self.warmup < 1, "at least 0 and below 1")
+        _check("start_factor", self.start_factor, self.start_factor >= 0, "at least 0")
+        _check("end_factor", self.end_factor, self.end_factor >= 0, "at least 0")
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the factor at a step."""
+        progress = _progress(step, total_steps)
+        if progress < self.warmup:
+            return _linear(self.start_factor, 1.0, progress / self.warmup)
+        return _cosine(1.0, self.end_factor, (progress - self.warmup) / (1 - self.warmup))
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """Raise the learning rate to its peak, then let it fall.
+
+    Args:
+        warmup: Where the peak is, as a fraction of the run.
+        start_factor: Factor at the first step.
+        end_factor: Factor at the end of the run; the last step comes just before it.
+        anneal: Shape of the rise and the fall.
+
+    Raises:
+        ConfigError: An argument is out of its range.
+
+    Source: Smith & Topin 2017, arXiv:1708.07120. The linear one with warmup=0.23, start_factor=0.2 and
+    end_factor=0.07 is airbench94's (Jordan 2024, arXiv:2404.00498).
+    """
+
+    warmup: float = 0.3
+    start_factor: float = 0.04
+    end_factor: float = 0.0
+    anneal: Literal["linear", "cosine"] = "cosine"
+
+    def __post_init__(self) -> None:
+        _check("warmup", self.warmup, 0 <= self.warmup < 1, "at least 0 and below 1")
+        _check("start_factor", self.start_factor, self.start_factor >= 0, "at least 0")
+        _check("end_factor", self.end_factor, self.end_factor >= 0, "at least 0")
+        _check("anneal", self.anneal, self.anneal in ("linear", "cosine"), "linear or cosine")
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the factor at a step."""
+        curve = _linear if self.anneal == "linear" else _cosine
+        progress = _progress(step, total_steps)
+        if progress < self.warmup:
+            return curve(self.start_factor, 1.0, progress / self.warmup)
+        return curve(1.0, self.end_factor, (progress - self.warmup) / (1 - self.warmup))
+
+
+def _progress(step: int, total_steps: int) -> float:
+    """Return the share of the run that lies before a step."""
+    return min(step / max(total_steps, 1), 1.0)
+
+
+def _linear(start: float, end: float, share: float) -> float:
+    return start + (end - start) * share
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def _check(name: str, value: object, holds: bool, rule: str) -> None:
+    if not holds:
+        raise ConfigError(f"schedule.{name} must be {rule}, got {value}.")
