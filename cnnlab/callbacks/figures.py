@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
@@ -85,7 +84,7 @@ class Figures(Callback):
             trainer, "worst_mistakes", plots.worst_mistakes(images, guess, right, confidence, data.classes)
         )
 
-    def _save(self, trainer: Trainer, name: str, figure: Figure) -> None:
+    def _save(self, trainer: Trainer, name: str, figure: plots.Figure) -> None:
         folder = Path(trainer.default_root_dir) / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.png").write_bytes(plots.to_png(figure))

@@ -1,0 +1,79 @@
+"""Data and runs that many tests start from."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+Train = Callable[..., Path]
+
+
+def drawn(count: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return easy images: noise, with a bright square whose place is the class."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    labels = np.arange(count) % classes
+    images = random.integers(0, 80, (count, 32, 32, 3), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        row, column = divmod(int(label), 4)
+        image[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8, label % 3] += 150
+    return images, labels.astype(np.uint8).reshape(-1, 1)
+
+
+@pytest.fixture(scope="session")
+def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small file in the layout of the article's: 400 training and 100 test images in ten classes."""
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    train, test = drawn(400, 10, seed=0), drawn(100, 10, seed=1)
+    np.savez(path, X_train=train[0], y_train=train[1], X_test=test[0], y_test=test[1])
+    return path
+
+
+@pytest.fixture
+def small(npz: Path) -> list[str]:
+    """Overrides for a run of seconds."""
+    return [
+        "data=npz",
+        f"data.path='{npz}'",
+        "data.val_size=80",
+        "data.batch_size=32",
+        "trainer.max_epochs=2",
+    ]
+
+
+@pytest.fixture
+def train(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Run train.py's main in this process; return the run's folder. Raises SystemExit where train.py would."""
+
+    def run(*overrides: str, folder: Path | None = None) -> Path:
+        import train as script
+        from cnnlab.config import preflight
+
+        folder = folder or tmp_path / "run"
+        arguments = preflight([*small, f"hydra.run.dir='{folder}'", *overrides])
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments])
+        script.main()
+        return folder
+
+    return run
+
+
+def run_process(
+    *arguments: str, cwd: Path = ROOT, timeout: float = 240, **environment: str
+) -> subprocess.CompletedProcess:
+    """Run train.py in a process of its own."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=cwd, capture_output=True, text=True, timeout=timeout, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def read(path: Path) -> dict:
+    """Return a JSON file's content."""
+    return json.loads(path.read_text())

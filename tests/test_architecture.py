@@ -1,0 +1,78 @@
+"""The structure that the contributing guide promises."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+ROWS = [
+    {"train", "cli"},
+    {"commands"},
+    {"build"},
+    {"callbacks"},
+    {"classifier", "data"},
+    {"augment", "model", "optimizer", "schedule", "plots", "config", "run"},
+    {"batch", "signals"},
+    {"errors"},
+]
+HEIGHT = {room: height for height, rooms in enumerate(reversed(ROWS)) for room in rooms}
+ONLY_IN = {
+    "hydra": {"train", "build", "config"},
+    "omegaconf": {"train", "build", "config"},
+    "matplotlib": {"plots"},
+}
+FILES = [ROOT / "train.py", *sorted((ROOT / "cnnlab").rglob("*.py"))]
+
+
+def room_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return parts[1] if parts[0] == "cnnlab" and parts[1] != "__init__" else parts[0]
+
+
+def imports(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_rows_import_lower_rows_only(file: Path):
+    room = room_of(file)
+    if file == ROOT / "cnnlab" / "__init__.py":
+        return  # offers every room's names, on demand
+    for name in imports(file):
+        parts = name.split(".")
+        if parts[0] == "cnnlab" and len(parts) > 1 and parts[1] in HEIGHT and parts[1] != room:
+            assert HEIGHT[parts[1]] < HEIGHT[room], f"{room} imports {name}, which does not stand below it"
+        if parts[0] in ONLY_IN:
+            assert room in ONLY_IN[parts[0]], f"{room} imports {parts[0]}"
+
+
+def test_every_room_has_a_row():
+    rooms = {room_of(file) for file in FILES} - {"cnnlab"}
+    assert rooms == set(HEIGHT)
+
+
+def test_command_line_imports_neither_torch_nor_lightning():
+    code = (
+        "import sys, train, cnnlab.cli, cnnlab.run, cnnlab.config\n"
+        "print([name for name in ('torch', 'pytorch_lightning', 'matplotlib', 'numpy') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_top_level_is_fixed():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    top = {line.split("/")[0] for line in files.stdout.splitlines()}
+    fixed = {"conf", "cnnlab", "train.py", "tests", "pyproject.toml", "README.md"}
+    assert {name for name in top if not name.startswith(".")} == fixed
