@@ -68,6 +68,11 @@ def test_importing_the_command_imports_nothing_heavy():
     )
 
 
+def test_data_commands_import_no_torch():
+    code = "import sys, cnnlab.commands.data; print('torch' in sys.modules, 'requests' in sys.modules)"
+    assert python(code) == "False False\n"
+
+
 def test_help_names_every_command_and_imports_none_of_them():
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = (
