@@ -102,8 +102,8 @@ class Cutout:
 
     Args:
         size: Side of the square in pixels; 0 leaves the batch unchanged.
-        fill: What the square is filled with, from 0 (black) to 1 (white). The paper fills with the mean of the
-            data, to which 0.5 is near.
+        fill: What the square is filled with, from 0 (black) to 1 (white). The paper's filling is the mean of
+            the data, to which 0.5 is near.
 
     Raises:
         ConfigError: `size` is negative or, when called, larger than the image; `fill` is not from 0 to 1.
@@ -146,8 +146,8 @@ class Mixup:
 
     Args:
         num_classes: Number of classes.
-        alpha: The share of the first is drawn from Beta(alpha, alpha), once a batch: small values keep it near
-            0 or 1, 1 makes it uniform.
+        alpha: The share of the first is drawn from Beta(alpha, alpha), once a batch: small values keep it
+            near 0 or 1, 1 makes it uniform.
 
     Raises:
         ConfigError: `alpha` is not positive.
@@ -251,8 +251,8 @@ class Kornia:
     def __call__(self, batch: "Batch", generator: Generator, epoch: int) -> "Batch":
         """Return the batch with float images."""
         images = batch.images
-        # kornia draws from PyTorch's own generators. The state of ours lies on the host, so a seed can be made
-        # of it without waiting for the device; the draw is for the next call to find another state.
+        # kornia draws from PyTorch's own generators. The state of ours lies on the host, so a seed can be
+        # made of it without waiting for the device; the draw is for the next call to find another state.
         seed = zlib.crc32(generator.get_state().numpy().tobytes())
         torch.rand((), generator=generator, device=images.device)
         with torch.random.fork_rng([images.device] if images.device.type == "cuda" else []):

@@ -34,18 +34,19 @@ class Muon(Optimizer):
     Raises:
         ValueError: An argument is out of its range.
 
-    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; the variant and the defaults of
-    airbench94_muon.py (batch 2000, 8 epochs, learning rates falling to zero, weight decay 4e-3).
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, in the variant of airbench94_muon.py,
+    whose own values are lr=0.24, linear_lr=0.67, bias_lr=0.053, weight_decay=0.004 for batches of 2000 images and
+    learning rates that fall to zero in 8 epochs.
     """
 
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 0.24,
+        lr: float = 0.02,
         momentum: float = 0.6,
         *,
-        linear_lr: float = 0.67,
-        bias_lr: float = 0.053,
+        linear_lr: float = 0.02,
+        bias_lr: float = 0.01,
         sgd_momentum: float = 0.85,
         weight_decay: float = 0.0,
         normalize: bool = True,
