@@ -11,19 +11,17 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Generator, Tensor, nn
 
+from cnnlab.batch import Batch
 from cnnlab.errors import ConfigError, MachineError
 
-if TYPE_CHECKING:
-    from cnnlab.data.batches import Batch
-
 Images = UInt8[Tensor, "batch channel height width"] | Float[Tensor, "batch channel height width"]
-Augmentation = Callable[["Batch", Generator, int], "Batch"]
+Augmentation = Callable[[Batch, Generator, int], Batch]
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Compose:
 
     steps: Sequence[Augmentation]
 
-    def __call__(self, batch: "Batch", generator: Generator, epoch: int) -> "Batch":
+    def __call__(self, batch: Batch, generator: Generator, epoch: int) -> Batch:
         """Return the batch after the last of them."""
         for step in self.steps:
             batch = step(batch, generator, epoch)
@@ -59,7 +57,7 @@ class FlipCrop:
     def __post_init__(self) -> None:
         _check("flip_crop.padding", self.padding, self.padding >= 0, "at least 0")
 
-    def __call__(self, batch: "Batch", generator: Generator, epoch: int) -> "Batch":
+    def __call__(self, batch: Batch, generator: Generator, epoch: int) -> Batch:
         """Return the batch with its images shifted and mirrored."""
         images = batch.images
         mirror = torch.zeros(len(images), dtype=torch.bool, device=images.device)
@@ -89,7 +87,7 @@ class AlternatingFlip:
     def __post_init__(self) -> None:
         _check("alternating_flip.padding", self.padding, self.padding >= 0, "at least 0")
 
-    def __call__(self, batch: "Batch", generator: Generator, epoch: int) -> "Batch":
+    def __call__(self, batch: Batch, generator: Generator, epoch: int) -> Batch:
         """Return the batch with its images mirrored, and shifted if so asked."""
         mirror = coins(batch.indices, self.seed) ^ bool(epoch % 2)
         shift = _shifts(batch.images, self.padding, "alternating_flip", generator)
@@ -118,7 +116,7 @@ class Cutout:
         _check("cutout.size", self.size, self.size >= 0, "at least 0")
         _check("cutout.fill", self.fill, 0 <= self.fill <= 1, "from 0 to 1")
 
-    def __call__(self, batch: "Batch", generator: Generator, epoch: int) -> "Batch":
+    def __call__(self, batch: Batch, generator: Generator, epoch: int) -> Batch:
         """Return the batch with a square of each image blank."""
         images = batch.images
         count, channels, height, width = images.shape
@@ -161,7 +159,7 @@ class Mixup:
     def __post_init__(self) -> None:
         _check("mixup.alpha", self.alpha, self.alpha > 0, "above 0")
 
-    def __call__(self, batch: "Batch", generator: Generator, epoch: int) -> "Batch":
+    def __call__(self, batch: Batch, generator: Generator, epoch: int) -> Batch:
         """Return the batch with float images and soft targets."""
         images = batch.images
         partner = torch.randperm(len(images), generator=generator, device=images.device)
@@ -193,7 +191,7 @@ class CutMix:
     def __post_init__(self) -> None:
         _check("cutmix.alpha", self.alpha, self.alpha > 0, "above 0")
 
-    def __call__(self, batch: "Batch", generator: Generator, epoch: int) -> "Batch":
+    def __call__(self, batch: Batch, generator: Generator, epoch: int) -> Batch:
         """Return the batch with soft targets."""
         images = batch.images
         _, channels, height, width = images.shape
@@ -248,7 +246,7 @@ class Kornia:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"augment.kornia.arguments: {error}") from error
 
-    def __call__(self, batch: "Batch", generator: Generator, epoch: int) -> "Batch":
+    def __call__(self, batch: Batch, generator: Generator, epoch: int) -> Batch:
         """Return the batch with float images."""
         images = batch.images
         # kornia draws from PyTorch's own generators. The state of ours lies on the host, so a seed can be

@@ -34,9 +34,9 @@ class Muon(Optimizer):
     Raises:
         ValueError: An argument is out of its range.
 
-    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, in the variant of airbench94_muon.py,
-    whose own values are lr=0.24, linear_lr=0.67, bias_lr=0.053, weight_decay=0.004 for batches of 2000 images and
-    learning rates that fall to zero in 8 epochs.
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, in the variant of
+    airbench94_muon.py. Its own values are lr=0.24, linear_lr=0.67, bias_lr=0.053 and weight_decay=0.004 for
+    batches of 2000 images and learning rates that fall to zero in 8 epochs.
     """
 
     def __init__(
