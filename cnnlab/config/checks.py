@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config.rules import RULES, Rule, anything, like
 from cnnlab.config.tree import Key, groups, main_file, options_with, values_of
-from cnnlab.config.words import nearest, nearest_key, shown
+from cnnlab.config.words import lines, nearest, nearest_key, shown
 from cnnlab.errors import ConfigError
 
 # To the classes of the other groups one may hand further arguments, and choose other classes.
@@ -30,7 +30,7 @@ def check(config: DictConfig | Mapping[str, Any]) -> None:
         ConfigError: Something is wrong; the message has one line for each mistake.
     """
     if found := mistakes_in(plain(config)):
-        raise ConfigError("\n".join(found))
+        raise ConfigError(lines(found))
 
 
 def plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
@@ -44,6 +44,14 @@ def plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
 def mistakes_in(config: Mapping[str, Any]) -> list[str]:
     """List what is wrong with a config of plain containers, a line each."""
     return [*_missing(config), *_in_section((), config, config), *_conflicts(config)]
+
+
+def mistakes_at(config: Mapping[str, Any], key: Key) -> list[str]:
+    """List what is wrong with the value of one key, and with what excludes it, a line each."""
+    value: Any = config
+    for part in key:
+        value = value[part]
+    return [*_in_value(key, value, config), *_conflicts(config)]
 
 
 def unknown(key: str, config: Mapping[str, Any]) -> str:
@@ -155,7 +163,9 @@ def _in_value(key: Key, value: Any, config: Mapping[str, Any]) -> Iterator[str]:
     rule = _rule(key, config)
     if isinstance(value, Mapping) and rule.accepts(value):
         yield from _in_section(key, value, config)
-    elif not rule.accepts(value) and not (reference and not _rule((reference[2],), config).accepts(value)):
+    elif reference and not _rule(tuple(reference[2].split(".")), config).accepts(value):
+        return  # and that key is told of
+    elif not rule.accepts(value):
         near = nearest(value, rule.words)
         yield (
             f"{dotted} must be {rule.name}{';' if ',' in rule.name else ','} got {shown(value)}"
@@ -186,6 +196,8 @@ def _conflicts(config: Mapping[str, Any]) -> Iterator[str]:
                     f"callbacks.{name} watches {monitor}, but data.val_size=0 leaves no validation: "
                     f"give a data.val_size, or leave {name} out"
                 )
+    if get(config, "optimizer", "nesterov") is True and get(config, "optimizer", "momentum") == 0:
+        yield "optimizer.momentum=0 leaves nothing for optimizer.nesterov=true: give optimizer.nesterov=false"
     trainer = get(config, "trainer")
     if not isinstance(trainer, Mapping):
         return

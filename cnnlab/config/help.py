@@ -1,9 +1,6 @@
 """What `python train.py --help` prints."""
 
-import sys
-from pathlib import Path
-
-from cnnlab.config.tree import chosen, groups, options
+from cnnlab.config.tree import PACKAGE, ROOT, chosen, groups, options
 
 TEXT = """\
 Train a convolutional network: from an npz file of images to a trained, tested and recorded network.
@@ -42,5 +39,5 @@ def help_text() -> str:
     for group, several in groups().items():
         marked = [f"{option}*" if option in chosen(group) else option for option in options(group)]
         lines.append(f"  {group:<12}{', '.join(marked)}{'  [a,b]' if several else ''}")
-    program = "python train.py" if Path(sys.argv[0]).suffix == ".py" else "cnnlab train"
+    program = "cnnlab train" if ROOT == PACKAGE else "python train.py"
     return TEXT.format(program=program, groups="\n".join(lines))

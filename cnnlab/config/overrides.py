@@ -13,16 +13,16 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
 from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.config.checks import CLOSED, get, mistakes_in, plain, unknown
+from cnnlab.config.checks import CLOSED, get, mistakes_at, mistakes_in, plain, unknown
 from cnnlab.config.help import help_text
 from cnnlab.config.resume import differences, expand, find
-from cnnlab.config.tree import CONF, ROOT, groups, options
-from cnnlab.config.words import dotted_keys, nearest, shown
+from cnnlab.config.tree import CONF, ROOT, Key, groups, options
+from cnnlab.config.words import dotted_keys, lines, nearest, shown
 from cnnlab.errors import ConfigError
 
 MOST_VALUES = 1000  # of one sweep are checked
@@ -47,13 +47,12 @@ def preflight(argv: Sequence[str]) -> list[str]:
         raise SystemExit(0)
     if flags.hydra_help or flags.shell_completion or flags.experimental_rerun:
         return list(argv)
-    lines = flags.overrides
-    overrides, mistakes = _parsed(lines)
+    overrides, mistakes = _parsed(flags.overrides)
     multirun = flags.multirun or any(_sets(override, "hydra.mode", "MULTIRUN") for override in overrides)
     folder = _folder_to_resume(overrides, multirun)
     if folder:
-        lines = expand(folder, [line for line in lines if not re.match(r"\+{0,2}resume=", line)])
-        overrides = _parsed(lines)[0]
+        given = [str(override.input_line) for override in overrides if not _sets(override, "resume")]
+        overrides = _parsed(expand(folder, given))[0]
     command = _Command(flags, overrides, multirun)
     mistakes += command.mistakes()
     if folder and not mistakes and (changed := differences(folder, command.config)):
@@ -62,8 +61,8 @@ def preflight(argv: Sequence[str]) -> list[str]:
             *changed,
         ]
     if mistakes:
-        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
-    return [*lines, *words]
+        raise ConfigError(lines(mistakes))
+    return [*(str(override.input_line) for override in overrides), *words]
 
 
 def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -87,16 +86,28 @@ def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _parsed(lines: Sequence[str]) -> tuple[list[Override], list[str]]:
     overrides, mistakes = [], []
-    parser = OverridesParser.create()
     for line in lines:
         try:
-            override = parser.parse_override(line)
-            if not override.key_or_group:
-                raise ValueError("no key")
-            overrides.append(override)
+            overrides.append(_override(line))
         except Exception as error:  # not only Hydra's own: strings of chance break assertions and limits
             mistakes.append(_unreadable(line, error))
     return overrides, mistakes
+
+
+def _override(line: str) -> Override:
+    """Parse an override; one like data.path=a=ü.npz, which Hydra refuses, is taken for a text in quotes."""
+    key, equals, value = line.partition("=")
+    if not key or (not equals and not key.startswith("~")):
+        raise ValueError("not a key and a value")
+    if sum(map(line.count, "[{(")) > 500:
+        raise ValueError("nested so deep that the parser takes minutes")
+    parser = OverridesParser.create()
+    try:
+        return parser.parse_override(line)
+    except Exception:
+        if re.search(r"[][{}'\"]|\$\{|^\w+\(", value):
+            raise
+        return parser.parse_override(f"{key}={QuotedString(value, Quote.single).with_quotes()}")
 
 
 def _unreadable(line: str, error: Exception) -> str:
@@ -169,7 +180,8 @@ class _Command:
                     _, wrong = self._composed([*first[:index], other, *first[index + 1 :]])
                     note = f" (with {other.input_line})"
                 else:
-                    wrong = self._judged(_with(self.config, other.key_or_group.split("."), other.value()))
+                    key = tuple(other.key_or_group.split("."))
+                    wrong = self._judged(_with(self.config, key, other.value()), key)
                     note = ""
                 found += [line + note for line in wrong if line not in found and line + note not in found]
         return found
@@ -191,6 +203,7 @@ class _Command:
 
     def _swept(self, override: Override, found: list[str]) -> list[Override]:
         line = shown(override.input_line)
+        most = MOST_VALUES if self._multirun else 1
         if not self._multirun:
             found.append(
                 f"{line}: several values need -m; a list is [a,b], a text with commas stands in 'quotes'"
@@ -207,7 +220,7 @@ class _Command:
                 texts = override.sweep_string_iterator()
             parser = OverridesParser.create()
             key = override.get_key_element()
-            values = [parser.parse_override(f"{key}={text}") for text in islice(texts, MOST_VALUES)]
+            values = [parser.parse_override(f"{key}={text}") for text in islice(texts, most)]
         except Exception as error:
             values = []
             found.append(f"{line}: {_short(error)}")
@@ -222,7 +235,11 @@ class _Command:
 
     def _wrong_options(self, override: Override) -> Iterator[str]:
         group, value = override.key_or_group, override.value()
+        known = self._files.get_group_options(group)
         if override.is_delete():
+            if group in groups() and group != "experiment":
+                meant = f"; did you mean {group}=none?" if "none" in known else ""
+                yield f"~{group} can't be: a run needs its {group}{meant}"
             return
         if override.is_add() and group in groups() and override.package is None:
             yield f"{shown(override.input_line)}: {group} exists already: leave out the plus"
@@ -230,7 +247,6 @@ class _Command:
         if isinstance(value, list) and not groups().get(group, True):
             yield f"{group}={shown(value)}: {group} takes one option"
             return
-        known = self._files.get_group_options(group)
         for option in value if isinstance(value, list) else [value]:
             # A path that leads out of the tree is no option, whatever Hydra would make of it.
             if not isinstance(option, str) or not re.fullmatch(r"[\w-]+(/[\w-]+)*(\.yaml)?", option):
@@ -262,12 +278,11 @@ class _Command:
         ]
         return config, self._without_spoilt(mistakes) + self._judged(plain(config))
 
-    def _judged(self, config: dict[str, Any]) -> list[str]:
+    def _judged(self, config: dict[str, Any], key: Key | None = None) -> list[str]:
         if self._only_shown:
             return []
-        return self._without_spoilt(
-            [*mistakes_in(config), *(_several_devices(config) if self._multirun else ())]
-        )
+        found = mistakes_at(config, key) if key else mistakes_in(config)
+        return self._without_spoilt([*found, *(_several_devices(config) if self._multirun else ())])
 
     def _without_spoilt(self, lines: list[str]) -> list[str]:
         return [line for line in lines if line.split(".")[0] not in self._spoilt]

@@ -19,13 +19,16 @@ from cnnlab.errors import ConfigError
 MAY_CHANGE = (
     "resume",
     "debug",
-    "figures",
     "data.path",
     "data.resident",
     "logger",
     "logger.*",
     "callbacks.progress",
     "callbacks.progress.*",
+    "callbacks.figures",
+    "callbacks.figures.*",
+    "callbacks.dashboard",
+    "callbacks.dashboard.*",
     "callbacks.checkpoint.every_n_*",
     "trainer.accelerator",
     "trainer.devices",
@@ -161,14 +164,16 @@ def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _record(folder: Path, name: str) -> Any:
-    """Read a file of the run's `.hydra`, taken for data from anybody: no tags, no aliases that multiply."""
+    """Read a file of the run's `.hydra`, which may come from anybody: no tags, no aliases, no deep nests."""
     path = folder / ".hydra" / name
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
     try:
         text = path.read_text(encoding="utf-8")
-        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
-        content = None if aliases else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        for event in yaml.parse(text, loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > 50 or isinstance(event, yaml.AliasEvent):
+                raise yaml.YAMLError("nothing that Hydra writes")
+        return yaml.load(text, loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} can't be read: it is damaged ({type(error).__name__})") from error
-    if aliases:
-        raise ConfigError(f"{path} must not hold aliases: it is no record of Hydra's")
-    return content

@@ -98,7 +98,6 @@ flag = Rule("true or false", lambda value: isinstance(value, bool))
 text = Rule("a text (in quotes if it reads as something else)", lambda value: isinstance(value, str))
 filled = Rule("a text that is not empty", lambda value: isinstance(value, str) and value.strip() != "")
 section = Rule("a group of keys", lambda value: isinstance(value, Mapping))
-anything_listed = Rule("a list", lambda value: isinstance(value, list))
 
 
 def like(value: object) -> Rule:
@@ -119,9 +118,9 @@ def like(value: object) -> Rule:
         case str() if "${" not in value and value != "???":
             return text | null
         case [first, *rest] if all(type(element) is type(first) for element in rest):
-            return each(like(first)) | null
+            return like(first) | each(like(first))
         case list():
-            return anything_listed | null
+            return Rule("a list", lambda value: isinstance(value, list)) | null
         case Mapping():
             return section
         case _:
@@ -131,7 +130,11 @@ def like(value: object) -> Rule:
 _batches = whole(0) | Rule("a share from 0.0 to 1.0", real(0, 1).accepts)
 _time = matching(r"\d+:\d+:\d+:\d+", "a time as DD:HH:MM:SS")
 _mode = one_of("max", "min")
-_per_channel = each(real()) | null
+
+
+def _per_stage(rule: Rule) -> Rule:
+    return rule | each(rule)
+
 
 # A key that is not here follows the type of its default in the conf tree.
 RULES: dict[str, Rule] = {
@@ -140,7 +143,6 @@ RULES: dict[str, Rule] = {
     "objective.mode": _mode,
     "loss.label_smoothing": real(0, 1),
     "resume": filled | null,
-    "figures": flag,
     "debug": flag,
     # data
     "data.source": one_of("npz", "cifar10", "cifar100", "shapes"),
@@ -151,16 +153,55 @@ RULES: dict[str, Rule] = {
     "data.eval_batch_size": whole(1),
     "data.val_size": whole(0),
     "data.split_seed": whole(0, 2**32 - 1),
-    "data.mean": _per_channel,
+    "data.mean": each(real()) | null,
     "data.std": each(real(above=0)) | null,
     "data.resident": one_of("auto", "device", "host"),
     "data.seed": whole(0, 2**32 - 1),
+    # model
+    "model._target_": filled,
+    "model.channels": each(whole(1)),
+    "model.kernel_size": _per_stage(whole(1)),
+    "model.padding": _per_stage(whole(0)),
+    "model.pool": _per_stage(one_of("max", "avg", "none")),
+    "model.batch_norm": _per_stage(flag),
+    "model.hidden": each(whole(1)),
+    "model.dropout": real(0, below=1),
+    "model.blocks": each(whole(1)),
+    "model.shortcut": one_of("pad", "projection"),
+    "model.depth": whole(10),
+    "model.width": whole(1),
+    "model.channels_last": flag,
+    "model.compile": flag,
     # optimizer
     "optimizer.lr": real(above=0),
     "optimizer.weight_decay": real(0),
     "optimizer.momentum": real(0, below=1),
+    "optimizer.nesterov": flag,
     "optimizer.betas": each(real(0, below=1), 2),
+    "optimizer.alpha": real(0, below=1),
     "optimizer.eps": real(0),
+    "optimizer.linear_lr": real(above=0),
+    "optimizer.bias_lr": real(above=0),
+    "optimizer.sgd_momentum": real(0, below=1),
+    "optimizer.ns_steps": whole(1),
+    "optimizer.normalize": flag,
+    "optimizer.decay_bias_and_norm": flag,
+    "optimizer.fused": flag | null,
+    # schedule
+    "schedule.warmup": real(0, below=1),
+    "schedule.start_factor": real(0),
+    "schedule.end_factor": real(0),
+    "schedule.every": real(above=0, high=1),
+    "schedule.milestones": each(real(above=0, below=1)),
+    "schedule.gamma": real(0),
+    "schedule.anneal": one_of("cosine", "linear"),
+    # augment
+    "augment.flip_crop.padding": whole(0),
+    "augment.alternating_flip.padding": whole(0),
+    "augment.cutout.size": whole(0),
+    "augment.cutout.fill": real(0, 1),
+    "augment.mixup.alpha": real(above=0),
+    "augment.cutmix.alpha": real(above=0),
     # callbacks
     "callbacks.checkpoint.monitor": filled | null,
     "callbacks.checkpoint.mode": _mode,

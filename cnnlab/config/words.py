@@ -1,6 +1,7 @@
 """Put mistakes into words: values as they are typed, and the name that was probably meant."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -47,6 +48,10 @@ SYNONYMS = {
 }
 
 
+# Texts that would be read as something else, or be overlooked, without quotes.
+_QUOTED = r"|[-+.\d_e]+|\s.*|.*\s|(?i:true|false|null|nan|inf)"
+
+
 def shown(value: Any) -> str:
     """Return a value as one would type it, on one line and not too long."""
     match value:
@@ -54,7 +59,7 @@ def shown(value: Any) -> str:
             return "null"
         case bool():
             return str(value).lower()
-        case str() if value and value.isprintable() and value == value.strip():
+        case str() if value.isprintable() and not re.fullmatch(_QUOTED, value):
             typed = value
         case Mapping():
             typed = "{" + ", ".join(f"{shown(key)}: {shown(element)}" for key, element in value.items()) + "}"
@@ -94,3 +99,11 @@ def dotted_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{name}"
         if isinstance(value, Mapping):
             yield from dotted_keys(value, f"{prefix}{name}.")
+
+
+def lines(mistakes: Iterable[str]) -> str:
+    """Return the mistakes, each once and on a line of its own, as the message of an error."""
+    return "\n".join(
+        "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in mistake)
+        for mistake in dict.fromkeys(mistakes)
+    )

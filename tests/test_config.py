@@ -1,0 +1,690 @@
+"""The command line is right, or every mistake in it is named, at once and before torch is imported."""
+
+import copy
+import inspect
+import itertools
+import os
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import cast
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from cnnlab.config import CONF, ROOT, check, preflight
+from cnnlab.config.rules import RULES
+from cnnlab.config.tree import chosen, groups, options
+from cnnlab.errors import ConfigError
+
+COMPOSED: dict[tuple, DictConfig] = {}
+
+
+@pytest.fixture(autouse=True)
+def each_config_is_composed_once(monkeypatch):
+    """Spare most of the time of these tests; those in processes of their own compose as users do."""
+    compose_anew = ConfigLoaderImpl.load_configuration
+
+    def load(
+        loader: ConfigLoaderImpl, config_name: str, overrides: list[str], run_mode: RunMode, **options: bool
+    ) -> DictConfig:
+        key = (str(loader.config_search_path), config_name, *overrides)
+        if key not in COMPOSED:
+            COMPOSED[key] = compose_anew(loader, config_name, overrides, run_mode, **options)
+        return copy.deepcopy(COMPOSED[key])
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", load)
+
+
+def mistakes(*argv: str) -> list[str]:
+    """Return the lines in which a command line is refused."""
+    with pytest.raises(ConfigError) as caught:
+        preflight(argv)
+    assert caught.value.exit_code == 2
+    return str(caught.value).splitlines()
+
+
+def composed(*overrides: str) -> DictConfig:
+    """Compose a config with Hydra alone."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def composed_with_hydra(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides), return_hydra_config=True)
+
+
+def quoted(text: object) -> str:
+    return QuotedString(str(text), Quote.single).with_quotes()
+
+
+# --- right command lines ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["experiment=quickstart"],
+        ["trainer.accelerator=gpu", "trainer.devices=2", "trainer.strategy=ddp"],
+        ["trainer.devices=[0,1]", "trainer.precision=16", "trainer.max_time='00:01:00:00'"],
+        ["trainer.limit_train_batches=0.5", "trainer.limit_val_batches=3", "trainer.fast_dev_run=true"],
+        ["trainer.max_epochs=-1", "trainer.max_steps=100"],
+        ["trainer.profiler={_target_: my.Profiler, depth: 3}"],
+        ["data.path='x=1, y [2].npz'", "data.classes=[a,'b c','ü']", "data.mean=[0.5,0.4,0.3]"],
+        ["seed=${data.split_seed}", "data.seed=${..seed}"],
+        ["model._target_=my.Network", "+model.anything={a: [1, {b: null}]}"],
+        ["+optimizer.maximize=true", "++optimizer.lr=0.5", "~trainer.detect_anomaly"],
+        ["+callbacks.mine={_target_: my.Callback, patience: x}", "callbacks=[default,ema]", "logger=none"],
+        ["augment=[flip_crop,cutout]", "hydra.run.dir='outputs/a b'", "hydra/job_logging=none"],
+        ["-m", "optimizer.lr=0.1,0.01", "seed=range(3)", "model=lenet,resnet18"],
+        ["-m", "experiment=glob(*)", "seed=choice(1,2)", "objective.mode=max,min"],
+        ["--cfg", "job", "data=npz"],
+        ["--hydra-help", "nonsense"],
+        ["-sc", "query=bash"],
+    ],
+    ids=" ".join,
+)
+def test_right_command_line_passes(argv):
+    assert sorted(preflight(argv)) == sorted(argv)
+
+
+@pytest.mark.parametrize("path", ["/home/müller/x.npz", "a=b.npz", "a b=1 (2).npz", "C:\\x\\ü\\"])
+def test_path_that_hydra_cannot_read_is_taken_as_it_is(path):
+    assert composed(*preflight([f"data.path={path}"])).data.path == path
+
+
+def test_flags_may_stand_among_overrides_and_hydra_reads_the_result():
+    assert preflight(["seed=1", "-m", "optimizer.lr=0.1,0.2"]) == ["seed=1", "optimizer.lr=0.1,0.2", "-m"]
+
+
+def test_every_option_of_every_group_passes():
+    given = {"data=npz": ["data.path=x.npz"], "model=custom": ["model._target_=my.Network"]}
+    choices = [[f"{group}={option}" for option in options(group)] for group in groups()]
+    for row in itertools.zip_longest(*choices):
+        lines = [line for line in row if line]
+        preflight([*lines, *(extra for line in lines for extra in given.get(line, []))])
+
+
+def test_rules_cover_every_flag_of_the_trainer():
+    from pytorch_lightning import Trainer
+
+    flags = set(inspect.signature(Trainer).parameters) - {"logger", "callbacks"}
+    assert flags == {key.removeprefix("trainer.") for key in RULES if key.startswith("trainer.")}
+    assert flags == set(composed().trainer) - {"_target_"}
+
+
+# --- keys ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("trainer.acelerator=gpu", "trainer.accelerator"),
+        ("Trainer.Accelerator=gpu", "trainer.accelerator"),
+        ("optimizer.learning_rate=0.1", "optimizer.lr"),
+        ("optimizer.weight-decay=0.1", "optimizer.weight_decay"),
+        ("optimzer.lr=0.1", "optimizer.lr"),
+        ("learning_rate=0.1", "optimizer.lr"),
+        ("lr=0.1", "optimizer.lr"),
+        ("batch_size=32", "data.batch_size"),
+        ("data.batchsize=32", "data.batch_size"),
+        ("bs=32", "data.batch_size"),
+        ("epochs=3", "trainer.max_epochs"),
+        ("trainer.epochs=3", "trainer.max_epochs"),
+        ("gpus=2", "trainer.devices"),
+        ("modle=lenet", "model"),
+        ("network=lenet", "model"),
+        ("scheduler=cosine", "schedule"),
+        ("datapath=x.npz", "data.path"),
+        ("~trainer.acelerator", "trainer.accelerator"),
+        ("trainer={acelerator: gpu}", "trainer.accelerator"),
+        ("callbacks.checkpoint.every_n_step=3", "callbacks.checkpoint.every_n_steps"),
+        ("hydra.run.dri=x", "hydra.run.dir"),
+    ],
+)
+def test_misspelt_key_is_answered_with_the_nearest(override, meant):
+    (line,) = mistakes(override)
+    assert "is no key of this config" in line
+    assert line.endswith(f"; did you mean {meant}?")
+
+
+def test_key_of_another_option_names_that_option():
+    (line,) = mistakes("optimizer=adam", "optimizer.momentum=0.9")
+    assert line.startswith("optimizer.momentum is no key of this config; ")
+    assert "optimizer=sgd" in line
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+trainer.foo=1",
+        "++trainer.foo=1",
+        "+trainer={foo: 1}",
+        "+foo=1",
+        "++foo.bar=1",
+        "+data.foo=1",
+        "++data.keys.foo=1",
+        "+loss.foo=1",
+        "+objective.foo=1",
+    ],
+)
+def test_plus_smuggles_no_unknown_key_in(override):
+    (line,) = mistakes(override)
+    assert "foo" in line
+    assert "is no key of this config" in line
+
+
+def test_plus_on_a_known_key_is_explained():
+    assert mistakes("+seed=1") == ["seed exists already: leave out the plus"]
+    assert mistakes("+model=lenet") == ["+model=lenet: model exists already: leave out the plus"]
+
+
+@pytest.mark.parametrize("key", ["seed", "objective.metric", "loss.label_smoothing", "model._target_"])
+def test_what_a_run_needs_cannot_be_deleted(key):
+    assert f"{key} is missing, and a run needs it" in mistakes(f"~{key}")
+
+
+def test_group_cannot_be_deleted():
+    assert mistakes("~data") == ["~data can't be: a run needs its data"]
+    assert mistakes("~logger") == ["~logger can't be: a run needs its logger; did you mean logger=none?"]
+
+
+def test_typo_in_an_experiment_file_is_found(tmp_path):
+    recipe = tmp_path / "experiment" / "mine.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text("# @package _global_\ntrainer:\n  max_epoch: 3\noptimizer:\n  lr: fast\n")
+    assert mistakes("experiment=mine", "--config-dir", str(tmp_path)) == [
+        "optimizer.lr must be a number above 0, got fast",
+        "trainer.max_epoch is no key of this config; did you mean trainer.max_epochs?",
+    ]
+
+
+# --- options ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("model=resnet81", "model=resnet18"),
+        ("optimizer=sdg", "optimizer=sgd"),
+        ("data=Cifar10", "data=cifar10"),
+        ("augment=[flip_crop,cutot]", "augment=cutout"),
+        ("augment=null", "augment=none"),
+        ("experiment=quikstart", "experiment=quickstart"),
+        ("hydra/launcher=bsic", "hydra/launcher=basic"),
+    ],
+)
+def test_misspelt_option_is_answered_with_the_nearest_and_the_list(override, meant):
+    (line,) = mistakes(override)
+    group = meant.split("=")[0]
+    assert f"no such option; did you mean {meant}?" in line
+    assert group.startswith("hydra") or set(options(group)) <= set(line.split("(")[1].strip(")").split(", "))
+
+
+def test_keys_below_a_misspelt_option_are_not_judged():
+    assert len(mistakes("model=resnet81", "model.blocks=[1]", "model.nothing=1")) == 1
+
+
+@pytest.mark.parametrize("option", ["../train", "/etc/passwd", "5", "'a b'", "${seed}", "''"])
+def test_option_that_is_no_name_is_refused(option):
+    assert "no such option" in mistakes(f"model={option}")[0]
+
+
+def test_group_of_one_option_takes_no_list():
+    assert mistakes("model=[lenet,resnet18]") == ["model=[lenet, resnet18]: model takes one option"]
+
+
+# --- values ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "trainer.max_epochs=ten",
+            "trainer.max_epochs must be a whole number of at least 1, or -1 for no limit, or null; got ten",
+        ),
+        ("data.batch_size=0", "data.batch_size must be a whole number of at least 1, got 0"),
+        ("data.batch_size=1.5", "data.batch_size must be a whole number of at least 1, got 1.5"),
+        ("data.batch_size=true", "data.batch_size must be a whole number of at least 1, got true"),
+        ("data.batch_size={a: 1}", "data.batch_size must be a whole number of at least 1, got {a: 1}"),
+        ("optimizer.lr=-1", "optimizer.lr must be a number above 0, got -1"),
+        ("optimizer.lr=nan", "optimizer.lr must be a number above 0, got nan"),
+        ("optimizer.lr=inf", "optimizer.lr must be a number above 0, got inf"),
+        ("optimizer.lr='0.1'", "optimizer.lr must be a number above 0, got '0.1'"),
+        ("optimizer.lr=null", "optimizer.lr must be a number above 0, got null"),
+        ("optimizer.weight_decay=-0.1", "optimizer.weight_decay must be a number of at least 0, got -0.1"),
+        ("optimizer.momentum=1", "optimizer.momentum must be a number of at least 0 and below 1, got 1"),
+        ("model.dropout=1.5", "model.dropout must be a number of at least 0 and below 1, got 1.5"),
+        ("loss.label_smoothing=2", "must be a number of at least 0 and of at most 1, got 2"),
+        ("seed=x", "seed must be a whole number from 0 to 4294967295, got x"),
+        ("seed=-1", "seed must be a whole number from 0 to 4294967295, got -1"),
+        ("debug=yes", "debug must be true or false, got yes"),
+        ("objective.mode=maximum", "objective.mode must be one of max, min; got maximum"),
+        ("data.path=''", "data.path must be a text that is not empty, got ''"),
+        ("trainer.gradient_clip_algorithm=nrom", "did you mean norm?"),
+        ("trainer.accelerator=gpuu", "got gpuu; did you mean gpu?"),
+        ("trainer.precision=bf16-mixd", "did you mean bf16-mixed?"),
+        ("trainer.strategy=dpp", "trainer.strategy must be a name such as auto, ddp"),
+        ("trainer.devices=0", "trainer.devices must be"),
+        ("trainer.devices=[]", "trainer.devices must be"),
+        ("trainer.limit_train_batches=1.5", "trainer.limit_train_batches must be"),
+        ("trainer.val_check_interval=0.0", "trainer.val_check_interval must be"),
+        ("trainer.max_time='1 hour'", "trainer.max_time must be a time as DD:HH:MM:SS"),
+        ("callbacks.checkpoint.every_n_seconds=0", "must be a number above 0, or null; got 0"),
+        ("model.channels=[6,x]", "must be a list of values, each a whole number of at least 1; got [6, x]"),
+        ("model=null", "model=null: no such option"),
+        ("trainer.plugins.x=1", "trainer.plugins.x is no key of this config"),
+        ("logger.tensorboard.default_hp_metric=maybe", "must be true or false"),  # by the type of its default
+        ("resume=5", "resume must be a run's folder"),
+    ],
+)
+def test_wrong_value_is_answered_with_key_rule_and_value(override, line):
+    (answer,) = mistakes(override)
+    assert line in answer
+    assert answer.startswith(override.partition("=")[0])
+
+
+def test_all_mistakes_are_reported_together_each_on_its_line():
+    wrong = ["trainer.acelerator=gpu", "optimizer.lr=-1", "model=resnet81", "seed=x", "nonsense", "a=["]
+    lines = mistakes(*wrong)
+    assert len(lines) == len(wrong)
+    for override in wrong:
+        assert sum(line.startswith(override.split("=")[0]) for line in lines) == 1
+
+
+def test_checked_config_from_elsewhere_is_held_to_the_same_rules():
+    config = composed("data.batch_size=32")
+    check(config)
+    config.data.batch_size = 0
+    config.seed = "x"
+    with pytest.raises(ConfigError) as caught:
+        check(config)
+    assert str(caught.value).splitlines() == [
+        "seed must be a whole number from 0 to 4294967295, got x",
+        "data.batch_size must be a whole number of at least 1, got 0",
+    ]
+    with pytest.raises(ConfigError, match="batch_size"):
+        check(cast(dict, OmegaConf.to_container(config, resolve=False)))
+
+
+@pytest.mark.parametrize(
+    ("argv", "key"),
+    [(["data=npz"], "data.path=FILE.npz"), (["model=custom"], "model._target_=PACKAGE.MODULE.CLASS")],
+)
+def test_value_still_to_be_given_is_asked_for(argv, key):
+    (line,) = mistakes(*argv)
+    assert line.endswith(f"must be given: {key}")
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["data.val_size=0", "callbacks=[default,early_stopping]"], "data.val_size=0 leaves no validation"),
+        (["trainer.max_epochs=-1"], "never ends"),
+        (["optimizer.momentum=0"], "optimizer.nesterov=false"),
+        (["trainer.min_epochs=20"], "is more than trainer.max_epochs=10"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(argv, part):
+    (line,) = mistakes(*argv)
+    assert part in line
+
+
+def test_endless_training_with_early_stopping_is_allowed():
+    preflight(["trainer.max_epochs=-1", "callbacks=[default,early_stopping]"])
+
+
+def test_references_are_followed():
+    assert mistakes("optimizer.lr=${nothing.there}") == [
+        "optimizer.lr: ${nothing.there} refers to a key that isn't there"
+    ]
+    assert mistakes("optimizer.lr=${objective.mode}") == ["optimizer.lr must be a number above 0, got max"]
+    assert mistakes("optimizer.lr=${.weight_decay}", "optimizer.weight_decay=0.0") == [
+        "optimizer.lr must be a number above 0, got 0.0"
+    ]
+    assert mistakes("optimizer.lr=${optimizer.lr}") == [
+        "optimizer.lr: ${optimizer.lr} refers to a key that isn't there"
+    ]
+
+
+def test_no_resolver_runs_while_checking():
+    called = []
+    OmegaConf.register_new_resolver("recorded", lambda *_: called.append(1), replace=True)
+    try:
+        preflight(["data.path=${recorded:x}", "seed=${recorded:y}", "optimizer.lr=${seed}"])
+    finally:
+        OmegaConf.clear_resolver("recorded")
+    assert not called
+
+
+# --- sweeps ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("override", ["optimizer.lr=0.1,0.01", "seed=range(3)", "augment=flip_crop,cutout"])
+def test_several_values_need_the_sweep_flag(override):
+    (line,) = mistakes(override)
+    assert line.startswith(f"{override}: several values need -m")
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["optimizer.lr=0.1,-0.01"], "optimizer.lr must be a number above 0, got -0.01"),
+        (["seed=range(-1,2)"], "seed must be a whole number from 0 to 4294967295, got -1"),
+        (["model=lenet,resnet81"], "model=resnet81: no such option"),
+        (["model=lenet,resnet18", "model.hidden=[9]"], "(with model=resnet18)"),
+        (["data.val_size=9,0", "callbacks=[default,early_stopping]"], "data.val_size=0 leaves no"),
+        (["experiment=glob(nothing*)"], "there is nothing to sweep over"),
+        (["seed=range(0,3,0)"], "must not be zero"),
+        (["hydra.job.chdir=true,false"], "Hydra's own settings can't be swept"),
+        (["optimizer.lr=interval(0.1,1)"], "an interval is for a search"),
+    ],
+)
+def test_every_value_of_a_sweep_is_checked(argv, part):
+    (line,) = mistakes("-m", *argv)
+    assert part in line
+
+
+@pytest.mark.parametrize("devices", ["trainer.devices=2", "trainer.devices=1,2", "trainer.devices=[0,1]"])
+def test_sweep_over_several_devices_is_refused_unless_it_forks(devices):
+    (line,) = mistakes("-m", "seed=0,1", devices)
+    assert line.startswith("trainer.devices must be 1 in a sweep")
+    preflight(["-m", "seed=0,1", devices, "trainer.strategy=ddp_spawn"])
+
+
+# --- what can't be read ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["nonsense"], "nonsense: a setting is written KEY=VALUE"),
+        (["quickstart"], "did you mean experiment=quickstart?"),
+        (["=5"], "=5: a setting is written KEY=VALUE"),
+        (["data.classes=[a,b"], "can't be read"),
+        (["data.path='x"], "can't be read"),
+        (["seed=${"], "can't be read"),
+        (["seed=nothing(3)"], "Unknown function 'nothing'"),
+        (["seed=" + "[" * 5000], "can't be read"),
+        (["seed=" + "9" * 5000], "seed must be"),
+        (["seed=\udcff"], "seed must be"),
+        (["a\nb=\x1b[31m"], "a\\nb"),
+        (["--epochs", "3"], "unrecognized arguments: --epochs"),
+        (["--resolve"], "--resolve needs --cfg"),
+        (["-m", "--cfg", "job"], "only one of"),
+        (["--config-dir", "/nowhere"], "is no folder"),
+        (["--config-name", "other"], "Cannot find primary config 'other'"),
+        (["hydra.job.chdir=maybe"], "is not a valid bool"),
+        (["+data@other=shapes", "data@other=shapes"], "other"),
+    ],
+)
+def test_what_cannot_be_read_is_answered_in_one_short_line(argv, part):
+    (line,) = mistakes(*argv)
+    assert part in line
+    assert line.isprintable()
+    assert len(line) < 300
+
+
+def random_overrides(count: int) -> list[str]:
+    """Return strings of chance: of any characters, of the grammar's own, and right overrides damaged."""
+    chance = random.Random(0)
+    grammar = "abz.=,:'\"[]{}()$\\+~@/ -_019\t%*?#&é\u202e"
+    right = [
+        *("seed=1", "optimizer.lr=0.1", "data.classes=[a,'b c']", "+model.x={a: 1}", "~trainer.benchmark"),
+        *("trainer.max_epochs=range(1,9)", "model=lenet", "augment=[flip_crop,cutout]", "hydra.run.dir=x"),
+        *("data.path=${oc.env:HOME}", "data@a.b=shapes", "experiment=glob(*)", "++trainer.x=choice(1,2)"),
+    ]
+
+    def one() -> str:
+        match chance.randrange(3):
+            case 0:
+                return "".join(chr(chance.randrange(1, 0x3000)) for _ in range(chance.randrange(1, 30)))
+            case 1:
+                return "".join(chance.choices(grammar, k=chance.randrange(1, 30)))
+        word = list(chance.choice(right))
+        for _ in range(chance.randrange(1, 4)):
+            at = chance.randrange(len(word) + 1)
+            word[at : at + chance.randrange(2)] = chance.choice(grammar)
+        return "".join(word)
+
+    return [one() for _ in range(count)]
+
+
+@pytest.mark.parametrize("flag", [[], ["-m"]])
+def test_strings_of_chance_are_refused_or_valid_but_never_a_traceback(flag):
+    strings = [line for line in random_overrides(1000) if not line.startswith("-")]
+    for first in range(0, len(strings), 100):
+        lines = mistakes(*flag, *strings[first : first + 100])
+        assert all(line.isprintable() for line in lines)
+
+
+def test_strings_of_chance_that_pass_alone_are_what_hydra_takes():
+    passed = 0
+    for line in random_overrides(120):
+        if "=" not in line or "[" in line:
+            continue  # hardly ever a right one
+        try:
+            argv = preflight([line])
+        except (ConfigError, SystemExit):
+            continue
+        composed(*argv)
+        passed += 1
+    assert passed
+
+
+# --- going on with a run ---------------------------------------------------------------------------------
+
+
+def record_run(folder: Path, *overrides: str) -> Path:
+    """Leave what Hydra leaves in a run's folder."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(composed(*overrides)))
+    (folder / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(list(overrides)))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["a b", "ü=1,2", "it's [x] {y}", 'say "x"', "back\\slash #1 $x"])
+def test_resume_goes_on_in_the_folder_with_its_own_overrides(tmp_path, name):
+    own = ["optimizer.lr=0.05", "+optimizer.maximize=true", "data.path='x=1, ü.npz'"]
+    folder = record_run(tmp_path / name, *own)
+    argv = preflight([f"resume={quoted(folder)}", "trainer.max_epochs=20"])
+    config = composed_with_hydra(*argv)
+    assert argv[: len(own)] == own
+    assert config.hydra.run.dir == config.resume == str(folder)
+    assert config.hydra.output_subdir is None  # the record of how the run began stays
+    assert (config.optimizer.lr, config.trainer.max_epochs) == (0.05, 20)
+    assert preflight(argv) == argv
+
+
+def test_resume_finds_a_folder_relative_to_here(tmp_path, monkeypatch):
+    record_run(tmp_path / "a", "seed=3")
+    monkeypatch.chdir(tmp_path)
+    assert f"hydra.run.dir='{tmp_path}/a'" in preflight(["resume=a"])
+
+
+def test_resume_last_takes_the_newest_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "no run below outputs" in mistakes("resume=last")[0]
+    for age, name in enumerate(["new", "old"]):
+        folder = record_run(tmp_path / "outputs" / "day" / name)
+        (folder / "run.json").write_text("{}")
+        os.utime(folder / "run.json", (1000 - age, 1000 - age))
+    assert f"resume='{tmp_path}/outputs/day/new'" in preflight(["resume=last"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "trainer.max_epochs=20", "trainer.devices=2", "logger=csv", "~callbacks.figures", "data.path=y.npz",
+        "trainer.enable_progress_bar=false", "callbacks.checkpoint.every_n_steps=10", "data.seed=${seed}",
+    ],
+)  # fmt: skip
+def test_resume_allows_what_no_step_depends_on(tmp_path, change):
+    preflight([f"resume={record_run(tmp_path / 'run')}", change])
+
+
+def test_resume_with_another_config_is_refused_with_the_differences(tmp_path):
+    folder = record_run(tmp_path / "run", "optimizer.lr=0.05")
+    first, *differences = mistakes(f"resume={folder}", "optimizer.lr=0.1", "seed=1", "trainer.max_epochs=20")
+    assert first == f"resume={folder}: a run goes on with the config that it began with"
+    assert sorted(differences) == [
+        "data.seed: was 0, now 1",
+        "optimizer.lr: was 0.05, now 0.1",
+        "seed: was 0, now 1",
+    ]
+
+
+def test_resume_takes_nothing_of_hydra_from_the_folder(tmp_path):
+    folder = record_run(tmp_path / "run")
+    hostile = [
+        *("seed=0", "hydra.job_logging.handlers.x.class=os.system", "+hydra.sweeper.x=1", "resume=/x"),
+        *("hydra/launcher=basic", "++hydra.run.dir=/", "~hydra.job.name", "hydra={job: {name: x}}"),
+        "+data@hydra.x=shapes",
+    ]
+    (folder / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(hostile))
+    assert preflight([f"resume={folder}"])[:2] == ["seed=0", f"resume='{folder}'"]
+
+
+@pytest.mark.parametrize("name", ["overrides.yaml", "config.yaml"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"", b"{", b"text", b"\xff\xfe\x00", b"- 5", b"- 'a=['", b"!!python/object/apply:os.system [true]",
+        b"a: &a [x]\nb: [*a, *a]", b"[" * 5000, b"- 2001-99-99",
+    ],
+)  # fmt: skip
+def test_resume_from_a_damaged_record_is_refused(tmp_path, name, damage):
+    folder = record_run(tmp_path / "run")
+    (folder / ".hydra" / name).write_bytes(damage)
+    (line,) = mistakes(f"resume={folder}")
+    assert name in line
+
+
+@pytest.mark.parametrize("argv", [["resume=nowhere"], ["resume="], ["resume=[a]"], ["resume=${seed}"]])
+def test_resume_of_no_run_is_refused(argv):
+    (line,) = mistakes(*argv)
+    assert line.startswith("resume")
+    assert "a run's folder" in line
+
+
+def test_resume_of_a_sweep_is_refused(tmp_path):
+    assert "one run at a time" in mistakes("-m", f"resume={record_run(tmp_path / 'run')}", "seed=1,2")[0]
+
+
+# --- as processes ----------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+import hydra
+from cnnlab.config import CONF, preflight
+from cnnlab.errors import ConfigError
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def main(cfg):
+    raise SystemExit("the run began")
+
+try:
+    sys.argv[1:] = preflight(sys.argv[1:])
+except ConfigError as error:
+    sys.exit(f"cnnlab: error: {error}")
+main()
+assert "torch" not in sys.modules
+"""
+
+
+def run(folder: Path, *argv: str, **env: str) -> tuple[int, str, str, float]:
+    """Run a command line in a process; return its exit code, output, errors, seconds of processor time."""
+    script = folder / "train.py"
+    script.write_text(SCRIPT)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, str(script), *argv],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **env},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.returncode, done.stdout, done.stderr, seconds
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["trainer.acelerator=gpu"],
+        ["model=resnet81", "optimizer.learning_rate=0.1", "trainer.max_epochs=ten"],
+        ["\x01\x02=[{(", "=,'"],
+        ["-m", "optimizer.lr=0.1,-1"],
+    ],
+)
+def test_wrong_command_line_ends_at_once_and_writes_nothing(tmp_path, argv):
+    code, output, errors, seconds = run(tmp_path, *argv)
+    assert code == 1  # the script's; train.py turns the error into 2
+    assert output == ""
+    assert errors.startswith("cnnlab: error: ")
+    assert "Traceback" not in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
+    assert seconds < 1.5
+
+
+def test_help_lists_groups_options_and_commands_at_once(tmp_path):
+    code, output, errors, seconds = run(tmp_path, "--help")
+    assert (code, errors) == (0, "")
+    for group in groups():
+        (line,) = [line for line in output.splitlines() if line.startswith(f"  {group} ")]
+        for option in options(group):
+            assert f"{option}*" in line if option in chosen(group) else option in line
+    for command in (
+        "quickstart",
+        "trainer.accelerator=gpu",
+        " -m ",
+        "resume=last",
+        "tensorboard",
+        "--cfg job",
+    ):
+        assert command in output
+    assert max(map(len, output.splitlines())) <= 120
+    assert seconds < 1.5
+
+
+def test_config_is_shown_at_once(tmp_path):
+    code, output, errors, seconds = run(tmp_path, "--cfg", "job", "data=npz", "trainer.max_epochs=7")
+    assert (code, errors) == (0, "")
+    assert OmegaConf.create(output).trainer.max_epochs == 7
+    assert seconds < 1.5
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("model=resn", "model=resnet18"), ("trainer.acc", "trainer.accelerator="), ("mod", "model=")],
+)
+def test_tab_key_completes_at_once(tmp_path, typed, offered):
+    line = f"python train.py {typed}"
+    code, output, errors, seconds = run(
+        tmp_path, "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)), COMP_CWORD="2"
+    )
+    assert (code, errors) == (0, "")
+    assert offered in output.split()
+    assert seconds < 1.5
+
+
+def test_config_package_imports_nothing_heavy():
+    heavy = ["torch", "numpy", "pytorch_lightning", "matplotlib"]
+    code = f"import sys, cnnlab.config; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own():
+    first, second = (composed_with_hydra().hydra.run for _ in range(2))
+    assert first.dir == first.dir
+    assert first.dir[-6:] != second.dir[-6:]
+    assert int(first.dir[-6:], 16) >= 0
