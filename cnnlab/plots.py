@@ -1,0 +1,335 @@
+"""Arrays to matplotlib figures, all in one style: no files, no torch, no pyplot, no state kept.
+
+Figures are 8 inches (960 pixels) wide or less where their content allows, so that text stays readable when a
+README shows them at 800. Colours are Okabe and Ito's, which colour-blind readers tell apart; what a colour
+says, a mark, a line style or a word says too.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer, UInt8
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+
+BLUE = "#0072B2"
+VERMILION = "#D55E00"
+INK = "#333333"
+PALE = "#BBBBBB"
+
+_WIDTH = 8.0  # inches
+_DPI = 120
+# Pictures a row, and the inches a line of a title takes.
+_ROW = 10
+_LINE = 0.17
+# Beyond this many points a curve is no better for more of them, only slower and larger.
+_POINTS = 2000
+
+Images = UInt8[np.ndarray, "n height width channel"]
+
+
+def image_row(images: Images, titles: Sequence[str]) -> Figure:
+    """Show images side by side (in rows of ten, if there are more), each under its title."""
+    return _grid(images, titles, _ROW)
+
+
+def image_grid(images: Images, titles: Sequence[str] | None = None, columns: int = 8) -> Figure:
+    """Show images in rows of `columns`."""
+    return _grid(images, [""] * len(images) if titles is None else titles, columns)
+
+
+def predictions_row(
+    images: Images,
+    predicted: Integer[np.ndarray, "n"],
+    targets: Integer[np.ndarray, "n"],
+    classes: Sequence[str],
+) -> Figure:
+    """Show images under their predicted class; wrong ones have a cross, a frame, and the right class."""
+    titles = [
+        classes[guess] if guess == target else f"✗ {classes[guess]}\nis {classes[target]}"
+        for guess, target in zip(predicted, targets, strict=True)
+    ]
+    return _grid(images, titles, _ROW, np.asarray(predicted) != np.asarray(targets))
+
+
+def worst_mistakes(
+    images: Images,
+    predicted: Integer[np.ndarray, "n"],
+    targets: Integer[np.ndarray, "n"],
+    confidence: Float[np.ndarray, "n"],
+    classes: Sequence[str],
+    count: int = 16,
+) -> Figure:
+    """Show the wrongly classified images on which the network was surest, the surest first.
+
+    Args:
+        images: Images of any kind, rightly classified ones among them.
+        predicted: The predicted class of each.
+        targets: The right class of each.
+        confidence: The probability that the network gave to its prediction, 0 to 1.
+        classes: The classes' names.
+        count: How many mistakes to show at most.
+    """
+    confidence = np.asarray(confidence)
+    wrong = np.flatnonzero(np.asarray(predicted) != np.asarray(targets))
+    if len(wrong) == 0:
+        return _message(f"No mistakes in {len(images):,} images.")
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
+    titles = [
+        f"✗ {classes[predicted[index]]}\nis {classes[targets[index]]}\n{confidence[index]:.1%} sure"
+        for index in worst
+    ]
+    return _grid(images[worst], titles, columns=8)
+
+
+def loss_curve(
+    losses: Float[np.ndarray, "n"] | Sequence[float], title: str = "Global loss for the CNN model"
+) -> Figure:
+    """Show the training loss of every iteration, and its moving mean. Values that aren't finite are left out.
+
+    Of more than 2000 iterations, the smallest and the largest loss in each of 1000 equal parts are drawn.
+    """
+    losses = np.asarray(losses, dtype=float)
+    finite = np.isfinite(losses)
+    if not finite.any():
+        return _message("No loss recorded.", (6, 4))
+    losses = np.where(finite, losses, np.nan)
+    lost = len(losses) - int(finite.sum())
+    figure = _figure((6, 4))
+    axes = _axes(figure.subplots(), "Iteration", "Training loss")
+    axes.set_title(title, fontsize=11, color=INK)
+    window = len(losses) // 40
+    axes.plot(
+        *_envelope(losses),
+        color=PALE if window > 1 else BLUE,
+        linewidth=0.7 if window > 1 else 1.8,
+        marker="." if len(losses) == 1 else None,
+        label="each iteration" + (f" ({lost:,} not finite)" if lost else ""),
+    )
+    if window > 1:
+        axes.plot(
+            *_moving_mean(losses, window), color=BLUE, linewidth=1.8, label=f"mean of {window:,} iterations"
+        )
+    _from_zero(axes)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    _legend(axes, "upper right")
+    return figure
+
+
+def learning_curves(history: Mapping[str, Sequence[float]]) -> Figure:
+    """Show loss and accuracy by epoch, for training and validation, as far as they were recorded.
+
+    Args:
+        history: Columns of `history.csv`: `epoch`, `train/loss`, `val/loss`, `train/accuracy` (0 to 1) and
+            `val/accuracy`. All but `epoch` may be absent or hold NaN.
+    """
+    figure = _figure((_WIDTH, 3.2))
+    epochs = np.asarray(history["epoch"], dtype=float)
+    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        _axes(axes, "Epoch", metric.capitalize())
+        for split, label, style in (
+            ("train", "training", {"color": BLUE, "marker": "o"}),
+            ("val", "validation", {"color": VERMILION, "marker": "s", "linestyle": "--"}),
+        ):
+            values = np.asarray(history.get(f"{split}/{metric}", []), dtype=float)
+            if not np.isfinite(values).any():
+                continue
+            shown = np.isfinite(values)
+            axes.plot(
+                epochs[shown],
+                values[shown],
+                label=label,
+                linewidth=1.8,
+                markersize=4 if shown.sum() <= 40 else 0,
+                **style,
+            )
+        if metric == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        else:
+            _from_zero(axes)
+        _legend(axes, "lower right" if metric == "accuracy" else "upper right")
+    return figure
+
+
+def confusion_matrix(matrix: Integer[np.ndarray, "target predicted"], classes: Sequence[str]) -> Figure:
+    """Show what the images of each class were taken for: shares of the row as shades, and counts if they fit.
+
+    The shades follow the square root of the share, since a good network's mistakes are a few per cent.
+    """
+    num = len(classes)
+    matrix = np.asarray(matrix)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    roomy = num <= 20
+    size = 9 if roomy else 6
+    # Names at each row and column, as far as they stay apart.
+    ticks = range(0, num, math.ceil(num / 140))
+    names = [_label(classes[tick], 18) for tick in ticks]
+
+    # Inches. Set by hand: matplotlib's own layout takes seconds to find room for a hundred names.
+    grid = min(5.4, max(2.5, 0.6 * num)) if roomy else min(18, 0.13 * num)
+    name = 0.1 + 0.58 * size / 72 * max(map(len, names))
+    left, right, bottom, top = name + 0.35, 0.95, name * (0.75 if roomy else 1) + 0.35, 0.1
+    width, height = left + grid + right, bottom + grid + top
+    figure = Figure((width, height), dpi=_DPI, facecolor="white")
+    axes = figure.add_axes((left / width, bottom / height, grid / width, grid / height))
+    scale = figure.add_axes(((left + grid + 0.15) / width, bottom / height, 0.15 / width, 2.5 / height))
+
+    picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(ticks, names, fontsize=size, **slant if roomy else {"rotation": 90}, **_plain())
+    axes.set_yticks(ticks, names, fontsize=size, **_plain())
+    axes.tick_params(length=0, labelcolor=INK)
+    axes.spines[:].set_color(PALE)
+    figure.text((left + grid / 2) / width, 0.05 / height, "Predicted class", ha="center", color=INK)
+    figure.text(0.05 / width, (bottom + grid / 2) / height, "True class", va="center", rotation=90, color=INK)
+    if roomy:
+        for (row, column), count in np.ndenumerate(matrix):
+            colour = "white" if shares[row, column] > 0.3 else INK if count else PALE
+            axes.text(
+                column,
+                row,
+                str(count),
+                ha="center",
+                va="center",
+                fontsize=8 if num <= 12 else 6.5,
+                color=colour,
+            )
+    bar = figure.colorbar(picture, cax=scale, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    bar.ax.tick_params(color=PALE, labelcolor=INK, labelsize=8)
+    bar.set_label("Share of the true class", color=INK, fontsize=9)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    """Render a figure as a PNG file's content."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def to_array(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
+    """Render a figure as pixels."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    return Figure(size, dpi=_DPI, layout="compressed", facecolor="white")
+
+
+def _message(text: str, size: tuple[float, float] = (4, 1)) -> Figure:
+    figure = _figure(size)
+    figure.text(0.5, 0.5, text, ha="center", va="center", color=INK)
+    return figure
+
+
+def _grid(
+    images: Images, titles: Sequence[str], columns: int, framed: Bool[np.ndarray, "n"] | None = None
+) -> Figure:
+    if len(images) == 0:
+        return _message("No images.")
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    cell = min(1.25, _WIDTH / columns)
+    lines = max(title.count("\n") + 1 if title else 0 for title in titles)
+    height, width = images.shape[1:3]
+    figure = _figure((columns * cell, rows * (cell * height / width + lines * _LINE)))
+    framed = np.zeros(len(images), bool) if framed is None else framed
+    spots = figure.subplots(rows, columns, squeeze=False).flat
+    for image, title, frame in zip(images, titles, framed, strict=True):
+        axes = next(spots)
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set(visible=bool(frame), color=VERMILION, linewidth=2.5)
+        # About 5 points a letter, 72 points an inch.
+        text = "\n".join(_label(line, int(cell * 72 / 5)) for line in title.split("\n"))
+        axes.set_title(text, fontsize=8, pad=3, color=INK, **_plain())
+    for axes in spots:
+        axes.remove()
+    return figure
+
+
+def _axes(axes: Axes, x: str, y: str) -> Axes:
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(PALE)
+    axes.tick_params(color=PALE, labelcolor=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    axes.grid(axis="y", color=PALE, alpha=0.4, linewidth=0.7)
+    return axes
+
+
+def _from_zero(axes: Axes) -> None:
+    """Let the y axis include zero, so that a height tells how large a loss is."""
+    if len(axes.lines) > 0:
+        axes.update_datalim([(axes.dataLim.x0, 0)])
+        axes.set_ylim(axes.dataLim.y0 * 1.05, axes.dataLim.y1 * 1.05 or 1)
+
+
+def _legend(axes: Axes, place: Literal["upper right", "lower right"]) -> None:
+    if len(axes.lines) > 0:
+        axes.legend(loc=place, frameon=False, fontsize=9, labelcolor=INK)
+
+
+def _envelope(values: Float[np.ndarray, "n"]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (iteration, value) of each point, or of the extremes of equal parts if there are too many."""
+    if len(values) <= _POINTS:
+        return np.arange(1, len(values) + 1), values
+    length = math.ceil(2 * len(values) / _POINTS)
+    parts = np.full((math.ceil(len(values) / length), length), np.nan)
+    parts.flat[: len(values)] = values
+    starts = np.arange(len(parts)) * length + 1
+    extremes = np.stack([np.fmin.reduce(parts, axis=1), np.fmax.reduce(parts, axis=1)], axis=1)
+    return np.repeat(starts, 2), extremes.ravel()
+
+
+def _moving_mean(values: Float[np.ndarray, "n"], window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (iteration, mean of the finite values around it) at up to `_POINTS` places."""
+    places = np.unique(np.linspace(0, len(values) - 1, _POINTS).astype(int))
+    known = np.isfinite(values)
+    counts = np.concatenate([[0], np.cumsum(known)])
+    sums = np.concatenate([[0], np.cumsum(np.where(known, values, 0))])
+    first = np.maximum(places - window // 2, 0)
+    last = np.minimum(places - window // 2 + window, len(values))
+    count = counts[last] - counts[first]
+    means = np.full(len(places), np.nan)
+    np.divide(sums[last] - sums[first], count, out=means, where=count > 0)
+    return places + 1, means
+
+
+def _label(text: str, length: int) -> str:
+    """Shorten a name, and spell out characters that no font at hand can draw."""
+    text = text if len(text) <= length else text[: length - 1].rstrip() + "…"
+    return "".join(
+        letter if ord(letter) in _drawable() else letter.encode("unicode_escape").decode() for letter in text
+    )
+
+
+def _plain() -> dict[str, Any]:
+    """Return how names that others chose are set: in any font that has their letters, never as formulas."""
+    return {"family": list(_families()), "parse_math": False}
+
+
+@cache
+def _families() -> tuple[str, ...]:
+    installed = font_manager.get_font_names()
+    wanted = ("DejaVu Sans", "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei")
+    return tuple(family for family in wanted if family in installed)
+
+
+@cache
+def _drawable() -> frozenset[int]:
+    paths = [font_manager.findfont(family) for family in _families()]
+    return frozenset().union(*(font_manager.get_font(path).get_charmap() for path in paths))

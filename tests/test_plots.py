@@ -1,0 +1,184 @@
+"""The figures: what they show, how large they are, and that odd input draws without a warning."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
+
+from cnnlab import plots
+
+CLASSES = ("cat", "dog", "owl")
+ODD_NAMES = ("猫", "$x^2$ {\\bad", "a name that is far too long for a picture")
+
+
+def pictures(num: int, channels: int = 3, height: int = 32, width: int = 32) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (num, height, width, channels), np.uint8)
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title() for axes in figure.axes]
+
+
+def points(line: Line2D) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+
+
+def words(figure: Figure) -> str:
+    return " ".join(text.get_text() for text in figure.texts)
+
+
+def test_image_row_shows_each_image_under_its_title():
+    images = pictures(10)
+    figure = plots.image_row(images, [str(number) for number in range(10)])
+    assert titles(figure) == [str(number) for number in range(10)]
+    for axes, image in zip(figure.axes, images, strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), image)
+    assert figure.get_size_inches()[0] == pytest.approx(8)
+
+
+def test_grey_images_keep_their_brightness():
+    images = np.full((1, 4, 6, 1), 128, np.uint8)
+    pixels = plots.to_array(plots.image_row(images, [""]))
+    height, width, _ = pixels.shape
+    np.testing.assert_array_equal(pixels[height // 2, width // 2], [128, 128, 128])
+
+
+@pytest.mark.parametrize("num", [1, 3, 13])
+def test_image_grid_has_one_axes_an_image(num):
+    figure = plots.image_grid(pictures(num), columns=5)
+    assert len(figure.axes) == num
+    assert len({axes.get_position().x0 for axes in figure.axes}) == min(num, 5)
+
+
+def test_as_many_titles_as_images_are_asked_for():
+    with pytest.raises(ValueError, match="shorter"):
+        plots.image_row(pictures(3), ["one", "two"])
+
+
+def test_wrong_predictions_are_told_without_colour():
+    figure = plots.predictions_row(pictures(3), np.array([0, 1, 2]), np.array([0, 2, 2]), CLASSES)
+    assert titles(figure) == ["cat", "✗ dog\nis owl", "owl"]
+    assert [axes.spines["left"].get_visible() for axes in figure.axes] == [False, True, False]
+
+
+def test_worst_mistakes_are_the_surest_first_and_no_right_ones():
+    predicted, targets = np.array([0, 1, 2, 0]), np.array([0, 2, 1, 1])
+    confidence = np.array([0.99, 0.6, 0.9, 0.7])
+    figure = plots.worst_mistakes(pictures(4), predicted, targets, confidence, CLASSES, count=2)
+    assert titles(figure) == ["✗ owl\nis dog\n90.0% sure", "✗ cat\nis dog\n70.0% sure"]
+
+
+def test_worst_mistakes_says_when_there_are_none():
+    targets = np.array([0, 1])
+    figure = plots.worst_mistakes(pictures(2), targets, targets, np.ones(2), CLASSES)
+    assert words(figure) == "No mistakes in 2 images."
+
+
+def test_loss_curve_draws_every_iteration_in_six_by_four_inches():
+    losses = np.random.default_rng(0).random(400)
+    figure = plots.loss_curve(losses)
+    each, mean = map(points, figure.axes[0].lines)
+    np.testing.assert_array_equal(each, [np.arange(1, 401), losses])
+    assert mean[1][200] == pytest.approx(losses[195:205].mean())
+    assert tuple(figure.get_size_inches()) == (6, 4)
+    assert titles(figure) == ["Global loss for the CNN model"]
+
+
+def test_long_loss_curve_keeps_its_extremes_in_few_points():
+    losses = np.random.default_rng(0).random(70_001)
+    losses[12_345], losses[70_000] = 5, -1
+    (iterations, each), (_, mean) = map(points, plots.loss_curve(losses).axes[0].lines)
+    assert len(each) <= 2000
+    assert len(mean) <= 2000
+    assert (each.max(), each.min()) == (5, -1)
+    assert abs(iterations[each.argmax()] - 12_345) <= 71
+    assert mean[1000] == pytest.approx(0.5, abs=0.02)
+
+
+def test_loss_that_is_not_finite_is_left_out_and_counted():
+    losses = np.linspace(2, 1, 400)
+    losses[10:14] = [np.nan, np.inf, -np.inf, np.nan]
+    figure = plots.loss_curve(losses)
+    each, mean = figure.axes[0].lines
+    assert np.isnan(points(each)[1]).sum() == 4
+    assert np.isfinite(points(mean)[1]).all()
+    assert each.get_label() == "each iteration (4 not finite)"
+
+
+def test_learning_curves_show_what_was_recorded():
+    nan = float("nan")
+    history: dict[str, list[float]] = {
+        "epoch": [0, 1, 2],
+        "train/loss": [2.0, 1.0, 0.5],
+        "val/loss": [nan, 1.5, 1.25],
+        "train/accuracy": [0.3, 0.6, 0.8],
+    }
+    loss, accuracy = plots.learning_curves(history).axes
+    assert [line.get_label() for line in loss.lines] == ["training", "validation"]
+    np.testing.assert_array_equal(loss.lines[1].get_xydata(), [[1, 1.5], [2, 1.25]])
+    assert [line.get_label() for line in accuracy.lines] == ["training"]
+    assert (loss.get_ylabel(), accuracy.get_ylabel(), loss.get_xlabel()) == ("Loss", "Accuracy", "Epoch")
+
+
+def test_confusion_matrix_shades_shares_and_writes_counts():
+    figure = plots.confusion_matrix(np.array([[30, 10, 0], [0, 5, 0], [0, 0, 0]]), CLASSES)
+    axes = figure.axes[0]
+    np.testing.assert_array_equal(axes.images[0].get_array(), [[0.75, 0.25, 0], [0, 1, 0], [0, 0, 0]])
+    assert [text.get_text() for text in axes.texts] == ["30", "10", "0", "0", "5", "0", "0", "0", "0"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(CLASSES)
+    assert words(figure) == "Predicted class True class"
+
+
+def test_confusion_matrix_of_a_hundred_classes_names_them_all_and_writes_no_counts():
+    figure = plots.confusion_matrix(np.eye(100, dtype=int), [f"class {number}" for number in range(100)])
+    axes = figure.axes[0]
+    assert len(axes.get_xticklabels()) == 100
+    assert not axes.texts
+    row_height = axes.get_position().height * figure.get_size_inches()[1] / 100
+    assert row_height * 72 > axes.get_yticklabels()[0].get_fontsize()
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.image_row(pictures(3), ODD_NAMES),
+        lambda: plots.image_row(pictures(1, height=5, width=40), ["wide"]),
+        lambda: plots.image_row(pictures(0), []),
+        lambda: plots.predictions_row(pictures(3, channels=1), np.arange(3), np.array([1, 2, 0]), ODD_NAMES),
+        lambda: plots.loss_curve([]),
+        lambda: plots.loss_curve([float("nan")]),
+        lambda: plots.loss_curve([2.3]),
+        lambda: plots.loss_curve(np.zeros(100)),
+        lambda: plots.learning_curves({"epoch": [0], "train/loss": [2.0], "train/accuracy": [0.1]}),
+        lambda: plots.learning_curves({"epoch": []}),
+        lambda: plots.confusion_matrix(np.eye(3, dtype=int), ODD_NAMES),
+        lambda: plots.confusion_matrix(np.array([[7]]), ["only"]),
+    ],
+)
+def test_odd_input_draws_without_a_warning(draw: Callable[[], Figure]):
+    assert plots.to_array(draw()).std() > 0
+
+
+def test_png_and_array_hold_the_same_picture():
+    figure = plots.image_row(pictures(2), ["one", "two"])
+    with Image.open(io.BytesIO(plots.to_png(figure))) as image:
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), plots.to_array(figure))
+
+
+def test_drawing_leaves_matplotlibs_settings_alone():
+    before = dict(matplotlib.rcParams)
+    plots.to_png(plots.loss_curve([2.0, 1.0]))
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_plots_need_neither_pyplot_nor_torch():
+    code = "import sys, cnnlab.plots; print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
