@@ -86,6 +86,7 @@ def quoted(text: object) -> str:
         ["augment=[flip_crop,cutout]", "hydra.run.dir='outputs/a b'", "hydra/job_logging=none"],
         ["-m", "optimizer.lr=0.1,0.01", "seed=range(3)", "model=lenet,resnet18"],
         ["-m", "experiment=glob(*)", "seed=choice(1,2)", "objective.mode=max,min"],
+        ["-m", "hydra.sweeper=null", "model.channels.1=16,32"],
         ["--cfg", "job", "data=npz"],
         ["--hydra-help", "nonsense"],
         ["-sc", "query=bash"],
@@ -193,18 +194,51 @@ def test_what_a_run_needs_cannot_be_deleted(key):
 
 
 def test_group_cannot_be_deleted():
-    assert mistakes("~data") == ["~data can't be: a run needs its data"]
-    assert mistakes("~logger") == ["~logger can't be: a run needs its logger; did you mean logger=none?"]
+    assert mistakes("~data") == ["~data: data is missing, and a run needs it"]
+    for argument in ("~logger", "logger=[]"):
+        (line,) = mistakes(argument)
+        assert line.endswith("logger is missing, and a run needs it; did you mean logger=none?")
 
 
-def test_typo_in_an_experiment_file_is_found(tmp_path):
-    recipe = tmp_path / "experiment" / "mine.yaml"
+def test_callback_without_a_class_is_refused():
+    assert mistakes("+callbacks.mine.patience=3") == [
+        "callbacks.mine._target_ is missing, and a run needs it"
+    ]
+    assert mistakes("schedule._target_=") == ["schedule._target_ must be a text that is not empty, got ''"]
+
+
+def with_experiment(folder: Path, text: str) -> list[str]:
+    """Return the arguments that take an experiment file with a text."""
+    recipe = folder / "experiment" / "mine.yaml"
     recipe.parent.mkdir()
-    recipe.write_text("# @package _global_\ntrainer:\n  max_epoch: 3\noptimizer:\n  lr: fast\n")
-    assert mistakes("experiment=mine", "--config-dir", str(tmp_path)) == [
+    recipe.write_text(text)
+    return ["experiment=mine", "--config-dir", str(folder)]
+
+
+def test_mistakes_in_an_experiment_file_are_found(tmp_path):
+    text = "# @package _global_\ntrainer:\n  max_epoch: 3\noptimizer:\n  lr: fast\n"
+    assert mistakes(*with_experiment(tmp_path, text)) == [
         "optimizer.lr must be a number above 0, got fast",
         "trainer.max_epoch is no key of this config; did you mean trainer.max_epochs?",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("seed: 1\n", "must begin with the line `# @package _global_`"),
+        ("# @package _global_\nseed: [1\n", "mine.yaml is no YAML"),
+        (
+            "# @package _global_\ndefaults:\n  - override /model: resnet81\n",
+            "Could not find 'model/resnet81'",
+        ),
+        ("# @package _global_\ndefaults:\n  - override /modle: lenet\n", "Could not override 'modle'"),
+        ("# @package _global_\nresume: x\n", "resume is for the command line only"),
+    ],
+)
+def test_experiment_file_that_cannot_be_taken_is_answered_in_one_line(tmp_path, text, part):
+    (line,) = mistakes(*with_experiment(tmp_path, text))
+    assert part in line
 
 
 # --- options ---------------------------------------------------------------------------------------------
@@ -380,6 +414,7 @@ def test_several_values_need_the_sweep_flag(override):
     [
         (["optimizer.lr=0.1,-0.01"], "optimizer.lr must be a number above 0, got -0.01"),
         (["seed=range(-1,2)"], "seed must be a whole number from 0 to 4294967295, got -1"),
+        (["model.channels.0=6,12,x"], "model.channels must be a list of values"),
         (["model=lenet,resnet81"], "model=resnet81: no such option"),
         (["model=lenet,resnet18", "model.hidden=[9]"], "(with model=resnet18)"),
         (["data.val_size=9,0", "callbacks=[default,early_stopping]"], "data.val_size=0 leaves no"),

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.config.rules import RULES, Rule, anything, like
-from cnnlab.config.tree import Key, groups, main_file, options_with, values_of
-from cnnlab.config.words import lines, nearest, nearest_key, shown
+from cnnlab.config.rules import RULES, Rule, anything, filled, like
+from cnnlab.config.tree import Key, groups, main_file, options, options_with, values_of
+from cnnlab.config.words import as_message, nearest, nearest_key, shown
 from cnnlab.errors import ConfigError
 
 # To the classes of the other groups one may hand further arguments, and choose other classes.
@@ -30,7 +30,7 @@ def check(config: DictConfig | Mapping[str, Any]) -> None:
         ConfigError: Something is wrong; the message has one line for each mistake.
     """
     if found := mistakes_in(plain(config)):
-        raise ConfigError(lines(found))
+        raise ConfigError(as_message(found))
 
 
 def plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
@@ -49,13 +49,18 @@ def mistakes_in(config: Mapping[str, Any]) -> list[str]:
 def mistakes_at(config: Mapping[str, Any], key: Key) -> list[str]:
     """List what is wrong with the value of one key, and with what excludes it, a line each."""
     value: Any = config
-    for part in key:
+    for depth, part in enumerate(key):
+        if isinstance(value, list):  # whose values are judged as one
+            key = key[:depth]
+            break
         value = value[part]
     return [*_in_value(key, value, config), *_conflicts(config)]
 
 
 def unknown(key: str, config: Mapping[str, Any]) -> str:
     """Say that a config has no such key, which was probably meant, and where it does exist."""
+    if key == "experiment":
+        return "experiment: the file must begin with the line `# @package _global_` for its values to count"
     message = f"{key} is no key of this config"
     if elsewhere := options_with(tuple(key.split("."))):
         return f"{message}; {', '.join(elsewhere)} {'has' if len(elsewhere) == 1 else 'have'} it"
@@ -99,6 +104,8 @@ def resolved(value: Any, key: Key, config: Mapping[str, Any], depth: int = 0) ->
         return [resolved(element, (*key, str(index)), config, depth) for index, element in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:
         return value
+    if value is None and len(key) == 2 and groups().get(key[0]):
+        return None  # one of several options switched off: callbacks.figures=null
     reference = _REFERENCE.fullmatch(value)
     if not reference or reference[2].split(".")[0] == "hydra":
         raise Unresolved
@@ -117,17 +124,28 @@ def get(config: Mapping[str, Any], *key: str) -> Any:
 
 
 def _missing(config: Mapping[str, Any]) -> Iterator[str]:
-    needed: list[Key] = [(name,) for name in groups() if name != "experiment"]
-    needed += [
-        (name, "_target_") for name, several in groups().items() if name != "experiment" and not several
-    ]
     for name, value in main_file().items():
         if name != "defaults":
-            needed += [(name,), *((name, key) for key in (value if isinstance(value, Mapping) else ()))]
-    for *section, name in needed:
-        holder = get(config, *section)
-        if isinstance(holder, Mapping) and name not in holder:
-            yield f"{'.'.join((*section, name))} is missing, and a run needs it"
+            yield from _absent((name,), config)
+            for key in value if isinstance(value, Mapping) else ():
+                yield from _absent((name, key), config)
+    for group, several in groups().items():
+        if group == "experiment":
+            continue
+        yield from _absent((group,), config)
+        section = config.get(group)
+        for name in section if several and isinstance(section, Mapping) else ():
+            yield from _absent((group, name, "_target_"), config)
+        if not several:
+            yield from _absent((group, "_target_"), config)
+
+
+def _absent(key: Key, config: Mapping[str, Any]) -> Iterator[str]:
+    *section, name = key
+    holder = get(config, *section)
+    if isinstance(holder, Mapping) and name not in holder:
+        meant = f"; did you mean {name}=none?" if name in groups() and "none" in options(name) else ""
+        yield f"{'.'.join(key)} is missing, and a run needs it{meant}"
 
 
 def _names_in(section: Key, config: Mapping[str, Any]) -> set[str]:
@@ -175,6 +193,8 @@ def _in_value(key: Key, value: Any, config: Mapping[str, Any]) -> Iterator[str]:
 
 def _rule(key: Key, config: Mapping[str, Any]) -> Rule:
     """Return the rule of a key: from the table, or else from the types that the conf tree gives to it."""
+    if key[-1] == "_target_":
+        return filled
     defaults = list(values_of(key, config))
     if defaults and ".".join(key) in RULES:
         return RULES[".".join(key)]

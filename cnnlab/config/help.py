@@ -23,7 +23,7 @@ Groups, with their options (* is the default; [a,b] takes several, applied in or
 Keys
   {program} --cfg job                            all keys with their values
   {program} model=resnet18 --cfg job -p model    those of one group
-  {program} +optimizer.amsgrad=true              a plus: a further argument of the class
+  {program} optimizer=adam +optimizer.amsgrad=true   a plus: a further argument of the class
 
 Flags
   -m, --multirun      sweep over values with commas, range(3), glob(*)

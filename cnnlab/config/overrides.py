@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+import yaml  # type: ignore[import-untyped]
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path, get_args_parser
@@ -22,7 +23,7 @@ from cnnlab.config.checks import CLOSED, get, mistakes_at, mistakes_in, plain, u
 from cnnlab.config.help import help_text
 from cnnlab.config.resume import differences, expand, find
 from cnnlab.config.tree import CONF, ROOT, Key, groups, options
-from cnnlab.config.words import dotted_keys, lines, nearest, shown
+from cnnlab.config.words import as_message, dotted_keys, nearest, shown
 from cnnlab.errors import ConfigError
 
 MOST_VALUES = 1000  # of one sweep are checked
@@ -55,13 +56,15 @@ def preflight(argv: Sequence[str]) -> list[str]:
         overrides = _parsed(expand(folder, given))[0]
     command = _Command(flags, overrides, multirun)
     mistakes += command.mistakes()
+    if not folder and command.config.get("resume") is not None:
+        mistakes.append("resume is for the command line only: a config can't name the run that goes on")
     if folder and not mistakes and (changed := differences(folder, command.config)):
         mistakes = [
             f"resume={shown(str(folder))}: a run goes on with the config that it began with",
             *changed,
         ]
     if mistakes:
-        raise ConfigError(lines(mistakes))
+        raise ConfigError(as_message(mistakes))
     return [*(str(override.input_line) for override in overrides), *words]
 
 
@@ -168,7 +171,7 @@ class _Command:
         if composed is None:
             return found
         self.config = plain(composed)
-        if composed.hydra.sweeper._target_ == BASIC_SWEEPER:
+        if OmegaConf.select(composed, "hydra.sweeper._target_") == BASIC_SWEEPER:
             found += [
                 f"{shown(override.input_line)}: an interval is for a search; here give values, A,B,C"
                 for override in self._overrides
@@ -239,7 +242,7 @@ class _Command:
         if override.is_delete():
             if group in groups() and group != "experiment":
                 meant = f"; did you mean {group}=none?" if "none" in known else ""
-                yield f"~{group} can't be: a run needs its {group}{meant}"
+                yield f"~{group}: {group} is missing, and a run needs it{meant}"
             return
         if override.is_add() and group in groups() and override.package is None:
             yield f"{shown(override.input_line)}: {group} exists already: leave out the plus"
@@ -326,11 +329,16 @@ def _applied(override: Override, config: DictConfig) -> Iterator[str]:
             yield f"{shown(override.input_line)}: {_short(error)}"
 
 
-def _with(config: dict[str, Any], key: Sequence[str], value: object) -> dict[str, Any]:
-    """Return the config with another value at a key; the parts that it doesn't touch are shared."""
+def _with(content: Any, key: Sequence[str], value: object) -> Any:
+    """Return a config with another value at a key; the parts that it doesn't touch are shared."""
+    if not key:
+        return value
     name, *rest = key
-    inner = config.get(name)
-    return {**config, name: _with(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
+    if isinstance(content, list) and name.isdecimal() and int(name) < len(content):
+        at = int(name)
+        return [*content[:at], _with(content[at], rest, value), *content[at + 1 :]]
+    section = content if isinstance(content, dict) else {}
+    return {**section, name: _with(section.get(name), rest, value)}
 
 
 def _several_devices(config: dict[str, Any]) -> Iterator[str]:
@@ -349,5 +357,8 @@ def _several_devices(config: dict[str, Any]) -> Iterator[str]:
 def _short(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{mark.name} is no YAML: {error.problem} in line {mark.line + 1}"
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line if len(line) <= 200 else f"{line[:197]}..."

@@ -158,7 +158,6 @@ RULES: dict[str, Rule] = {
     "data.resident": one_of("auto", "device", "host"),
     "data.seed": whole(0, 2**32 - 1),
     # model
-    "model._target_": filled,
     "model.channels": each(whole(1)),
     "model.kernel_size": _per_stage(whole(1)),
     "model.padding": _per_stage(whole(0)),

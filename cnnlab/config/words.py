@@ -101,7 +101,7 @@ def dotted_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from dotted_keys(value, f"{prefix}{name}.")
 
 
-def lines(mistakes: Iterable[str]) -> str:
+def as_message(mistakes: Iterable[str]) -> str:
     """Return the mistakes, each once and on a line of its own, as the message of an error."""
     return "\n".join(
         "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in mistake)
