@@ -3,6 +3,7 @@
 import inspect
 import logging
 import platform
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,15 +12,16 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.callbacks import Checkpoint as LightningCheckpoint
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import Optimizer
 
 from cnnlab.augment import Compose
-from cnnlab.callbacks import AtomicCheckpointIO, Checkpoint, StopOnSignal
+from cnnlab.callbacks import AtomicCheckpointIO, Checkpoint, Progress, StopOnSignal
 from cnnlab.callbacks.checkpoint import plain
 from cnnlab.classifier import Classifier
 from cnnlab.data import ImageData
@@ -46,6 +48,7 @@ def lab(cfg: DictConfig) -> Lab:
         DataError: The data cannot be used.
         MachineError: The device that was asked for is not there.
     """
+    quieten_lightning()
     check_accelerator(cfg.trainer.accelerator)
     seed_everything(cfg.seed, workers=True, verbose=False)
     images = data(cfg)
@@ -99,7 +102,11 @@ def test(lab: Lab) -> dict[str, float]:
 def data(cfg: DictConfig) -> ImageData:
     """Build the data module, with its augmentation."""
     images = make(cfg, "data")
-    steps = [make(cfg, f"augment.{name}", num_classes=images.num_classes) for name in cfg.augment or {}]
+    steps = [
+        make(cfg, f"augment.{name}", num_classes=images.num_classes)
+        for name, node in (cfg.augment or {}).items()
+        if node is not None
+    ]
     images.augment = Compose(steps) if steps else None
     return images
 
@@ -142,16 +149,23 @@ def optimizer_builder(cfg: DictConfig) -> Callable[[nn.Module], Optimizer]:
 
 def build_trainer(cfg: DictConfig) -> Trainer:
     """Build the Trainer with its callbacks and loggers."""
-    callbacks: list[Callback] = [
-        make(cfg, f"callbacks.{name}") for name, node in (cfg.callbacks or {}).items() if node is not None
-    ]
-    loggers: list[Logger] = [
-        make(cfg, f"logger.{name}") for name, node in (cfg.logger or {}).items() if node is not None
-    ]
+    callbacks = [make(cfg, f"callbacks.{name}") for name, node in (cfg.callbacks or {}).items() if node is not None]
+    loggers = [make(cfg, f"logger.{name}") for name, node in (cfg.logger or {}).items() if node is not None]
+    # The two flags say whether ours are wanted; Lightning's own would come on top of them.
+    if not cfg.trainer.enable_checkpointing:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LightningCheckpoint)]
+    if not cfg.trainer.enable_progress_bar:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, (Progress, ProgressBar))]
     plugins = [AtomicCheckpointIO(), *([cfg.trainer.plugins] if cfg.trainer.plugins else [])]
     try:
         trainer = instantiate(
-            cfg.trainer, callbacks=[*callbacks, StopOnSignal()], logger=loggers or False, plugins=plugins
+            cfg.trainer,
+            # StopOnSignal comes last: the others have recorded the batch by then.
+            callbacks=[*callbacks, StopOnSignal()],
+            logger=loggers or False,
+            plugins=plugins,
+            enable_checkpointing=any(isinstance(callback, LightningCheckpoint) for callback in callbacks),
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         )
     except (InstantiationException, MisconfigurationException) as error:
         cause = error.__cause__ or error
@@ -160,6 +174,16 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     device = trainer.strategy.root_device
     log.info(f"device: {describe_device(device)}" + (why_cpu() if device.type == "cpu" else ""))
     return trainer
+
+
+def quieten_lightning() -> None:
+    """Keep Lightning's advertisements and advice to DataLoader users out of the log."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    # Lightning 2.6's copy of a function of torch's, since torch 2.12; nothing a user could do about it.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # Every step's loss is recorded, however few there are.
+    warnings.filterwarnings("ignore", message=r"The number of training batches \(\d+\) is smaller than the logging")
 
 
 def make(cfg: DictConfig, key: str, without: tuple[str, ...] = (), **offered: Any) -> Any:

@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# Before torch is imported, here and in every process that a test starts: threads of several processes on few cores
+# wait for each other longer than they work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).parent.parent
 
 Train = Callable[..., Path]
@@ -51,12 +55,19 @@ def small(npz: Path) -> list[str]:
 def train(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> Train:
     """Run train.py's main in this process; return the run's folder. Raises SystemExit where train.py would."""
 
-    def run(*overrides: str, folder: Path | None = None) -> Path:
+    def run(*overrides: str, folder: Path | None = None, figures: bool = False) -> Path:
         import train as script
         from cnnlab.config import preflight
 
         folder = folder or tmp_path / "run"
-        arguments = preflight([*small, f"hydra.run.dir='{folder}'", *overrides])
+        given = {line.partition("=")[0] for line in overrides}
+        base = []
+        if "resume" not in given:  # a resumed run brings its own
+            base = [line for line in small if line.partition("=")[0] not in given]
+            base.append(f"hydra.run.dir='{folder}'")
+            if not figures and "callbacks=none" not in overrides:
+                base.append("~callbacks.figures")  # drawing takes longer than all the rest
+        arguments = preflight([*base, *overrides])
         monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments])
         script.main()
         return folder

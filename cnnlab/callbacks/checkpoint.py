@@ -85,7 +85,9 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         score = trainer.callback_metrics.get(self.monitor)
         if score is not None and self._improves(float(score)):
             self.best_score = float(score)
-            self.best_metrics = plain(trainer.callback_metrics)
+            # Those of training are still the last epoch's.
+            metrics = plain(trainer.callback_metrics)
+            self.best_metrics = {name: metrics[name] for name in metrics if name.startswith("val/")}
             self._save(trainer, self.best)
 
     @override

@@ -1,11 +1,13 @@
 """The pictures of a run, as PNG files and on TensorBoard."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
@@ -87,13 +89,12 @@ class Figures(Callback):
     def _save(self, trainer: Trainer, name: str, figure: plots.Figure) -> None:
         folder = Path(trainer.default_root_dir) / "figures"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.png").write_bytes(plots.to_png(figure))
+        png = plots.to_png(figure)
+        (folder / f"{name}.png").write_bytes(png)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                picture = plots.to_array(figure)
-                logger.experiment.add_image(
-                    f"figures/{name}", picture, trainer.global_step, dataformats="HWC"
-                )
+                picture = np.asarray(Image.open(BytesIO(png)).convert("RGB"))
+                logger.experiment.add_image(f"figures/{name}", picture, trainer.global_step, dataformats="HWC")
 
 
 def data_of(trainer: Trainer) -> ImageData | None:

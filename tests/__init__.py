@@ -1,0 +1,1 @@
+"""The tests; one file for each part of `cnnlab`, and those of the whole."""

@@ -1,0 +1,34 @@
+"""Two processes on the CPU."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import read, run_process
+
+
+def losses(folder: Path) -> list[float]:
+    with (folder / "history.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) for name in ("train/loss", "val/loss")]
+
+
+@pytest.mark.parametrize("val_size", [80, 79])
+def test_two_processes_train_as_one_with_the_same_global_batch(
+    small: list[str], tmp_path: Path, val_size: int
+):
+    # No batch norm: each process normalises with its own half of the batch.
+    common = [*small, "model.batch_norm=false", "trainer.accelerator=cpu", f"data.val_size={val_size}"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    single = run_process(*common, "data.batch_size=32", f"hydra.run.dir={one}")
+    assert single.returncode == 0, single.stderr
+    double = run_process(
+        *common, "data.batch_size=16", "trainer.devices=2", "trainer.strategy=ddp", f"hydra.run.dir={two}"
+    )
+    assert double.returncode == 0, double.stderr
+    assert losses(two) == pytest.approx(losses(one), rel=2e-4)
+    assert read(two / "metrics.json")["test/accuracy"] == pytest.approx(
+        read(one / "metrics.json")["test/accuracy"], abs=0.02
+    )
+    assert read(two / "run.json")["status"] == "completed"
+    assert (two / "figures" / "confusion_matrix.png").is_file()

@@ -1,0 +1,49 @@
+"""Every option of every config group is composed, built and run for two batches; every recipe too."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Train, read
+
+CONF = ROOT / "conf"
+OPTIONS = sorted(
+    (group.name, option.stem)
+    for group in CONF.iterdir()
+    if group.is_dir() and group.name not in ("hydra", "experiment")
+    for option in group.glob("*.yaml")
+)
+NEEDS = {"kornia": "kornia", "wandb": "wandb", "mlflow": "mlflow"}
+ALSO = {
+    ("model", "custom"): ["model._target_=tests.test_options.Own", "+model.width=8"],
+    ("logger", "wandb"): ["logger.wandb.offline=true"],
+    ("callbacks", "early_stopping"): ["callbacks=[default,early_stopping]"],
+    ("callbacks", "ema"): ["callbacks=[default,ema]"],
+    ("model", "wide_resnet"): ["model.depth=10", "model.width=1"],
+    ("trainer", "overfit"): ["trainer.max_epochs=2", "trainer.limit_train_batches=null"],
+}
+SHORT = [
+    "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1",
+    "trainer.limit_test_batches=1", "data.eval_batch_size=20",
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit:UserWarning")
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_trains(train: Train, npz: Path, tmp_path: Path, group: str, option: str):
+    if option in NEEDS and importlib.util.find_spec(NEEDS[option]) is None:
+        pytest.skip(f"the extra {NEEDS[option]} is not installed")
+    overrides = [f"{group}={option}", *SHORT]
+    if group == "data":
+        overrides += [f"data.path='{npz}'", "data.val_size=80"]
+    if (group, option) in ALSO:
+        overrides = [
+            line
+            for line in overrides
+            if line.partition("=")[0] not in {key.partition("=")[0] for key in ALSO[group, option]}
+        ]
+        overrides += ALSO[group, option]
+    folder = train(*overrides)
+    assert read(folder / "run.json")["status"] == "completed"
+    assert 0 <= read(folder / "metrics.json")["test/accuracy"] <= 1
