@@ -259,9 +259,7 @@ class Kornia:
         return batch._replace(images=images.contiguous(memory_format=torch.channels_last))
 
 
-def shift_and_mirror(
-    images: Images, shift: Int64[Tensor, "2 batch"] | None, mirror: Bool[Tensor, "batch"]
-) -> Images:
+def shift_and_mirror(images: Images, shift: Int64[Tensor, "2 batch"] | None, mirror: Bool[Tensor, "batch"]) -> Images:
     """Shift each image over its reflection at the borders, mirrored left to right where `mirror` says so.
 
     Each pixel of the result is looked up once, whatever the two ask for.

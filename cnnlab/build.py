@@ -4,9 +4,8 @@ import inspect
 import logging
 import platform
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from hydra.errors import InstantiationException
@@ -21,12 +20,20 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cnnlab.augment import Compose
-from cnnlab.callbacks import AtomicCheckpointIO, Checkpoint, Progress, StopOnSignal
+from cnnlab.callbacks import (
+    AtomicCheckpointIO,
+    Checkpoint,
+    Dashboard,
+    Figures,
+    History,
+    Progress,
+    StopOnSignal,
+)
 from cnnlab.callbacks.checkpoint import plain
 from cnnlab.classifier import Classifier
 from cnnlab.data import ImageData
 from cnnlab.errors import ConfigError, MachineError
-from cnnlab.model import Normalize
+from cnnlab.model import normalised
 from cnnlab.optimizer import parameter_groups
 
 log = logging.getLogger(__name__)
@@ -53,7 +60,7 @@ def lab(cfg: DictConfig) -> Lab:
     seed_everything(cfg.seed, workers=True, verbose=False)
     images = data(cfg)
     network = build_network(cfg, images)
-    trainer = build_trainer(cfg)
+    trainer = build_trainer(cfg, validate=len(images.val_indices) > 0)
     classifier = Classifier(
         network,
         images.num_classes,
@@ -88,15 +95,13 @@ def test(lab: Lab) -> dict[str, float]:
     trainer = lab.trainer
     metrics = plain(trainer.callback_metrics)
     checkpoint = trainer.checkpoint_callback
-    if isinstance(checkpoint, Checkpoint) and checkpoint.best.exists() and not trainer.fast_dev_run:
+    if isinstance(checkpoint, Checkpoint) and checkpoint.best.exists():
         metrics = checkpoint.best_metrics
         trainer.test(lab.classifier, lab.data, ckpt_path=checkpoint.best, verbose=False)
     else:
-        log.warning("no checkpoint was kept: the last state is tested")
+        log.info("no checkpoint was kept: the last state is tested")
         trainer.test(lab.classifier, lab.data, verbose=False)
-    return metrics | {
-        name: value for name, value in plain(trainer.callback_metrics).items() if name not in metrics
-    }
+    return metrics | {name: value for name, value in plain(trainer.callback_metrics).items() if name not in metrics}
 
 
 def data(cfg: DictConfig) -> ImageData:
@@ -118,9 +123,7 @@ def build_network(cfg: DictConfig, images: ImageData) -> nn.Module:
         cfg, "model", without=("channels_last", "compile"),
         in_channels=channels, image_size=(height, width), num_classes=images.num_classes,
     )  # fmt: skip
-    network = nn.Sequential(OrderedDict(normalize=Normalize(images.mean, images.std), body=body))
-    if cfg.model.channels_last:
-        network = network.to(memory_format=torch.channels_last)
+    network = normalised(body, images.mean, images.std, channels_last=cfg.model.channels_last)
     if cfg.model.compile:
         # In place, so that the checkpoint's names stay what they are.
         network.compile()
@@ -129,8 +132,7 @@ def build_network(cfg: DictConfig, images: ImageData) -> nn.Module:
 
 def optimizer_builder(cfg: DictConfig) -> Callable[[nn.Module], Optimizer]:
     """Return what builds the optimizer once the network is on its device."""
-    options = OmegaConf.to_container(cfg.optimizer, resolve=True)
-    assert isinstance(options, dict)
+    options = cast(dict[str, Any], OmegaConf.to_container(cfg.optimizer, resolve=True))
     optimizer = get_class(options.pop("_target_"))
     decay_bias_and_norm = options.pop("decay_bias_and_norm", True)
     if options.get("fused", False) is None:
@@ -147,10 +149,13 @@ def optimizer_builder(cfg: DictConfig) -> Callable[[nn.Module], Optimizer]:
     return build
 
 
-def build_trainer(cfg: DictConfig) -> Trainer:
+def build_trainer(cfg: DictConfig, *, validate: bool = True) -> Trainer:
     """Build the Trainer with its callbacks and loggers."""
     callbacks = [make(cfg, f"callbacks.{name}") for name, node in (cfg.callbacks or {}).items() if node is not None]
     loggers = [make(cfg, f"logger.{name}") for name, node in (cfg.logger or {}).items() if node is not None]
+    if cfg.trainer.fast_dev_run:
+        recording = (LightningCheckpoint, History, Figures, Dashboard)
+        callbacks = [callback for callback in callbacks if not isinstance(callback, recording)]
     # The two flags say whether ours are wanted; Lightning's own would come on top of them.
     if not cfg.trainer.enable_checkpointing:
         callbacks = [callback for callback in callbacks if not isinstance(callback, LightningCheckpoint)]
@@ -164,6 +169,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
             callbacks=[*callbacks, StopOnSignal()],
             logger=loggers or False,
             plugins=plugins,
+            limit_val_batches=cfg.trainer.limit_val_batches if validate else 0,
             enable_checkpointing=any(isinstance(callback, LightningCheckpoint) for callback in callbacks),
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         )
@@ -188,15 +194,12 @@ def quieten_lightning() -> None:
 
 def make(cfg: DictConfig, key: str, without: tuple[str, ...] = (), **offered: Any) -> Any:
     """Instantiate the node at `key`, with those of the offered arguments that its constructor names."""
-    node = OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True)
-    assert isinstance(node, dict)
+    node = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True))
     node = {name: value for name, value in node.items() if name not in without}
     try:
         target = get_class(node["_target_"])
         named = inspect.signature(target).parameters
-        return instantiate(
-            node, **{name: value for name, value in offered.items() if name in named}, _convert_="all"
-        )
+        return instantiate(node, **{name: value for name, value in offered.items() if name in named}, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
         if isinstance(cause, (ConfigError, MachineError)) or type(cause).__module__ == "cnnlab.errors":
@@ -214,11 +217,7 @@ def check_accelerator(name: str) -> None:
     """
     found = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
     found["gpu"] = found["cuda"] or found["mps"]
-    if (
-        name not in found
-        and name not in ("auto", "cpu")
-        and name in AcceleratorRegistry.available_accelerators()
-    ):
+    if name not in found and name not in ("auto", "cpu") and name in AcceleratorRegistry.available_accelerators():
         found[name] = AcceleratorRegistry.get(name).is_available()
     if not found.get(name, True):
         raise MachineError(

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -122,10 +122,8 @@ def evaluation_metrics(num_classes: int, prefix: str, *, full: bool = False) -> 
 
     Top 5 needs more than ten classes to say anything. Loss is the plain cross-entropy, without label smoothing.
     """
-    metrics: dict[str, Metric] = {
-        "accuracy": MulticlassAccuracy(
-            num_classes, average="micro", ignore_index=PADDING, validate_args=False
-        ),
+    metrics: dict[str, Metric | MetricCollection] = {
+        "accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING, validate_args=False),
         "loss": MeanMetric(),
     }
     if num_classes > 10:

@@ -42,9 +42,7 @@ def main(
     context.obj = debug
 
 
-@app.command(
-    cls=_Verbatim, help="Train a network: all that follows goes to train.py (`cnnlab train --help`)."
-)
+@app.command(cls=_Verbatim, help="Train a network: all that follows goes to train.py (`cnnlab train --help`).")
 def train(context: typer.Context) -> None:
     """Run train.py, which stands beside the configs."""
 
@@ -64,9 +62,7 @@ def _train_script() -> Path:
     for folder in (package, package.parent):
         if (folder / "train.py").is_file() and (folder / "conf").is_dir():
             return folder / "train.py"
-    raise MachineError(
-        f"train.py and conf must stand in {package} or {package.parent}. Install cnnlab again."
-    )
+    raise MachineError(f"train.py and conf must stand in {package} or {package.parent}. Install cnnlab again.")
 
 
 def _forwarding(name: str) -> Callable[[typer.Context], None]:

@@ -84,8 +84,7 @@ def worst_mistakes(
         return _message(f"No mistakes in {len(images):,} images.")
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
     titles = [
-        f"✗ {classes[predicted[index]]}\nis {classes[targets[index]]}\n{confidence[index]:.1%} sure"
-        for index in worst
+        f"✗ {classes[predicted[index]]}\nis {classes[targets[index]]}\n{confidence[index]:.1%} sure" for index in worst
     ]
     return _grid(images[worst], titles, columns=8)
 
@@ -115,9 +114,7 @@ def loss_curve(
         label="each iteration" + (f" ({lost:,} not finite)" if lost else ""),
     )
     if window > 1:
-        axes.plot(
-            *_moving_mean(losses, window), color=BLUE, linewidth=1.8, label=f"mean of {window:,} iterations"
-        )
+        axes.plot(*_moving_mean(losses, window), color=BLUE, linewidth=1.8, label=f"mean of {window:,} iterations")
     _from_zero(axes)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     _legend(axes, "upper right")
@@ -234,9 +231,7 @@ def _message(text: str, size: tuple[float, float] = (4, 1)) -> Figure:
     return figure
 
 
-def _grid(
-    images: Images, titles: Sequence[str], columns: int, framed: Bool[np.ndarray, "n"] | None = None
-) -> Figure:
+def _grid(images: Images, titles: Sequence[str], columns: int, framed: Bool[np.ndarray, "n"] | None = None) -> Figure:
     if len(images) == 0:
         return _message("No images.")
     columns = min(columns, len(images))

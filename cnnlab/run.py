@@ -214,9 +214,7 @@ def understood(error: BaseException) -> CnnlabError:
         errno.EPERM,
     ):
         place = f" {error.filename}" if error.filename else ""
-        return MachineError(
-            f"cannot write{place}: {error.strerror}. Free space or choose another hydra.run.dir."
-        )
+        return MachineError(f"cannot write{place}: {error.strerror}. Free space or choose another hydra.run.dir.")
     allocation = any(part in text for part in ("can't allocate memory", "out of memory", "not enough memory"))
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and allocation):
         return MachineError(f"out of memory: try half the data.batch_size. ({text[:200]})")

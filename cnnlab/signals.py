@@ -1,6 +1,7 @@
 """SIGINT and SIGTERM: stop at once, or, while a step is under way, at its end."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,6 +11,7 @@ from cnnlab.errors import Stopped
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _received: int | None = None
+_received_at = 0.0
 _deferring = False
 
 
@@ -33,15 +35,20 @@ def defer(on: bool) -> None:
     _deferring = on
 
 
-def raise_if_received() -> None:
-    """Stop now if a signal came since `defer`."""
-    if _received is not None:
+def received() -> int:
+    """Return the signal that came since `defer`; 0 if none did."""
+    return _received or 0
+
+
+def raise_if_received(grace_seconds: float = 0.0) -> None:
+    """Stop now if a signal came since `defer`, at least so many seconds ago."""
+    if _received is not None and time.monotonic() - _received_at >= grace_seconds:
         raise Stopped(_received)
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
-    global _received
+    global _received, _received_at
     second = _received is not None
-    _received = signum
+    _received, _received_at = signum, time.monotonic()
     if second or not _deferring:
         raise Stopped(signum)

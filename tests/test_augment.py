@@ -28,9 +28,7 @@ MIXING = [Mixup(10), CutMix(10)]
 EVERY = [*GEOMETRIC, *MIXING, Compose([FlipCrop(), Cutout(), Mixup(10), CutMix(10)])]
 
 
-def batch_of(
-    count: int = 64, channels: int = 3, height: int = 16, width: int = 12, float_: bool = False
-) -> Batch:
+def batch_of(count: int = 64, channels: int = 3, height: int = 16, width: int = 12, float_: bool = False) -> Batch:
     random = generator(99)
     images = torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, generator=random)
     images = images.permute(0, 3, 1, 2)
@@ -173,9 +171,7 @@ def test_alternating_flip_draws_other_halves_for_other_seeds():
 
 @pytest.mark.parametrize("size", [1, 4, 7])
 def test_cutout_blanks_one_square_around_a_centre_in_the_image(size: int):
-    batch = batch_of(3000)._replace(
-        images=torch.zeros(3000, 16, 12, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-    )
+    batch = batch_of(3000)._replace(images=torch.zeros(3000, 16, 12, 3, dtype=torch.uint8).permute(0, 3, 1, 2))
     blank = Cutout(size, fill=1.0)(batch, generator(0), 0).images == 255
     assert torch.equal(blank.all(1), blank.any(1))
     rows, columns = blank.any((1, 3)), blank.any((1, 2))
@@ -292,13 +288,9 @@ def test_bad_arguments_are_refused_at_construction(build: Any, text: str):
 
 
 def test_what_does_not_fit_the_images_is_refused():
-    with pytest.raises(
-        ConfigError, match=r"flip_crop\.padding must be below the side of the 16×12 images, got 12"
-    ):
+    with pytest.raises(ConfigError, match=r"flip_crop\.padding must be below the side of the 16×12 images, got 12"):
         FlipCrop(padding=12)(batch_of(), generator(0), 0)
-    with pytest.raises(
-        ConfigError, match=r"cutout\.size must be at most the side of the 16×12 images, got 13"
-    ):
+    with pytest.raises(ConfigError, match=r"cutout\.size must be at most the side of the 16×12 images, got 13"):
         Cutout(size=13)(batch_of(), generator(0), 0)
 
 
@@ -337,9 +329,7 @@ class TestKornia:
         assert any(not torch.equal(seen[0], other) for other in seen[1:])
         assert torch.equal(torch.get_rng_state(), state)
 
-    @pytest.mark.parametrize(
-        "name", ["NoSuchClass", "auto.trivial_augment.torch.hub.load", "auto", "auto.nn.Module"]
-    )
+    @pytest.mark.parametrize("name", ["NoSuchClass", "auto.trivial_augment.torch.hub.load", "auto", "auto.nn.Module"])
     def test_only_kornias_own_classes_can_be_named(self, name: str):
         with pytest.raises(ConfigError, match=r"augment\.kornia\.name"):
             Kornia(name)

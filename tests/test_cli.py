@@ -63,9 +63,7 @@ def npz(tmp_path):
 
 def test_importing_the_command_imports_nothing_heavy():
     heavy = ("torch", "numpy", "pytorch_lightning", "hydra", "omegaconf", "PIL", "requests", "rich.console")
-    assert (
-        python(f"import sys, cnnlab.cli; print([name for name in {heavy} if name in sys.modules])") == "[]\n"
-    )
+    assert python(f"import sys, cnnlab.cli; print([name for name in {heavy} if name in sys.modules])") == "[]\n"
 
 
 def test_data_commands_import_no_torch():
@@ -161,9 +159,7 @@ def test_pictures_are_packed_and_checked_with_two_commands(call, tmp_path):
     assert code == 7
     left_out, error = err.splitlines()
     assert left_out.startswith("cnnlab: left out my pictures/ant/broken.jpg: UnidentifiedImageError")
-    assert error == (
-        "cnnlab: error: 1 of 13 pictures could not be read and are left out; out.npz holds the other 12."
-    )
+    assert error == ("cnnlab: error: 1 of 13 pictures could not be read and are left out; out.npz holds the other 12.")
     assert "2 classes. Train: cnnlab train data=npz data.path=out.npz" in out
     code, out, _ = call("data", "check", "out.npz")
     assert code == 0
@@ -235,9 +231,7 @@ if __name__ == "__main__":
 def installed(request, tmp_path):
     """A copy of the package with a train.py that shows how it was called, and a folder of the user's."""
     root = tmp_path / "installed"
-    shutil.copytree(
-        PACKAGE, root / "cnnlab", ignore=shutil.ignore_patterns("conf", "train.py", "__pycache__")
-    )
+    shutil.copytree(PACKAGE, root / "cnnlab", ignore=shutil.ignore_patterns("conf", "train.py", "__pycache__"))
     beside = root if request.param == "checkout" else root / "cnnlab"
     (beside / "conf").mkdir()
     (beside / "train.py").write_text(TRAIN)

@@ -201,9 +201,7 @@ def test_group_cannot_be_deleted():
 
 
 def test_callback_without_a_class_is_refused():
-    assert mistakes("+callbacks.mine.patience=3") == [
-        "callbacks.mine._target_ is missing, and a run needs it"
-    ]
+    assert mistakes("+callbacks.mine.patience=3") == ["callbacks.mine._target_ is missing, and a run needs it"]
     assert mistakes("schedule._target_=") == ["schedule._target_ must be a text that is not empty, got ''"]
 
 

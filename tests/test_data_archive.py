@@ -210,9 +210,7 @@ def test_zip_directory_that_claims_16_tib_is_refused(npz):
     zipped(npz, {"X_train.npy": member(b"{'descr': '|u1', 'fortran_order': False, 'shape': (1,), }\n")})
     with zipfile.ZipFile(npz, "a") as file:
         for name in ("y_train", "X_test", "y_test"):
-            file.writestr(
-                f"{name}.npy", member(b"{'descr': '|u1', 'fortran_order': False, 'shape': (1,), }\n")
-            )
+            file.writestr(f"{name}.npy", member(b"{'descr': '|u1', 'fortran_order': False, 'shape': (1,), }\n"))
         file.filelist[0].file_size = 2**44
     with pytest.raises(UnsafeError, match="more than the"):
         archive.read(npz)
@@ -386,9 +384,7 @@ def test_interrupted_write_leaves_the_old_file_and_nothing_else(npz, monkeypatch
 def test_full_disk_leaves_the_old_file_and_says_so(npz):
     old = saved(npz).read_bytes()
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (20_000, limit[1])
-    )  # a write beyond it fails; Python ignores SIGXFSZ
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))  # a write beyond it fails; Python ignores SIGXFSZ
     try:
         with pytest.raises(MachineError, match="could not be written: File too large"):
             archive.write(npz, **by_role(arrays(train=3000)))
@@ -432,9 +428,7 @@ for act in (lambda: archive.read("secret.npz"), lambda: archive.write("new.npz",
     saved(tmp_path / "secret.npz").chmod(0o600)
     tmp_path.chmod(0o755)
     environment = os.environ | {"PYTHONPATH": str(Path(archive.__file__).parents[2])}
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert result.stdout.splitlines() == [
         "secret.npz may not be read: Permission denied.",
         "new.npz could not be written: Permission denied.",

@@ -76,9 +76,7 @@ def test_a_state_of_another_epoch_does_not_skip_samples():
 def test_processes_batches_together_are_one_process_batch(world_size: int):
     count, size = 24, 3
     one = stream(count, shuffle=True, batch_size=size * world_size)
-    shares = [
-        stream(count, shuffle=True, batch_size=size, rank=r, world_size=world_size) for r in range(world_size)
-    ]
+    shares = [stream(count, shuffle=True, batch_size=size, rank=r, world_size=world_size) for r in range(world_size)]
     assert {len(share) for share in shares} == {len(one)}
     for whole, *parts in zip(one, *shares, strict=True):
         together = sorted(target for part in parts for target in part.targets.tolist())

@@ -33,8 +33,7 @@ def official(name):
     if name == "cifar10":
         names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
         files = {
-            f"data_batch_{number}.bin": records(pictures(number, 20), np.arange(20) % 10)
-            for number in range(1, 6)
+            f"data_batch_{number}.bin": records(pictures(number, 20), np.arange(20) % 10) for number in range(1, 6)
         }
         # The official list of names ends with an empty line.
         files |= {
@@ -97,9 +96,7 @@ def test_cifar100_archive_gives_the_fine_labels_and_their_names(tmp_path):
 
 def test_more_records_than_are_read_at_once_keep_their_order(tmp_path):
     images = pictures(5, 2500)
-    members = official("cifar100") | {
-        f"{FOLDER['cifar100']}/train.bin": records(images, [0] * 2500, [7] * 2500)
-    }
+    members = official("cifar100") | {f"{FOLDER['cifar100']}/train.bin": records(images, [0] * 2500, [7] * 2500)}
     np.testing.assert_array_equal(convert(tmp_path, "cifar100", tarred(members)).train_images, images)
 
 
@@ -323,9 +320,7 @@ def test_html_page_is_named_and_does_not_cost_the_part(server, npz):
     part(npz).parent.mkdir(parents=True)
     part(npz).write_bytes(genuine[:100_000])
     server.content, server.kind, server.ranges = b"<!DOCTYPE html><title>Log in</title>", "text/html", False
-    with pytest.raises(
-        DataError, match="must be a gzip archive, got text/html that starts with b'<!DOCTYPE html"
-    ):
+    with pytest.raises(DataError, match="must be a gzip archive, got text/html that starts with b'<!DOCTYPE html"):
         fetch(server, npz)
     assert part(npz).read_bytes() == genuine[:100_000]
     server.content, server.kind, server.ranges = genuine, "application/x-gzip", True
@@ -367,12 +362,8 @@ def test_server_that_falls_silent_is_given_up(server, npz, monkeypatch):
 
 
 def test_two_processes_that_need_the_file_download_it_once(server, npz):
-    code = (
-        "import sys; from cnnlab.data import cifar; cifar.fetch('cifar10', sys.argv[1], True, *sys.argv[2:])"
-    )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, npz, server.url, server.md5]) for _ in range(3)
-    ]
+    code = "import sys; from cnnlab.data import cifar; cifar.fetch('cifar10', sys.argv[1], True, *sys.argv[2:])"
+    processes = [subprocess.Popen([sys.executable, "-c", code, npz, server.url, server.md5]) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert len(server.requests) == 1
     assert beside(npz) == ["cifar10.npz"]

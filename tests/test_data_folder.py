@@ -51,9 +51,7 @@ def test_folder_of_classes_is_split_by_class_with_sorted_names(tmp_path):
 
 def test_split_and_order_depend_on_the_seed_alone(tmp_path):
     root = tree(tmp_path / "pictures", ant=10, bee=10)
-    files = [
-        folder.pack(root, tmp_path / f"{seed}{n}.npz", 8, seed=seed).path for seed in (0, 1) for n in (0, 1)
-    ]
+    files = [folder.pack(root, tmp_path / f"{seed}{n}.npz", 8, seed=seed).path for seed in (0, 1) for n in (0, 1)]
     contents = [path.read_bytes() for path in files]
     assert contents[0] == contents[1] != contents[2] == contents[3]
     targets = archive.read(files[0]).train_targets
@@ -96,9 +94,7 @@ def chunk(kind, content):
 def png(width, height):
     """A picture that claims a size and holds no pixels."""
     size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def test_unreadable_pictures_are_named_and_left_out(tmp_path):
@@ -216,9 +212,7 @@ def test_odd_metadata_is_no_reason_to_leave_a_picture_out(tmp_path):
     info = PngImagePlugin.PngInfo()
     info.add_text("comment", "x" * 100)
     picture = Image.new("P", (8, 8))
-    picture.save(
-        root / "ant" / "odd.png", pnginfo=info, transparency=bytes(range(256)), exif=b"Exif\0\0broken"
-    )
+    picture.save(root / "ant" / "odd.png", pnginfo=info, transparency=bytes(range(256)), exif=b"Exif\0\0broken")
     assert folder.pack(root, tmp_path / "out.npz", 8).unreadable == ()
 
 
@@ -228,9 +222,7 @@ def test_what_cannot_be_packed_is_named(tmp_path):
         tmp_path / "nowhere": "must be a folder",
         tree(tmp_path / "one", ant=1): "no class has a picture for the test set",
         tree(tmp_path / "test-only", train_ant=2, test_ant=2, test_bee=2): "lacks: bee",
-        tree(
-            tmp_path / "train-only", train_ant=2, train_bee=2
-        ): "train must hold the pictures of its class directly",
+        tree(tmp_path / "train-only", train_ant=2, train_bee=2): "train must hold the pictures of its class directly",
     }.items():
         with pytest.raises(DataError, match=message):
             folder.pack(root, out)

@@ -98,8 +98,7 @@ def test_every_scene_shows_a_shape_that_stands_out():
     """Two scenes that differ in nothing but the class differ in many pixels, by much."""
     num = 200
     classes = [
-        shapes._scenes(np.full(num, label), np.random.Generator(np.random.PCG64(0))).astype(int)
-        for label in range(10)
+        shapes._scenes(np.full(num, label), np.random.Generator(np.random.PCG64(0))).astype(int) for label in range(10)
     ]
     for first in range(10):
         for second in range(first):
@@ -196,16 +195,12 @@ def test_a_linear_classifier_stays_under_sixty_per_cent(standard):
 @pytest.mark.timeout(900)
 def test_the_articles_network_passes_ninety_per_cent(standard):
     torch.manual_seed(0)
-    mean, std = (
-        torch.tensor(values).view(3, 1, 1) for values in archive.channel_statistics(standard.train_images)
-    )
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in archive.channel_statistics(standard.train_images))
     images, test = (
         torch.from_numpy(part).permute(0, 3, 1, 2) for part in (standard.train_images, standard.test_images)
     )
     targets, test_targets = map(torch.from_numpy, (standard.train_targets, standard.test_targets))
-    network = ConvNet(
-        3, 10, (32, 32), channels=[6, 16], kernel_size=5, batch_norm=[False, True], hidden=[120, 84]
-    )
+    network = ConvNet(3, 10, (32, 32), channels=[6, 16], kernel_size=5, batch_norm=[False, True], hidden=[120, 84])
     optimizer = torch.optim.SGD(network.parameters(), lr=0.2, momentum=0.9, nesterov=True, weight_decay=3e-3)
     batches = [batch for _ in range(8) for batch in torch.randperm(18_000).split(128)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=len(batches) + 1)

@@ -14,9 +14,7 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("val_size", [80, 79])
-def test_two_processes_train_as_one_with_the_same_global_batch(
-    small: list[str], tmp_path: Path, val_size: int
-):
+def test_two_processes_train_as_one_with_the_same_global_batch(small: list[str], tmp_path: Path, val_size: int):
     # No batch norm: each process normalises with its own half of the batch.
     common = [*small, "model.batch_norm=false", "trainer.accelerator=cpu", f"data.val_size={val_size}"]
     one, two = tmp_path / "one", tmp_path / "two"

@@ -239,9 +239,7 @@ def test_residual_networks_refuse_what_they_cannot_build(build: Any):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_normalize_is_value_minus_mean_over_std(channels: int, memory_format: torch.memory_format):
     mean, std = [0.49, 0.48, 0.45][:channels], [0.25, 0.24, 0.26][:channels]
-    images = torch.randint(0, 256, (4, channels, 6, 5), dtype=torch.uint8).contiguous(
-        memory_format=memory_format
-    )
+    images = torch.randint(0, 256, (4, channels, 6, 5), dtype=torch.uint8).contiguous(memory_format=memory_format)
     before = images.clone()
     exact = images.double() / 255
     exact = (exact - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)

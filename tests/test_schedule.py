@@ -29,9 +29,7 @@ def test_constant_keeps_the_rate():
 def test_step_decays_at_each_boundary(total: int):
     schedule = Step(every=0.1, gamma=0.5)
     # In whole numbers: how many tenths of the run lie before the step.
-    assert [schedule(step, total) for step in range(total)] == [
-        0.5 ** (10 * step // total) for step in range(total)
-    ]
+    assert [schedule(step, total) for step in range(total)] == [0.5 ** (10 * step // total) for step in range(total)]
 
 
 def test_multistep_is_the_papers_schedule():
@@ -53,9 +51,7 @@ def test_cosine_is_half_a_cosine():
 
 def test_cosine_warms_up_linearly():
     schedule = Cosine(warmup=0.2, start_factor=0.1)
-    assert [schedule(step, 50) for step in range(11)] == pytest.approx(
-        [0.1 + 0.09 * step for step in range(11)]
-    )
+    assert [schedule(step, 50) for step in range(11)] == pytest.approx([0.1 + 0.09 * step for step in range(11)])
     assert [schedule(10 + step, 50) for step in range(40)] == pytest.approx(
         [(1 + math.cos(math.pi * step / 40)) / 2 for step in range(40)]
     )

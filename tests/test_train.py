@@ -34,13 +34,10 @@ def same(one: object, two: object) -> bool:
     if isinstance(one, torch.Tensor):
         return isinstance(two, torch.Tensor) and torch.equal(one, two)
     if isinstance(one, dict):
-        return (
-            isinstance(two, dict)
-            and one.keys() == two.keys()
-            and all(same(one[key], two[key]) for key in one)
-        )
+        return isinstance(two, dict) and one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
     if isinstance(one, (list, tuple)):
-        return len(one) == len(two) and all(map(same, one, two))  # type: ignore[arg-type]
+        assert isinstance(two, (list, tuple))
+        return len(one) == len(two) and all(same(*pair) for pair in zip(one, two, strict=True))
     return one == two
 
 
@@ -131,9 +128,7 @@ def test_accumulated_steps_record_the_loss_of_the_batch(train: Train):
 
 def test_same_seed_gives_the_same_bits(train: Train, tmp_path: Path):
     one, two, other = (
-        state(train("model.dropout=0.3", "augment=flip_crop", seed, folder=tmp_path / str(index)))[
-            "state_dict"
-        ]
+        state(train("model.dropout=0.3", "augment=flip_crop", seed, folder=tmp_path / str(index)))["state_dict"]
         for index, seed in enumerate(["seed=1", "seed=1", "seed=2"])
     )
     assert same(one, two)
@@ -155,9 +150,7 @@ class StopAt(Callback):
 
 @pytest.mark.parametrize(("signum", "stop"), [(signal.SIGINT, 3), (signal.SIGTERM, 9), (signal.SIGINT, 14)])
 @pytest.mark.parametrize("extra", [[], ["trainer.accumulate_grad_batches=2", "callbacks=[default,ema]"]])
-def test_resumed_run_equals_uninterrupted_run(
-    train: Train, tmp_path: Path, signum: int, stop: int, extra: list[str]
-):
+def test_resumed_run_equals_uninterrupted_run(train: Train, tmp_path: Path, signum: int, stop: int, extra: list[str]):
     stop //= 2 if extra else 1
     options = [
         "model.dropout=0.3", "augment=[flip_crop,cutout]", "schedule=cosine", "trainer.max_epochs=2", *extra,
@@ -186,9 +179,7 @@ def test_resumed_run_equals_uninterrupted_run(
 
 def test_resuming_a_finished_run_says_so_and_changes_nothing(train: Train, caplog: pytest.LogCaptureFixture):
     folder = train()
-    before = {
-        path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"
-    }
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
     train(f"resume='{folder}'")
     assert "is done already" in (folder / "train.log").read_text()
     assert before == {path: path.read_bytes() for path in before}

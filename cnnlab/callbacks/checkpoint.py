@@ -71,11 +71,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        overdue = time.monotonic() - self._saved_at >= self.every_n_seconds
-        # The processes' clocks differ, and saving is a step they take together: the first one's clock decides.
-        if trainer.world_size > 1 and self.every_n_seconds != math.inf:
-            overdue = trainer.strategy.broadcast(overdue)
-        if overdue or trainer.global_step - self._saved_step >= self.every_n_steps:
+        if resumable(trainer, batch_idx) and self._is_due(trainer):
             self._save(trainer, self.last)
 
     @override
@@ -112,6 +108,16 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self.best_score = state_dict["best_score"]
         self.best_metrics = dict(state_dict["best_metrics"])
 
+    def _is_due(self, trainer: Trainer) -> bool:
+        if trainer.global_step - self._saved_step >= self.every_n_steps:
+            return True
+        if trainer.world_size == 1:
+            return time.monotonic() - self._saved_at >= self.every_n_seconds
+        # Processes save together, and their clocks differ: the first one's decides, asked now and then.
+        if self.every_n_seconds == math.inf or trainer.fit_loop.total_batch_idx % 100:
+            return False
+        return trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.every_n_seconds)
+
     def _improves(self, score: float) -> bool:
         if not math.isfinite(score):
             return False
@@ -120,8 +126,6 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         return score > self.best_score if self.mode == "max" else score < self.best_score
 
     def _save(self, trainer: Trainer, path: Path) -> None:
-        if trainer.fast_dev_run:
-            return
         trainer.save_checkpoint(path)
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step
@@ -164,22 +168,32 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"{path}: there is no such checkpoint.") from error
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "was not an allowed global" in str(error):
-            raise UnsafeError(
-                f"{path} holds more than tensors and plain containers and was not loaded."
-            ) from error
+            raise UnsafeError(f"{path} holds more than tensors and plain containers and was not loaded.") from error
         raise CheckpointError(f"{path} is damaged and cannot be loaded.") from error
     except (RuntimeError, EOFError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged and cannot be loaded: {first_line(error)}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise CheckpointError(
-            f"{path} must be a checkpoint that cnnlab or Lightning wrote; it has no state_dict."
-        )
+        raise CheckpointError(f"{path} must be a checkpoint that cnnlab or Lightning wrote; it has no state_dict.")
     return checkpoint
 
 
 def first_line(error: BaseException) -> str:
     """Return the beginning of an error's message."""
     return next(iter(str(error).splitlines()), "")[:200]
+
+
+def resumable(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether a state saved after this training batch can be gone on from to the same bits.
+
+    Gradients that are still being accumulated are in no checkpoint, and Lightning skips the validation that was due
+    after the batch it goes on from.
+    """
+    batches = batch_idx + 1
+    if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or batches % trainer.accumulate_grad_batches:
+        return False
+    if trainer.check_val_every_n_epoch is None:
+        batches = trainer.fit_loop.total_batch_idx + 1
+    return not trainer.enable_validation or batches % (trainer.val_check_batch or math.inf) != 0
 
 
 def plain(metrics: Mapping[str, Any]) -> dict[str, float]:

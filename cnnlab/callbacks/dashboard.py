@@ -54,7 +54,7 @@ class Dashboard(Callback):
 def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
     """Yield the TensorBoard writers of the process that writes."""
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero and not trainer.fast_dev_run:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             yield logger.experiment
 
 

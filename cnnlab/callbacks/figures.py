@@ -15,8 +15,8 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from typing_extensions import override
 
 from cnnlab import plots
-from cnnlab.callbacks.history import History
 from cnnlab.batch import PADDING, Batch
+from cnnlab.callbacks.history import History
 from cnnlab.classifier import Classifier
 from cnnlab.data import ImageData
 
@@ -40,7 +40,7 @@ class Figures(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = data_of(trainer)
-        if data is None or not trainer.is_global_zero or trainer.fast_dev_run:
+        if data is None or not trainer.is_global_zero:
             return
         images = data.train_images[: self.count].cpu().numpy()
         names = [data.classes[target] for target in data.train_targets[: self.count].tolist()]
@@ -53,7 +53,7 @@ class Figures(Callback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         histories = [callback for callback in trainer.callbacks if isinstance(callback, History)]  # type: ignore[attr-defined]
-        if not histories or not trainer.is_global_zero or trainer.fast_dev_run:
+        if not histories or not trainer.is_global_zero:
             return
         history = histories[0]
         if history.losses:
@@ -65,7 +65,7 @@ class Figures(Callback):
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = data_of(trainer)
-        if data is None or trainer.fast_dev_run or not isinstance(pl_module, Classifier):
+        if data is None or not isinstance(pl_module, Classifier):
             return
         logits, targets, indices = gathered(pl_module)
         if not trainer.is_global_zero or not len(targets):
@@ -82,9 +82,7 @@ class Figures(Callback):
         )
         self._save(trainer, "confusion_matrix", plots.confusion_matrix(matrix.numpy(), data.classes))
         confidence = logits.softmax(1).amax(1).numpy()
-        self._save(
-            trainer, "worst_mistakes", plots.worst_mistakes(images, guess, right, confidence, data.classes)
-        )
+        self._save(trainer, "worst_mistakes", plots.worst_mistakes(images, guess, right, confidence, data.classes))
 
     def _save(self, trainer: Trainer, name: str, figure: plots.Figure) -> None:
         folder = Path(trainer.default_root_dir) / "figures"
@@ -119,7 +117,7 @@ def gathered(classifier: Classifier) -> tuple[Tensor, Tensor, Tensor]:
     """Return the last test's logits, targets and indices over all processes, in the order of the split."""
     parts = [torch.cat(part) for part in zip(*classifier.test_outputs, strict=True)]
     if classifier.trainer.world_size > 1:
-        parts = [classifier.all_gather(part).flatten(0, 1) for part in parts]
+        parts = [torch.cat(list(classifier.all_gather(part))) for part in parts]
     logits, targets, indices = (part.cpu() for part in parts)
     real = targets != PADDING
     order = indices[real].argsort()

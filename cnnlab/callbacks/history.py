@@ -101,12 +101,12 @@ class History(Callback):
         pl_module.log_dict(train, logger=False)  # so that an objective or early stopping can be about them
         # An epoch without a validation leaves the last one's metrics standing.
         metrics = trainer.callback_metrics if self._validated else {}
-        val = {name: float(value) for name, value in metrics.items() if name.startswith("val/")}
+        val = {name: float(metrics[name]) for name in metrics if name.startswith("val/")}
         speed = {"train_seconds": self._seconds, "images_per_second": images / self._seconds}
-        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": self._last_lr}
+        row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": self._last_lr}
         row |= {column: (train | val | speed).get(column) for column in COLUMNS[len(row) :]}
         self.rows.append(row)
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.is_global_zero:
             self._write()
             self._log_epoch(train | val | speed)
             log.info(describe(row, trainer.max_epochs))
@@ -165,7 +165,7 @@ class History(Callback):
         """Give the loggers the steps' losses and the learning rate."""
         if not self._trainer.is_global_zero:
             return
-        every = self._trainer.log_every_n_steps
+        every: int = self._trainer.log_every_n_steps  # type: ignore[attr-defined]
         for logger in self._trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 writer = logger.experiment
@@ -204,9 +204,11 @@ def describe(row: Mapping[str, Any], max_epochs: int | None) -> str:
     """Return an epoch's row as a line for the log."""
     of = f"/{max_epochs}" if max_epochs and max_epochs > 0 else ""
     parts = [f"epoch {row['epoch'] + 1}{of}"]
-    for split in ("train", "val"):
-        if row[f"{split}/loss"] is not None:
-            parts.append(f"{split} loss {row[f'{split}/loss']:.4f}, accuracy {row[f'{split}/accuracy']:.4f}")
+    parts += [
+        f"{split} loss {row[f'{split}/loss']:.4f}, accuracy {row[f'{split}/accuracy']:.4f}"
+        for split in ("train", "val")
+        if row[f"{split}/loss"] is not None
+    ]
     parts.append(f"lr {row['lr']:.3g}")
     parts.append(f"{row['train_seconds']:.1f} s, {row['images_per_second']:,.0f} images/s")
     return " | ".join(parts)

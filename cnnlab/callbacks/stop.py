@@ -2,14 +2,24 @@
 
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from cnnlab import signals
+from cnnlab.callbacks.checkpoint import resumable
+from cnnlab.errors import Stopped
 
 
 class StopOnSignal(Callback):
-    """Let the batch under way end before SIGINT or SIGTERM stops the run; a second signal stops it at once."""
+    """Let the batch under way end before SIGINT or SIGTERM stops the run; a second signal stops it at once.
+
+    Args:
+        validation_grace_seconds: How long a validation under way may go on to its end.
+    """
+
+    def __init__(self, validation_grace_seconds: float = 5.0) -> None:
+        self.validation_grace_seconds = validation_grace_seconds
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -19,15 +29,24 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        signals.raise_if_received()
+        if not resumable(trainer, batch_idx):
+            return
+        if trainer.world_size == 1:
+            signals.raise_if_received()
+        # Processes stop behind the same batch, or one would wait for the other's gradients.
+        elif signum := int(trainer.strategy.reduce(torch.tensor(signals.received()), reduce_op="max")):
+            raise Stopped(signum)
 
     @override
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        signals.raise_if_received()
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        # Behind the validation the epoch's state can be saved; a long one isn't worth waiting for.
+        if trainer.world_size == 1:
+            signals.raise_if_received(grace_seconds=self.validation_grace_seconds)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        signals.raise_if_received()
+        if trainer.world_size == 1:
+            signals.raise_if_received()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

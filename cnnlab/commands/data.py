@@ -38,9 +38,7 @@ class _Fit(StrEnum):
 @app.command()
 def fetch(
     name: Annotated[_Name, typer.Argument(help="The data set.")],
-    path: Annotated[
-        Path | None, typer.Argument(help="The npz file to make. [default: data/NAME.npz]")
-    ] = None,
+    path: Annotated[Path | None, typer.Argument(help="The npz file to make. [default: data/NAME.npz]")] = None,
 ) -> None:
     """Download a data set from its authors and write it as an npz file; goes on where it was interrupted."""
     path = path or Path("data") / f"{name.value}.npz"
@@ -56,9 +54,7 @@ def fetch(
 def pack(
     source: Annotated[
         Path,
-        typer.Argument(
-            metavar="FOLDER", help="A folder for each class; or train and test, which hold those."
-        ),
+        typer.Argument(metavar="FOLDER", help="A folder for each class; or train and test, which hold those."),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT.npz", help="The file to write.")],
     size: Annotated[int, typer.Option(help="Height and width of the images, in pixels.")] = 32,
@@ -121,9 +117,7 @@ def _array_table(file: Path) -> Table:
 
 
 def _image_table(data: archive.Archive) -> Table:
-    table = Table(
-        "split", _number("images"), "size", "values", "mean", "sd", title="Images", title_justify="left"
-    )
+    table = Table("split", _number("images"), "size", "values", "mean", "sd", title="Images", title_justify="left")
     height, width, channels = data.image_shape
     for split, images in (("train", data.train_images), ("test", data.test_images)):
         mean, std = archive.channel_statistics(images)
@@ -139,19 +133,10 @@ def _image_table(data: archive.Archive) -> Table:
 
 
 def _class_table(data: archive.Archive) -> Table:
-    table = Table(
-        "label", "class", "train", "train %", "test", "test %", title="Classes", title_justify="left"
-    )
-    counts = [
-        np.bincount(targets, minlength=data.num_classes)
-        for targets in (data.train_targets, data.test_targets)
-    ]
+    table = Table("label", "class", "train", "train %", "test", "test %", title="Classes", title_justify="left")
+    counts = [np.bincount(targets, minlength=data.num_classes) for targets in (data.train_targets, data.test_targets)]
     for label, name in enumerate(data.classes):
-        cells = [
-            cell
-            for count in counts
-            for cell in (str(count[label]), f"{100 * count[label] / count.sum():.1f}")
-        ]
+        cells = [cell for count in counts for cell in (str(count[label]), f"{100 * count[label] / count.sum():.1f}")]
         table.add_row(str(label), escape(name), *cells)
     return table
 

@@ -10,8 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config.rules import RULES, Rule, anything, filled, like
 from cnnlab.config.tree import Key, groups, main_file, options, options_with, values_of
-from cnnlab.config.words import as_message, nearest, nearest_key, shown
-from cnnlab.errors import ConfigError
+from cnnlab.config.words import nearest, nearest_key, refusal, shown
 
 # To the classes of the other groups one may hand further arguments, and choose other classes.
 CLOSED = ("objective", "loss", "data", "trainer")
@@ -30,7 +29,7 @@ def check(config: DictConfig | Mapping[str, Any]) -> None:
         ConfigError: Something is wrong; the message has one line for each mistake.
     """
     if found := mistakes_in(plain(config)):
-        raise ConfigError(as_message(found))
+        raise refusal(*found)
 
 
 def plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,7 @@ from cnnlab.config.checks import CLOSED, get, mistakes_at, mistakes_in, plain, u
 from cnnlab.config.help import help_text
 from cnnlab.config.resume import differences, expand, find
 from cnnlab.config.tree import CONF, ROOT, Key, groups, options
-from cnnlab.config.words import as_message, dotted_keys, nearest, shown
-from cnnlab.errors import ConfigError
+from cnnlab.config.words import dotted_keys, nearest, refusal, shown
 
 MOST_VALUES = 1000  # of one sweep are checked
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -60,11 +59,11 @@ def preflight(argv: Sequence[str]) -> list[str]:
         mistakes.append("resume is for the command line only: a config can't name the run that goes on")
     if folder and not mistakes and (changed := differences(folder, command.config)):
         mistakes = [
-            f"resume={shown(str(folder))}: a run goes on with the config that it began with",
+            f"resume={folder}: a run goes on with the config that it began with",
             *changed,
         ]
     if mistakes:
-        raise ConfigError(as_message(mistakes))
+        raise refusal(*mistakes)
     return [*(str(override.input_line) for override in overrides), *words]
 
 
@@ -72,7 +71,7 @@ def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Read Hydra's flags, which may stand anywhere, and return with them the words that are no overrides."""
 
     def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{message}: a setting is written KEY=VALUE, and --help shows the rest")
+        raise refusal(as_message([f"{message}: a setting is written KEY=VALUE, and --help shows the rest"]))
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
@@ -120,9 +119,7 @@ def _unreadable(line: str, error: Exception) -> str:
         return f"{shown(line)}: a setting is written KEY=VALUE{meant}"
     if called := re.search(r"while evaluating '.*?': ([^\n]*)", str(error)):
         return f"{shown(line)}: {shown(called[1])}"
-    return (
-        f"{shown(line)} can't be read; a value with special characters needs quotes: \"{shown(key)}='...'\""
-    )
+    return f"{shown(line)} can't be read; a value with special characters needs quotes: \"{shown(key)}='...'\""
 
 
 def _sets(override: Override, key: str, value: object = None) -> bool:
@@ -130,15 +127,13 @@ def _sets(override: Override, key: str, value: object = None) -> bool:
 
 
 def _folder_to_resume(overrides: list[Override], multirun: bool) -> Path | None:
-    named = [
-        override.value() for override in overrides if _sets(override, "resume") and not override.is_delete()
-    ]
+    named = [override.value() for override in overrides if _sets(override, "resume") and not override.is_delete()]
     if not named or named[-1] is None:
         return None
     if multirun:
-        raise ConfigError("resume takes a run's folder and goes on with one run at a time: leave out -m")
+        raise refusal("resume takes a run's folder and goes on with one run at a time: leave out -m")
     if not isinstance(named[-1], str) or not named[-1]:
-        raise ConfigError(f"resume must be a run's folder, or `last`, got {shown(named[-1])}")
+        raise refusal(f"resume must be a run's folder, or `last`, got {shown(named[-1])}")
     return find(named[-1])
 
 
@@ -159,7 +154,7 @@ class _Command:
             self._loader = _loader(flags)
             self._files = self._loader._parse_overrides_and_create_caching_repo(self._main, paths)[1]
         except Exception as error:
-            raise ConfigError(_short(error)) from error
+            raise refusal(_short(error)) from error
 
     def mistakes(self) -> list[str]:
         """List what is wrong, a line each, and set `config`: that of the run, or of a sweep's first trial."""
@@ -208,9 +203,7 @@ class _Command:
         line = shown(override.input_line)
         most = MOST_VALUES if self._multirun else 1
         if not self._multirun:
-            found.append(
-                f"{line}: several values need -m; a list is [a,b], a text with commas stands in 'quotes'"
-            )
+            found.append(f"{line}: several values need -m; a list is [a,b], a text with commas stands in 'quotes'")
         if override.is_hydra_override():
             found.append(f"{line}: Hydra's own settings can't be swept")
             return []
@@ -259,26 +252,18 @@ class _Command:
             else:
                 near = nearest(option, known)
             yield f"{group}={shown(option)}: no such option; " + (
-                f"did you mean {group}={near}? ({', '.join(known)})"
-                if near
-                else f"choose from {', '.join(known)}"
+                f"did you mean {group}={near}? ({', '.join(known)})" if near else f"choose from {', '.join(known)}"
             )
 
     def _composed(self, overrides: list[Override]) -> tuple[DictConfig | None, list[str]]:
         """Compose a config as Hydra will, but one override at a time, so that each mistake is found."""
-        early = [
-            override
-            for override in overrides
-            if self._is_choice(override) or _sets(override, "hydra.searchpath")
-        ]
+        early = [override for override in overrides if self._is_choice(override) or _sets(override, "hydra.searchpath")]
         lines = [str(override.input_line) for override in early]
         try:
             config = self._loader.load_configuration(self._main, lines, RunMode.RUN)
         except Exception as error:
             return None, [_short(error)]
-        mistakes = [
-            line for override in overrides if override not in early for line in _applied(override, config)
-        ]
+        mistakes = [line for override in overrides if override not in early for line in _applied(override, config)]
         return config, self._without_spoilt(mistakes) + self._judged(plain(config))
 
     def _judged(self, config: dict[str, Any], key: Key | None = None) -> list[str]:
@@ -298,7 +283,7 @@ def _loader(flags: argparse.Namespace) -> ConfigLoaderImpl:
     if flags.config_dir:
         folder = Path(flags.config_dir).absolute()
         if not folder.is_dir():
-            raise ConfigError(f"--config-dir={shown(flags.config_dir)} is no folder")
+            raise refusal(f"--config-dir={shown(flags.config_dir)} is no folder")
         search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     return ConfigLoaderImpl(search_path)
 
@@ -310,20 +295,14 @@ def _applied(override: Override, config: DictConfig) -> Iterator[str]:
     except Exception as error:
         key, value = override.key_or_group, override.value()
         of_hydra = re.match(r"hydra\b", key) is not None
-        whole = (
-            cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)) if of_hydra else plain(config)
-        )
+        whole = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)) if of_hydra else plain(config)
         known = set(dotted_keys(whole))
         asked = [key, *(dotted_keys(value, f"{key}.") if isinstance(value, Mapping) else ())]
         if override.is_add() and key in known:
             yield f"{key} exists already: leave out the plus"
         elif override.is_delete() and key in known:
             yield f"~{key} is null: there is nothing to delete"
-        elif (
-            missing := []
-            if override.is_add() or override.is_force_add()
-            else [k for k in asked if k not in known]
-        ):
+        elif missing := [] if override.is_add() or override.is_force_add() else [k for k in asked if k not in known]:
             yield unknown(missing[0], whole)
         else:
             yield f"{shown(override.input_line)}: {_short(error)}"

@@ -12,8 +12,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 from cnnlab.config.checks import Unresolved, resolved
 from cnnlab.config.tree import Key
-from cnnlab.config.words import shown
-from cnnlab.errors import ConfigError
+from cnnlab.config.words import refusal, shown
 
 # How far a run goes, where it runs, what it shows: nothing that a step's result depends on.
 MAY_CHANGE = (
@@ -56,17 +55,13 @@ def find(named: str) -> Path:
     if named != "last":
         folder = Path(named).expanduser().absolute()
         if not (folder / ".hydra" / "config.yaml").is_file():
-            raise ConfigError(
-                f"resume={shown(named)} must be a run's folder, but there is no .hydra/config.yaml in it"
-            )
+            raise refusal(f"resume={named} must be a run's folder, but there is no .hydra/config.yaml in it")
         if "${" in str(folder):
-            raise ConfigError(
-                f"resume={shown(named)} must not hold ${{, which Hydra would replace: rename the folder"
-            )
+            raise refusal(f"resume={named} must not hold ${{, which Hydra would replace: rename the folder")
         return folder
     runs = list(_runs(Path("outputs")))
     if not runs:
-        raise ConfigError("resume=last found no run below outputs; give the run's folder")
+        raise refusal("resume=last found no run below outputs; give the run's folder")
     return max(runs, key=_touched).absolute()
 
 
@@ -99,7 +94,7 @@ def expand(folder: Path, given: list[str]) -> list[str]:
     """
     own = _record(folder, "overrides.yaml")
     if not isinstance(own, list) or not all(isinstance(line, str) for line in own):
-        raise ConfigError(f"{folder}/.hydra/overrides.yaml must be a list of overrides: it is damaged")
+        raise refusal(f"{folder}/.hydra/overrides.yaml must be a list of overrides: it is damaged")
     path = QuotedString(str(folder), Quote.single).with_quotes()
     place = [f"resume={path}", f"hydra.run.dir={path}", "hydra.output_subdir=null"]
     return [
@@ -113,9 +108,7 @@ def _is_own(line: str, folder: Path) -> bool:
     try:
         override = OverridesParser.create().parse_override(line)
     except Exception as error:
-        raise ConfigError(
-            f"{folder}/.hydra/overrides.yaml: {shown(line)} can't be read: it is damaged"
-        ) from error
+        raise refusal(f"{folder}/.hydra/overrides.yaml: {shown(line)} can't be read: it is damaged") from error
     places = (override.key_or_group, override.package or "")
     return not any(re.match(r"hydra\b|resume$", place) for place in places)
 
@@ -132,7 +125,7 @@ def differences(folder: Path, config: Mapping[str, Any]) -> list[str]:
     """
     stored = _record(folder, "config.yaml")
     if not isinstance(stored, Mapping):
-        raise ConfigError(f"{folder}/.hydra/config.yaml must be a run's config: it is damaged")
+        raise refusal(f"{folder}/.hydra/config.yaml must be a run's config: it is damaged")
     was, now = _leaves(stored), _leaves(config)
     return [
         f"{key}: was {_described(was, key)}, now {_described(now, key)}"
@@ -176,4 +169,4 @@ def _record(folder: Path, name: str) -> Any:
                 raise yaml.YAMLError("nothing that Hydra writes")
         return yaml.load(text, loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} can't be read: it is damaged ({type(error).__name__})") from error
+        raise refusal(f"{path} can't be read: it is damaged ({type(error).__name__})") from error

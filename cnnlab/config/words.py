@@ -1,9 +1,11 @@
 """Put mistakes into words: values as they are typed, and the name that was probably meant."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
+
+from cnnlab.errors import ConfigError
 
 # What people call a key elsewhere -> its name here.
 SYNONYMS = {
@@ -101,9 +103,11 @@ def dotted_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from dotted_keys(value, f"{prefix}{name}.")
 
 
-def as_message(mistakes: Iterable[str]) -> str:
-    """Return the mistakes, each once and on a line of its own, as the message of an error."""
-    return "\n".join(
-        "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in mistake)
-        for mistake in dict.fromkeys(mistakes)
+def refusal(*mistakes: str) -> ConfigError:
+    """Return the error for mistakes: each once, on a line of its own, in letters that can be printed."""
+    return ConfigError(
+        "\n".join(
+            "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in mistake)
+            for mistake in dict.fromkeys(mistakes)
+        )
     )

@@ -176,9 +176,7 @@ def write(
         "test_targets": test_targets,
     }
     _check_layouts(path, KEYS, {role: Layout(array.dtype, array.shape) for role, array in arrays.items()})
-    _check_targets(
-        path, (KEYS["train_targets"], KEYS["test_targets"]), (train_targets, test_targets), classes
-    )
+    _check_targets(path, (KEYS["train_targets"], KEYS["test_targets"]), (train_targets, test_targets), classes)
     content = {KEYS[role]: array for role, array in arrays.items()}
     if classes is not None:
         content[CLASSES] = np.array(classes, dtype=np.str_)
@@ -224,9 +222,7 @@ class _Member:
         self.info = file.getinfo(f"{name}.npy" if f"{name}.npy" in file.NameToInfo else name)
         if self.info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             # Others take memory by their own header's word before they give a byte.
-            raise DataError(
-                f"{file.filename}: {name} is neither stored nor deflated; write it with numpy.savez."
-            )
+            raise DataError(f"{file.filename}: {name} is neither stored nor deflated; write it with numpy.savez.")
         with file.open(self.info) as stream:
             start = io.BytesIO(stream.read(_HEADER_BYTES))
         try:
@@ -254,9 +250,7 @@ class _Member:
         if max(claimed, self.info.file_size) > max(_DEFLATE_LIMIT * on_disk, _DAMAGE_BYTES):
             raise UnsafeError(f"{claims}, more than the {on_disk:,} bytes on disk can hold.")
         if claimed != self.info.file_size or min(self.layout.shape, default=1) < 0:
-            raise DataError(
-                f"{claims}, but the zip directory says {self.info.file_size:,}: the file is damaged."
-            )
+            raise DataError(f"{claims}, but the zip directory says {self.info.file_size:,}: the file is damaged.")
         if claimed > max(_BOMB_BYTES, _BOMB_RATIO * self.info.compress_size):
             raise UnsafeError(
                 f"{claims} out of {self.info.compress_size:,} compressed ones, as a zip bomb does. "
@@ -292,15 +286,11 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     except CnnlabError:
         raise
     except FileNotFoundError as error:
-        raise DataError(
-            f"{path} does not exist. Check data.path, or make it: `cnnlab data --help`."
-        ) from error
+        raise DataError(f"{path} does not exist. Check data.path, or make it: `cnnlab data --help`.") from error
     except PermissionError as error:
         raise MachineError(f"{path} may not be read: {error.strerror}.") from error
     except MemoryError as error:
-        raise MachineError(
-            f"{path} does not fit into this machine's memory; use fewer or smaller images."
-        ) from error
+        raise MachineError(f"{path} does not fit into this machine's memory; use fewer or smaller images.") from error
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -328,9 +318,7 @@ def _check_directory(path: Path, file: zipfile.ZipFile) -> None:
 def _unreadable(path: Path, error: Exception) -> CnnlabError:
     """Say what a file is that could not be read as an npz."""
     if not path.is_file():
-        return DataError(
-            f"{path} must be an npz file, got a folder or a device. See `cnnlab data pack --help`."
-        )
+        return DataError(f"{path} must be an npz file, got a folder or a device. See `cnnlab data pack --help`.")
     with path.open("rb") as file:
         start = file.read(6)
         file.seek(-min(1, path.stat().st_size), os.SEEK_END)
@@ -341,9 +329,7 @@ def _unreadable(path: Path, error: Exception) -> CnnlabError:
         return DataError(f"{path} is damaged ({error}). Delete it and make or copy it again.")
     # Protocol 2 and above starts with 0x80; older ones with the opcode of a container or an import.
     if start[0] == 0x80 or (start[:1] in b"(]}c" and end == b"."):
-        return UnsafeError(
-            f"{path} is a Python pickle, and loading one runs code. Write an npz with numpy.savez."
-        )
+        return UnsafeError(f"{path} is a Python pickle, and loading one runs code. Write an npz with numpy.savez.")
     hint = "a single npy array" if start == b"\x93NUMPY" else f"a file that starts with {start!r}"
     return DataError(f"{path} must be an npz file (numpy.savez), got {hint}.")
 
@@ -363,8 +349,7 @@ def _check_layouts(path: Path, keys: Mapping[str, str], given: Mapping[str, Layo
     train, test = given["train_images"].shape[1:], given["test_images"].shape[1:]
     if train != test:
         raise DataError(
-            f"{path}: {keys['test_images']} must hold images shaped like {keys['train_images']}, "
-            f"{train}, got {test}."
+            f"{path}: {keys['test_images']} must hold images shaped like {keys['train_images']}, {train}, got {test}."
         )
 
 
@@ -434,9 +419,7 @@ def _check_targets(
     counts = np.bincount(train, minlength=len(classes))
     if missing := [name for name, count in zip(classes, counts, strict=True) if count == 0]:
         shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-        _log.warning(
-            "%s: %d of %d classes have no training image: %s", path, len(missing), len(classes), shown
-        )
+        _log.warning("%s: %d of %d classes have no training image: %s", path, len(missing), len(classes), shown)
     return train, test, classes
 
 

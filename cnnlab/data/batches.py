@@ -63,6 +63,9 @@ class Batches:
         self._offset = 0
         self._resume: dict[str, int] | None = None
 
+    batch_sampler = None
+    """Lightning looks here for what may be shuffled."""
+
     @property
     def sampler(self) -> "Batches":
         """Lightning announces each epoch by calling `set_epoch` on a loader's `sampler`."""
@@ -102,9 +105,7 @@ class Batches:
         all_indices = positions.to(device).split(self.batch_size)
         # Padding shows the first image: any will do, it is left out of every sum.
         all_rows = rows.clamp(min=0).to(device).split(self.batch_size)
-        all_targets = torch.where(rows < 0, PADDING, self.targets[rows.clamp(min=0).to(device)].cpu()).to(
-            device
-        )
+        all_targets = torch.where(rows < 0, PADDING, self.targets[rows.clamp(min=0).to(device)].cpu()).to(device)
         batch_targets = all_targets.split(self.batch_size)
         for number in range(self._offset, len(all_rows)):
             images = self.images.index_select(0, all_rows[number])

@@ -70,9 +70,7 @@ SOURCES: dict[Name, _Source] = {
 }
 
 
-def fetch(
-    name: Name, path: Path | str, progress: bool = True, url: str | None = None, md5: str | None = None
-) -> Path:
+def fetch(name: Name, path: Path | str, progress: bool = True, url: str | None = None, md5: str | None = None) -> Path:
     """Make the data set's npz file, downloading the official archive; does nothing where the file exists.
 
     What arrives is kept in a folder `<path>.download`, so that a later call goes on where an interrupted one
@@ -203,9 +201,7 @@ class _BoundedGzip(gzip.GzipFile):
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= _MAX_READ_BYTES:
-            raise UnsafeError(
-                f"{self.name}: a header claims {size} bytes; the archive is not what it should be."
-            )
+            raise UnsafeError(f"{self.name}: a header claims {size} bytes; the archive is not what it should be.")
         return super().read(size)
 
 
@@ -279,8 +275,7 @@ def _transfer(url: str, part: Path, report: Callable[[int, int | None], None]) -
         if answer.status_code == 416 and sent == f"bytes */{start}":
             return
         if start and (
-            answer.status_code == 416
-            or (answer.status_code == 206 and not sent.startswith(f"bytes {start}-"))
+            answer.status_code == 416 or (answer.status_code == 206 and not sent.startswith(f"bytes {start}-"))
         ):
             part.unlink()  # what is there does not fit to what the server has
             _transfer(url, part, report)

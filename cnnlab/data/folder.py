@@ -100,9 +100,7 @@ def pack(
         ) from error
     reasons = _decode_all([*train, *test], images, fit, progress)
     unreadable = tuple(
-        (picture.path, reason)
-        for picture, reason in zip([*train, *test], reasons, strict=True)
-        if reason is not None
+        (picture.path, reason) for picture, reason in zip([*train, *test], reasons, strict=True) if reason is not None
     )
     train_images, train_targets = _readable(images[: len(train)], train, reasons[: len(train)])
     test_images, test_targets = _readable(images[len(train) :], test, reasons[len(train) :])
@@ -129,11 +127,7 @@ def _listed(
                 f"{folder / 'test'} has classes that {folder / 'train'} lacks: {', '.join(only_test)}. "
                 "Every class needs training pictures."
             )
-        train = [
-            picture
-            for label, name in enumerate(classes)
-            for picture in _pictures(folder / "train" / name, label)
-        ]
+        train = [picture for label, name in enumerate(classes) for picture in _pictures(folder / "train" / name, label)]
         test = [
             picture
             for label, name in enumerate(classes)
@@ -152,9 +146,7 @@ def _listed(
     if not classes:
         raise DataError(f"{folder} must hold a folder of pictures for each class; it holds no folder.")
     if not test:
-        raise DataError(
-            f"{folder}: no class has a picture for the test set; at least one class needs two pictures."
-        )
+        raise DataError(f"{folder}: no class has a picture for the test set; at least one class needs two pictures.")
     # Shuffled, so that the first ten images show more than the first class.
     return tuple(classes), _shuffled(train, random), _shuffled(test, random)
 

@@ -12,8 +12,8 @@ from pytorch_lightning import LightningDataModule
 from torch import Generator, Tensor
 from typing_extensions import override
 
-from cnnlab.data import archive, cifar, shapes
 from cnnlab.batch import Batch, mix_seed
+from cnnlab.data import archive, cifar, shapes
 from cnnlab.data.batches import Batches
 from cnnlab.errors import DataError
 
@@ -72,6 +72,8 @@ class ImageData(LightningDataModule):
         self.seed = seed
         self.resident = resident
         self._generator: Generator | None = None
+        self._train: Batches | None = None
+        self._train_state: dict[str, Any] | None = None
 
         if source in ("cifar10", "cifar100"):
             cifar.fetch(source, self.path)
@@ -106,9 +108,22 @@ class ImageData(LightningDataModule):
 
     @override
     def train_dataloader(self) -> Batches:
-        return self.batches(
-            "train", shuffle=True, seed=self.seed, batch_size=self.batch_size, **self._placement()
-        )
+        options = {"shuffle": True, "seed": self.seed, "batch_size": self.batch_size} | self._placement()
+        self._train = self.batches("train", **options)
+        if self._train_state is not None:
+            self._train.load_state_dict(self._train_state)
+            self._train_state = None
+        return self._train
+
+    # Lightning keeps a loader's state too, but forgets to load it where the number of steps was asked for before the
+    # checkpoint was read, as every schedule by step does.
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._train is None else {"train": self._train.state_dict()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._train_state = state_dict.get("train")
 
     @override
     def val_dataloader(self) -> Batches | list[Batches]:
@@ -136,6 +151,7 @@ class ImageData(LightningDataModule):
 
     @override
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        assert self.trainer is not None
         if self.augment is None or not self.trainer.training:
             return batch
         return self.augmented(batch, self.trainer.current_epoch, self.trainer.fit_loop.total_batch_idx + 1)

@@ -152,9 +152,7 @@ def _coverage(distance: Field) -> Field:
     return np.clip(0.5 - distance, 0, 1)
 
 
-def _paint(
-    image: Float32[np.ndarray, "n 3 height width"], ink: Float32[np.ndarray, "n 3"], opacity: Field
-) -> None:
+def _paint(image: Float32[np.ndarray, "n 3 height width"], ink: Float32[np.ndarray, "n 3"], opacity: Field) -> None:
     """Paint one colour a scene over the images, in place."""
     change = ink[:, :, None, None] - image
     change *= opacity[:, None]
@@ -198,20 +196,14 @@ def _blobs(knots: Float32[np.ndarray, "n knot knot"]) -> Field:
     return rows[:, :, left] + weight * (rows[:, :, left + 1] - rows[:, :, left])
 
 
-def _bar_or_disc(
-    centre: Vectors, turn: Vectors, thickness: Float32[np.ndarray, "n"], is_bar: np.ndarray
-) -> Field:
+def _bar_or_disc(centre: Vectors, turn: Vectors, thickness: Float32[np.ndarray, "n"], is_bar: np.ndarray) -> Field:
     """Return the signed distance to a bar across the scene, or to a small disc, in pixels."""
     x, y = _frame(centre, turn)
     thickness = thickness[:, None, None]
-    return np.where(
-        is_bar[:, None, None], np.abs(x) - (1 + thickness), np.sqrt(x * x + y * y) - (2 + 2.5 * thickness)
-    )
+    return np.where(is_bar[:, None, None], np.abs(x) - (1 + thickness), np.sqrt(x * x + y * y) - (2 + 2.5 * thickness))
 
 
-def _shape(
-    targets: Int64[np.ndarray, "n"], centre: Vectors, radius: Float32[np.ndarray, "n"], turn: Vectors
-) -> Field:
+def _shape(targets: Int64[np.ndarray, "n"], centre: Vectors, radius: Float32[np.ndarray, "n"], turn: Vectors) -> Field:
     """Return the signed distance to the shape of each scene's class, in pixels."""
     radius = radius[:, None, None]
     x, y = _frame(centre, turn)
@@ -274,10 +266,7 @@ def _star(points: int, waist: float) -> Shape:
     angles = [math.pi * corner / points for corner in range(2 * points)]
     radii = [1.0, waist] * points
     return _polygon(
-        *(
-            (radius * math.sin(angle), -radius * math.cos(angle))
-            for radius, angle in zip(radii, angles, strict=True)
-        )
+        *((radius * math.sin(angle), -radius * math.cos(angle)) for radius, angle in zip(radii, angles, strict=True))
     )
 
 

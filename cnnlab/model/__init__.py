@@ -1,7 +1,7 @@
 """Networks: each takes (in_channels, num_classes, own arguments) and turns normalised images into logits."""
 
 from cnnlab.model.convnet import ConvNet
-from cnnlab.model.layers import Normalize
+from cnnlab.model.layers import Normalize, normalised
 from cnnlab.model.resnet import ResNet, WideResNet
 
-__all__ = ["ConvNet", "Normalize", "ResNet", "WideResNet"]
+__all__ = ["ConvNet", "Normalize", "ResNet", "WideResNet", "normalised"]

@@ -107,9 +107,7 @@ class ConvNet(nn.Module):
         self.features = nn.Sequential(features)
         self.head = nn.Sequential(head)
 
-    def forward(
-        self, images: Float[Tensor, "batch channel height width"]
-    ) -> Float[Tensor, "batch num_classes"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch num_classes"]:
         """Return the logits of normalised images."""
         # Flattening copies channels-last memory to channels-first in any case; done before the last
         # normalisation, the copy spares that layer gradients whose memory order differs from its input's.

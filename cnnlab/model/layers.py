@@ -1,5 +1,6 @@
 """Layers that more than one network uses."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,8 @@ class Normalize(nn.Module):
     Args:
         mean: Mean of each channel, on the scale from 0 to 1.
         std: Standard deviation of each channel, likewise.
+        channels_last: Whether images keep the channels-last memory that batches come in; otherwise they are copied
+            into channels-first memory.
 
     Raises:
         DataError: The two differ in length, or a standard deviation is not positive.
@@ -25,7 +28,7 @@ class Normalize(nn.Module):
     mean: Float[Tensor, "channel"]
     std: Float[Tensor, "channel"]
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], channels_last: bool = True) -> None:
         super().__init__()
         if len(mean) != len(std):
             raise DataError(f"data.mean and data.std must be equally long, got {len(mean)} and {len(std)}.")
@@ -34,6 +37,7 @@ class Normalize(nn.Module):
                 f"data.std must be positive in every channel, got {list(std)}; for a channel that "
                 "never changes, give data.mean and data.std."
             )
+        self.channels_last = channels_last
         self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32))
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32))
 
@@ -41,13 +45,31 @@ class Normalize(nn.Module):
         self,
         images: UInt8[Tensor, "batch channel height width"] | Float[Tensor, "batch channel height width"],
     ) -> Float[Tensor, "batch channel height width"]:
-        """Normalise images given as uint8 from 0 to 255 or as floats from 0 to 1; the memory format stays."""
+        """Normalise images given as uint8 from 0 to 255 or as floats from 0 to 1."""
+        if not self.channels_last:
+            images = images.contiguous()
         scale = self.std.reciprocal()
         shift = -self.mean * scale
         if images.dtype == torch.uint8:
             # The conversion made a new tensor, so the rest happens in place.
             return images.to(scale.dtype).mul_(_rows(scale / 255, images)).add_(_rows(shift, images))
         return (images * _rows(scale, images)).add_(_rows(shift, images))
+
+
+def normalised(
+    body: nn.Module, mean: Sequence[float], std: Sequence[float], *, channels_last: bool = True
+) -> nn.Sequential:
+    """Put the normalisation in front of a network, which then takes images as they are.
+
+    Args:
+        body: Takes normalised images, returns logits.
+        mean: Mean of each channel, on the scale from 0 to 1.
+        std: Standard deviation of each channel, likewise.
+        channels_last: Whether images and filters keep each pixel's channels side by side in memory: on most devices
+            that is faster.
+    """
+    network = nn.Sequential(OrderedDict(normalize=Normalize(mean, std, channels_last), body=body))
+    return network.to(memory_format=torch.channels_last) if channels_last else network  # type: ignore[call-overload]
 
 
 def _rows(values: Float[Tensor, "channel"], images: Tensor) -> Float[Tensor, "1 channel 1 width_or_1"]:

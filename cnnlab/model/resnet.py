@@ -63,9 +63,7 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(inputs, num_classes)
         initialise_he(self)
 
-    def forward(
-        self, images: Float[Tensor, "batch channel height width"]
-    ) -> Float[Tensor, "batch num_classes"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch num_classes"]:
         """Return the logits of normalised images."""
         features = self.stages(F.relu(self.norm(self.conv(images)), inplace=True))
         return self.linear(features.mean((2, 3)))
@@ -128,9 +126,7 @@ class WideResNet(nn.Module):
     Source: Zagoruyko & Komodakis 2016, arXiv:1605.07146, table 1 and section 2.4.
     """
 
-    def __init__(
-        self, in_channels: int, num_classes: int, *, depth: int, width: int, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, in_channels: int, num_classes: int, *, depth: int, width: int, dropout: float = 0.0) -> None:
         super().__init__()
         if depth < 10 or depth % 6 != 4:
             raise ConfigError(f"model.depth must be 6n + 4 (10, 16, 22, 28, ...), got {depth}.")
@@ -152,9 +148,7 @@ class WideResNet(nn.Module):
         self.linear = nn.Linear(inputs, num_classes)
         initialise_he(self)
 
-    def forward(
-        self, images: Float[Tensor, "batch channel height width"]
-    ) -> Float[Tensor, "batch num_classes"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch num_classes"]:
         """Return the logits of normalised images."""
         features = F.relu(self.norm(self.stages(self.conv(images))), inplace=True)
         return self.linear(features.mean((2, 3)))

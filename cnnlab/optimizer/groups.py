@@ -7,9 +7,7 @@ from torch import nn
 from cnnlab.errors import ConfigError
 
 
-def parameter_groups(
-    network: nn.Module, weight_decay: float, decay_bias_and_norm: bool = True
-) -> list[dict[str, Any]]:
+def parameter_groups(network: nn.Module, weight_decay: float, decay_bias_and_norm: bool = True) -> list[dict[str, Any]]:
     """Return the trainable parameters as groups for an optimizer, in the network's own order.
 
     Args:

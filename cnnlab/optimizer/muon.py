@@ -110,9 +110,7 @@ def kind_of(parameter: Tensor) -> str:
     return "filter" if parameter.ndim > 2 else "linear" if parameter.ndim == 2 else "bias"
 
 
-def step_filters(
-    group: dict[str, Any], filters: list[Tensor], gradients: list[Any], buffers: list[Tensor]
-) -> None:
+def step_filters(group: dict[str, Any], filters: list[Tensor], gradients: list[Any], buffers: list[Tensor]) -> None:
     """Step each layer's filters in place."""
     same_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for weight, gradient, buffer in zip(filters, gradients, buffers, strict=True):
@@ -130,9 +128,7 @@ def step_filters(
             weight.sub_(update.view_as(weight), alpha=group["lr"])
 
 
-def orthogonalize(
-    matrices: Float[Tensor, "*batch rows columns"], steps: int
-) -> Float[Tensor, "*batch rows columns"]:
+def orthogonalize(matrices: Float[Tensor, "*batch rows columns"], steps: int) -> Float[Tensor, "*batch rows columns"]:
     """Bring all singular values of each matrix near 1, by a quintic Newton-Schulz iteration.
 
     With M / |M| = U·diag(s)·Vᵀ the result is U·diag(p(...p(s)))·Vᵀ where p(s) = a·s + b·s³ + c·s⁵. The
