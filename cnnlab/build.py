@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
@@ -29,10 +29,10 @@ from cnnlab.callbacks import (
     Progress,
     StopOnSignal,
 )
-from cnnlab.callbacks.checkpoint import plain
+from cnnlab.callbacks.checkpoint import first_line, plain
 from cnnlab.classifier import Classifier
 from cnnlab.data import ImageData
-from cnnlab.errors import ConfigError, MachineError
+from cnnlab.errors import CnnlabError, ConfigError, MachineError
 from cnnlab.model import normalised
 from cnnlab.optimizer import parameter_groups
 
@@ -197,16 +197,16 @@ def make(cfg: DictConfig, key: str, without: tuple[str, ...] = (), **offered: An
     node = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True))
     node = {name: value for name, value in node.items() if name not in without}
     try:
-        target = get_class(node["_target_"])
-        named = inspect.signature(target).parameters
+        target = get_object(node["_target_"])
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}._target_={node['_target_']} cannot be imported: {first_line(error)}") from error
+    named = inspect.signature(target).parameters
+    try:
         return instantiate(node, **{name: value for name, value in offered.items() if name in named}, _convert_="all")
     except InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, (ConfigError, MachineError)) or type(cause).__module__ == "cnnlab.errors":
-            raise cause from error
-        raise ConfigError(f"{key}: {' '.join(str(cause).split())}") from error
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}._target_={node.get('_target_')} cannot be imported: {error}") from error
+        if isinstance(error.__cause__, CnnlabError):
+            raise error.__cause__ from error
+        raise ConfigError(f"{key}: {first_line(error.__cause__ or error)}") from error
 
 
 def check_accelerator(name: str) -> None:

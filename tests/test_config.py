@@ -457,6 +457,9 @@ def test_sweep_over_several_devices_is_refused_unless_it_forks(devices):
         (["--config-dir", "/nowhere"], "is no folder"),
         (["--config-name", "other"], "Cannot find primary config 'other'"),
         (["hydra.job.chdir=maybe"], "is not a valid bool"),
+        (["hydra.searchpath=[/nowhere]"], "path=/nowhere is not available"),
+        (["++trainer._target_={_target_: x}"], "trainer._target_ must be a text"),
+        (["-m", "++hydra.sweeper=${hydra:run.dir}", "seed=interval(0,x)"], "seed=interval(0,x): TypeError"),
         (["+data@other=shapes", "data@other=shapes"], "other"),
     ],
 )

@@ -4,7 +4,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from torch import Tensor, nn
+from typing_extensions import override
 
+from cnnlab.data import shapes
 from tests.conftest import ROOT, Train, read
 
 CONF = ROOT / "conf"
@@ -29,14 +32,33 @@ SHORT = [
 ]  # fmt: skip
 
 
+class Own(nn.Module):
+    """A network as a user would write it."""
+
+    def __init__(self, in_channels: int, num_classes: int, width: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, width, 3)
+        self.linear = nn.Linear(width, num_classes)
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(self.conv(images).relu().mean((2, 3)))
+
+
+@pytest.fixture(scope="session")
+def drawn_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shapes.generate(tmp_path_factory.mktemp("data") / "shapes.npz")
+
+
 @pytest.mark.filterwarnings("ignore:You requested to overfit:UserWarning")
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_trains(train: Train, npz: Path, tmp_path: Path, group: str, option: str):
+def test_every_option_trains(train: Train, npz: Path, request: pytest.FixtureRequest, group: str, option: str):
     if option in NEEDS and importlib.util.find_spec(NEEDS[option]) is None:
         pytest.skip(f"the extra {NEEDS[option]} is not installed")
     overrides = [f"{group}={option}", *SHORT]
     if group == "data":
-        overrides += [f"data.path='{npz}'", "data.val_size=80"]
+        path = request.getfixturevalue("drawn_shapes") if option == "shapes" else npz
+        overrides += [f"data.path='{path}'", "data.val_size=80"]
     if (group, option) in ALSO:
         overrides = [
             line

@@ -3,6 +3,7 @@
 import argparse
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -71,7 +72,7 @@ def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Read Hydra's flags, which may stand anywhere, and return with them the words that are no overrides."""
 
     def refuse(message: str) -> NoReturn:
-        raise refusal(as_message([f"{message}: a setting is written KEY=VALUE, and --help shows the rest"]))
+        raise refusal(f"{message}: a setting is written KEY=VALUE, and --help shows the rest")
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
@@ -152,7 +153,8 @@ class _Command:
         paths = [str(override.input_line) for override in overrides if _sets(override, "hydra.searchpath")]
         try:
             self._loader = _loader(flags)
-            self._files = self._loader._parse_overrides_and_create_caching_repo(self._main, paths)[1]
+            with warnings.catch_warnings(action="error", category=UserWarning):  # a search path that isn't there
+                self._files = self._loader._parse_overrides_and_create_caching_repo(self._main, paths)[1]
         except Exception as error:
             raise refusal(_short(error)) from error
 
@@ -166,12 +168,11 @@ class _Command:
         if composed is None:
             return found
         self.config = plain(composed)
-        if OmegaConf.select(composed, "hydra.sweeper._target_") == BASIC_SWEEPER:
-            found += [
-                f"{shown(override.input_line)}: an interval is for a search; here give values, A,B,C"
-                for override in self._overrides
-                if override.is_interval_sweep()
-            ]
+        found += [
+            f"{shown(override.input_line)}: an interval is for a search; here give values, A,B,C"
+            for override in self._overrides
+            if override.is_interval_sweep() and get(_whole(composed), "hydra", "sweeper", "_target_") == BASIC_SWEEPER
+        ]
         for index, values in enumerate(swept):
             for other in values[1:]:
                 if self._is_choice(other):  # one composition for each option, not for each combination
@@ -306,6 +307,10 @@ def _applied(override: Override, config: DictConfig) -> Iterator[str]:
             yield unknown(missing[0], whole)
         else:
             yield f"{shown(override.input_line)}: {_short(error)}"
+
+
+def _whole(config: DictConfig) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
 
 
 def _with(content: Any, key: Sequence[str], value: object) -> Any:

@@ -75,8 +75,8 @@ def values_of(key: Key, config: Mapping[str, Any]) -> Iterator[Any]:
             value = value[part]
             chosen = chosen.get(part) if isinstance(chosen, Mapping) else None
             if isinstance(value, Mapping) and isinstance(chosen, Mapping):
-                targets = {value.get("_target_"), chosen.get("_target_")} - {None, "???"}
-                if len(targets) > 1:
+                target = value.get("_target_")
+                if target not in (None, "???") and chosen.get("_target_") not in (None, target):
                     break
         else:
             yield value
