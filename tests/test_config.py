@@ -80,6 +80,7 @@ def quoted(text: object) -> str:
         ["trainer.profiler={_target_: my.Profiler, depth: 3}"],
         ["data.path='x=1, y [2].npz'", "data.classes=[a,'b c','ü']", "data.mean=[0.5,0.4,0.3]"],
         ["seed=${data.split_seed}", "data.seed=${..seed}"],
+        ["trainer._target_=my.Trainer", "+trainer.mine=1"],
         ["model._target_=my.Network", "+model.anything={a: [1, {b: null}]}"],
         ["+optimizer.maximize=true", "++optimizer.lr=0.5", "~trainer.detect_anomaly"],
         ["+callbacks.mine={_target_: my.Callback, patience: x}", "callbacks=[default,ema]", "logger=none"],
@@ -458,8 +459,8 @@ def test_sweep_over_several_devices_is_refused_unless_it_forks(devices):
         (["--config-name", "other"], "Cannot find primary config 'other'"),
         (["hydra.job.chdir=maybe"], "is not a valid bool"),
         (["hydra.searchpath=[/nowhere]"], "path=/nowhere is not available"),
-        (["++trainer._target_={_target_: x}"], "trainer._target_ must be a text"),
-        (["-m", "++hydra.sweeper=${hydra:run.dir}", "seed=interval(0,x)"], "seed=interval(0,x): TypeError"),
+        (["++trainer._target_={_target_: x}"], "trainer._target_ must be a text that is not empty"),
+        (["-m", "++hydra.sweeper=${hydra:run.dir}", "seed=interval(0,x)"], "str is incompatible"),
         (["+data@other=shapes", "data@other=shapes"], "other"),
     ],
 )

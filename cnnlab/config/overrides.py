@@ -296,7 +296,7 @@ def _applied(override: Override, config: DictConfig) -> Iterator[str]:
     except Exception as error:
         key, value = override.key_or_group, override.value()
         of_hydra = re.match(r"hydra\b", key) is not None
-        whole = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)) if of_hydra else plain(config)
+        whole = _whole(config) if of_hydra else plain(config)
         known = set(dotted_keys(whole))
         asked = [key, *(dotted_keys(value, f"{key}.") if isinstance(value, Mapping) else ())]
         if override.is_add() and key in known:

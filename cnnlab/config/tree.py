@@ -59,7 +59,10 @@ def _samples() -> list[dict[str, Any]]:
             text, content = _read(CONF / group / f"{option}.yaml")
             # A header puts the file elsewhere: an experiment, which changes values and declares none.
             if not text.startswith("# @package"):
-                content.pop("defaults", None)
+                for base in content.pop("defaults", ()):
+                    if base in options(group):  # says which class it is about, where the file itself does not
+                        inherited = _read(CONF / group / f"{base}.yaml")[1]
+                        content = {key: inherited[key] for key in ("_target_",) if key in inherited} | content
                 samples.append({group: content})
     return samples
 
