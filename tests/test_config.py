@@ -81,6 +81,7 @@ def quoted(text: object) -> str:
         ["data.path='x=1, y [2].npz'", "data.classes=[a,'b c','ü']", "data.mean=[0.5,0.4,0.3]"],
         ["seed=${data.split_seed}", "data.seed=${..seed}"],
         ["trainer._target_=my.Trainer", "+trainer.mine=1"],
+        ["callbacks.figures=null", "logger.tensorboard=null"],
         ["model._target_=my.Network", "+model.anything={a: [1, {b: null}]}"],
         ["+optimizer.maximize=true", "++optimizer.lr=0.5", "~trainer.detect_anomaly"],
         ["+callbacks.mine={_target_: my.Callback, patience: x}", "callbacks=[default,ema]", "logger=none"],
@@ -315,6 +316,8 @@ def test_group_of_one_option_takes_no_list():
         ("callbacks.checkpoint.every_n_seconds=0", "must be a number above 0, or null; got 0"),
         ("model.channels=[6,x]", "must be a list of values, each a whole number of at least 1; got [6, x]"),
         ("model=null", "model=null: no such option"),
+        ("+callbacks.mine=5", "callbacks.mine must be a group of keys, or null; got 5"),
+        ("callbacks.figures=5", "callbacks.figures must be a group of keys, or null; got 5"),
         ("trainer.plugins.x=1", "trainer.plugins.x is no key of this config"),
         ("logger.tensorboard.default_hp_metric=maybe", "must be true or false"),  # by the type of its default
         ("resume=5", "resume must be a run's folder"),
@@ -323,7 +326,7 @@ def test_group_of_one_option_takes_no_list():
 def test_wrong_value_is_answered_with_key_rule_and_value(override, line):
     (answer,) = mistakes(override)
     assert line in answer
-    assert answer.startswith(override.partition("=")[0])
+    assert answer.startswith(override.partition("=")[0].strip("+"))
 
 
 def test_all_mistakes_are_reported_together_each_on_its_line():

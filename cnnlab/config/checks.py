@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.config.rules import RULES, Rule, anything, filled, like
+from cnnlab.config.rules import RULES, Rule, anything, filled, like, null, section
 from cnnlab.config.tree import Key, groups, main_file, options, options_with, values_of
 from cnnlab.config.words import nearest, nearest_key, refusal, shown
 
@@ -103,8 +103,6 @@ def resolved(value: Any, key: Key, config: Mapping[str, Any], depth: int = 0) ->
         return [resolved(element, (*key, str(index)), config, depth) for index, element in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:
         return value
-    if value is None and len(key) == 2 and groups().get(key[0]):
-        return None  # one of several options switched off: callbacks.figures=null
     reference = _REFERENCE.fullmatch(value)
     if not reference or reference[2].split(".")[0] == "hydra":
         raise Unresolved
@@ -194,6 +192,8 @@ def _rule(key: Key, config: Mapping[str, Any]) -> Rule:
     """Return the rule of a key: from the table, or else from the types that the conf tree gives to it."""
     if key[-1] == "_target_":
         return filled
+    if len(key) == 2 and key[0] in ("callbacks", "logger"):
+        return section | null  # callbacks.figures=null switches one off
     defaults = list(values_of(key, config))
     if defaults and ".".join(key) in RULES:
         return RULES[".".join(key)]
