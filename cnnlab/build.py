@@ -1,10 +1,12 @@
 """Config to objects: the only place that instantiates."""
 
+import ctypes
 import inspect
 import logging
 import platform
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,9 +17,11 @@ from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
 from pytorch_lightning.callbacks import Checkpoint as LightningCheckpoint
 from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.profilers import Profiler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from cnnlab.augment import Compose
 from cnnlab.callbacks import (
@@ -56,6 +60,7 @@ def lab(cfg: DictConfig) -> Lab:
         MachineError: The device that was asked for is not there.
     """
     quieten_lightning()
+    keep_freed_memory()
     check_accelerator(cfg.trainer.accelerator)
     seed_everything(cfg.seed, workers=True, verbose=False)
     images = data(cfg)
@@ -79,6 +84,22 @@ def lab(cfg: DictConfig) -> Lab:
         logger=False,
     )
     return Lab(images, classifier, trainer)
+
+
+class Unprofiled(Profiler):
+    """Measure nothing, at the least cost: Lightning asks its profiler some forty times a step."""
+
+    _nothing = nullcontext()
+
+    @override
+    def profile(self, action_name: str) -> Any:
+        return self._nothing
+
+    @override
+    def start(self, action_name: str) -> None: ...
+
+    @override
+    def stop(self, action_name: str) -> None: ...
 
 
 def facts(lab: Lab) -> dict[str, Any]:
@@ -169,6 +190,7 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True) -> Trainer:
             callbacks=[*callbacks, StopOnSignal()],
             logger=loggers or False,
             plugins=plugins,
+            profiler=cfg.trainer.profiler or Unprofiled(),
             limit_val_batches=cfg.trainer.limit_val_batches if validate else 0,
             enable_checkpointing=any(isinstance(callback, LightningCheckpoint) for callback in callbacks),
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
@@ -190,6 +212,18 @@ def quieten_lightning() -> None:
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # Every step's loss is recorded, however few there are.
     warnings.filterwarnings("ignore", message=r"The number of training batches \(\d+\) is smaller than the logging")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next step, which else would get it page by page from the system.
+
+    At batch 512 the article's network takes 0.91 to 0.98 of the time (two cores of a Zen 2, three pairs of runs); at
+    batch 64 no difference stands out of the noise. Other C libraries are left alone.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back
+        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: blocks below 1 GiB come from the heap
 
 
 def make(cfg: DictConfig, key: str, without: tuple[str, ...] = (), **offered: Any) -> Any:
