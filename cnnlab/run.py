@@ -1,5 +1,6 @@
 """A run's folder: what is written into it, how it ends, and how it is read back."""
 
+import csv
 import errno
 import importlib.metadata
 import json
@@ -7,6 +8,8 @@ import logging
 import math
 import os
 import platform
+import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -131,7 +134,30 @@ class Run:
             write_json(self.folder / "metrics.json", {**metrics, "objective": value})
         self.record["status"] = "completed"
         self._save()
+        if self.primary:
+            self._summarise(metrics)
         return value
+
+    def _summarise(self, metrics: Mapping[str, float]) -> None:
+        """Show the result, where everything is, and what could come next."""
+        from rich import get_console
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        for split in ("test", "val"):
+            found = {name.removeprefix(f"{split}/"): value for name, value in metrics.items() if name.startswith(split)}
+            if found:
+                table.add_row(split, ", ".join(f"{name} {value:.4f}" for name, value in sorted(found.items())))
+        speed = [float(row["images_per_second"]) for row in read_csv(self.folder / "history.csv")]
+        trained = f", training at {statistics.median(speed):,.0f} images/s" if speed else ""
+        table.add_row("time", f"{self.record['seconds']:.0f} s{trained}")
+        folder = shlex.quote(str(self.folder))
+        table.add_row("folder", str(self.folder))
+        program = "python train.py" if Path("train.py").is_file() else "cnnlab train"
+        table.add_row("next", f"tensorboard --logdir {folder}")
+        table.add_row("", f"{program} resume={folder} trainer.max_epochs=...")
+        console = get_console()
+        console.print(table, highlight=False, width=None if console.is_terminal else 200)
 
     def previous_objective(self) -> float | None:
         """Return the objective that an earlier, completed run measured."""
@@ -251,6 +277,15 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return {}
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return a csv file's rows; none if there is no file."""
+    try:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
