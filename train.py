@@ -26,10 +26,9 @@ def main(cfg: DictConfig) -> float | None:
         from cnnlab import build  # torch and Lightning, not before the config is known to be good
 
         lab = build.lab(cfg)
-        run.describe(**build.facts(lab))
-        lab.trainer.fit(lab.classifier, lab.data, ckpt_path=checkpoint)
-        metrics = build.test(lab)
-        return run.finish(metrics, cfg.objective.metric)
+        run.describe(**lab.facts())
+        lab.fit(checkpoint)
+        return run.finish(lab.test(), cfg.objective.metric)
     return None
 
 

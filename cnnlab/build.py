@@ -1,20 +1,17 @@
 """Config to objects: the only place that instantiates."""
 
-import ctypes
 import inspect
 import logging
-import platform
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer, seed_everything
-from pytorch_lightning.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
 from pytorch_lightning.callbacks import Checkpoint as LightningCheckpoint
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.profilers import Profiler
@@ -37,6 +34,7 @@ from cnnlab.callbacks.checkpoint import first_line, plain
 from cnnlab.classifier import Classifier
 from cnnlab.data import ImageData
 from cnnlab.errors import CnnlabError, ConfigError, MachineError
+from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
 from cnnlab.model import normalised
 from cnnlab.optimizer import parameter_groups
 
@@ -49,6 +47,30 @@ class Lab(NamedTuple):
     data: ImageData
     classifier: Classifier
     trainer: Trainer
+
+    def fit(self, checkpoint: Path | None = None) -> None:
+        """Train, from the beginning or from a checkpoint."""
+        self.trainer.fit(self.classifier, self.data, ckpt_path=checkpoint)
+
+    def test(self) -> dict[str, float]:
+        """Test the best state of the fitted classifier; return its validation and test metrics."""
+        metrics = plain(self.trainer.callback_metrics)
+        checkpoint = self.trainer.checkpoint_callback
+        best = None
+        if isinstance(checkpoint, Checkpoint) and checkpoint.best.exists():
+            metrics, best = checkpoint.best_metrics, checkpoint.best
+        else:
+            log.info("no checkpoint was kept: the last state is tested")
+        self.trainer.test(self.classifier, self.data, ckpt_path=best, verbose=False)
+        return plain(self.trainer.callback_metrics) | metrics
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a run's record says of these objects."""
+        return {
+            "device": describe_device(self.trainer.strategy.root_device),
+            "precision": self.trainer.precision,
+            "num_parameters": sum(parameter.numel() for parameter in self.classifier.parameters()),
+        }
 
 
 def lab(cfg: DictConfig) -> Lab:
@@ -100,29 +122,6 @@ class Unprofiled(Profiler):
 
     @override
     def stop(self, action_name: str) -> None: ...
-
-
-def facts(lab: Lab) -> dict[str, Any]:
-    """Return what a run's record says of the built objects."""
-    return {
-        "device": describe_device(lab.trainer.strategy.root_device),
-        "precision": lab.trainer.precision,
-        "num_parameters": sum(parameter.numel() for parameter in lab.classifier.parameters()),
-    }
-
-
-def test(lab: Lab) -> dict[str, float]:
-    """Test the best state of a fitted classifier; return its validation and test metrics."""
-    trainer = lab.trainer
-    metrics = plain(trainer.callback_metrics)
-    checkpoint = trainer.checkpoint_callback
-    if isinstance(checkpoint, Checkpoint) and checkpoint.best.exists():
-        metrics = checkpoint.best_metrics
-        trainer.test(lab.classifier, lab.data, ckpt_path=checkpoint.best, verbose=False)
-    else:
-        log.info("no checkpoint was kept: the last state is tested")
-        trainer.test(lab.classifier, lab.data, verbose=False)
-    return metrics | {name: value for name, value in plain(trainer.callback_metrics).items() if name not in metrics}
 
 
 def data(cfg: DictConfig) -> ImageData:
@@ -199,8 +198,7 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True) -> Trainer:
         cause = error.__cause__ or error
         text = f"trainer: {' '.join(str(cause).split())}"
         raise (MachineError if "machine only has" in text else ConfigError)(text) from error
-    device = trainer.strategy.root_device
-    log.info(f"device: {describe_device(device)}" + (why_cpu() if device.type == "cpu" else ""))
+    log.info(f"device: {describe_device(trainer.strategy.root_device)}")
     return trainer
 
 
@@ -212,18 +210,6 @@ def quieten_lightning() -> None:
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # Every step's loss is recorded, however few there are.
     warnings.filterwarnings("ignore", message=r"The number of training batches \(\d+\) is smaller than the logging")
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next step, which else would get it page by page from the system.
-
-    At batch 512 the article's network takes 0.91 to 0.98 of the time (two cores of a Zen 2, three pairs of runs); at
-    batch 64 no difference stands out of the noise. Other C libraries are left alone.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back
-        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: blocks below 1 GiB come from the heap
 
 
 def make(cfg: DictConfig, key: str, without: tuple[str, ...] = (), **offered: Any) -> Any:
@@ -241,42 +227,3 @@ def make(cfg: DictConfig, key: str, without: tuple[str, ...] = (), **offered: An
         if isinstance(error.__cause__, CnnlabError):
             raise error.__cause__ from error
         raise ConfigError(f"{key}: {first_line(error.__cause__ or error)}") from error
-
-
-def check_accelerator(name: str) -> None:
-    """Raise unless the machine has an accelerator of this name.
-
-    Raises:
-        MachineError: It has none.
-    """
-    found = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
-    found["gpu"] = found["cuda"] or found["mps"]
-    if name not in found and name not in ("auto", "cpu") and name in AcceleratorRegistry.available_accelerators():
-        found[name] = AcceleratorRegistry.get(name).is_available()
-    if not found.get(name, True):
-        raise MachineError(
-            f"trainer.accelerator={name}: this machine has no such device, PyTorch {torch.__version__} finds only the "
-            f"CPU{why_no_cuda()}. Use trainer.accelerator=auto or cpu."
-        )
-
-
-def describe_device(device: torch.device) -> str:
-    """Return a device's name as people know it."""
-    if device.type == "cuda":
-        facts = torch.cuda.get_device_properties(device)
-        return f"{device}, {facts.name}, {facts.total_memory / 2**30:.0f} GiB"
-    if device.type == "cpu":
-        return f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
-    return str(device)
-
-
-def why_cpu() -> str:
-    """Say why the CPU was taken."""
-    if torch.cuda.is_available() or MPSAccelerator.is_available():
-        return " (as asked; a GPU is there too)"
-    return f" (no GPU was found{why_no_cuda()})"
-
-
-def why_no_cuda() -> str:
-    """Say so where PyTorch itself was built without CUDA."""
-    return "" if torch.version.cuda else "; this PyTorch is built without CUDA"

@@ -16,7 +16,7 @@ ROWS = [
     {"build"},
     {"callbacks"},
     {"classifier", "data"},
-    {"augment", "model", "optimizer", "schedule", "plots", "config", "run"},
+    {"augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine"},
     {"batch", "signals"},
     {"errors"},
 ]

@@ -2,14 +2,18 @@
 
 import warnings
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.jit import TracerWarning
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from typing_extensions import override
 
+from cnnlab.callbacks.checkpoint import Checkpoint, plain
 from cnnlab.callbacks.figures import data_of, first_batch
 
 LAYOUT = {
@@ -22,12 +26,25 @@ LAYOUT = {
     }
 }
 
+# What tells one run from another in the HParams tab.
+SETTINGS = (
+    "seed", "data.path", "data.batch_size", "data.val_size", "data.split_seed", "augment.*", "model.*", "optimizer.*",
+    "schedule.*", "loss.*", "callbacks.ema.*", "callbacks.early_stopping.*", "trainer.max_*", "trainer.precision",
+    "trainer.accumulate_grad_batches", "trainer.gradient_clip_*", "trainer.limit_train_batches",
+)  # fmt: skip
+RESULTS = ".results"  # how the event file ends that holds them
+
 
 class Dashboard(Callback):
     """Arrange TensorBoard for a run: train and validation on one chart, the graph, the run's real results."""
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        config = pl_module.hparams.get("config", {})
+        for logger in trainer.loggers:
+            logger.log_hyperparams(settings(config))
+        if trainer.ckpt_path:
+            return  # a run that goes on has the rest already
         data = data_of(trainer)
         for writer in writers(trainer):
             writer.add_custom_scalars(LAYOUT)
@@ -44,11 +61,25 @@ class Dashboard(Callback):
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        settings = dict(leaves(pl_module.hparams.get("config", {})))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.log_hyperparams(settings, metrics)
+        checkpoint = trainer.checkpoint_callback
+        best = checkpoint.best_metrics if isinstance(checkpoint, Checkpoint) else {}
+        # Not under their own names: there they are a curve's last points.
+        results = {f"best/{name}": value for name, value in best.items() if name.startswith("val/")}
+        results |= plain(trainer.callback_metrics)
+        for writer in writers(trainer):
+            # TensorBoard leaves a file for good when there is a newer one.
+            writer.flush()
+            # It believes the first settings that it reads, so those of an earlier end of the run have to go.
+            for earlier in Path(writer.log_dir).glob(f"*{RESULTS}"):
+                earlier.unlink()
+            with SummaryWriter(writer.log_dir, filename_suffix=RESULTS) as last:
+                for name, value in results.items():
+                    last.add_scalar(name, value, trainer.current_epoch)
+                # Without the list of an experiment's settings and metrics: TensorBoard makes one of all runs' then,
+                # and shows first in which settings they differ; a run's own list would hide the others'.
+                _, start, end = hparams(settings(pl_module.hparams.get("config", {})), {})
+                for summary in (start, end):
+                    last.file_writer.add_summary(summary)
 
 
 def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
@@ -56,6 +87,23 @@ def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             yield logger.experiment
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, str | float]:
+    """Return the values of a config that tell runs apart; a section's class under the section's name."""
+    augment = config.get("augment") or {}
+    found: dict[str, str | float] = {"augment": ", ".join(name for name, node in augment.items() if node) or "none"}
+    for key, value in leaves(config):
+        section, _, name = key.partition(".")
+        if value is None or not any(fnmatchcase(key, pattern) for pattern in SETTINGS):
+            continue
+        if isinstance(value, bool):
+            value = str(value).lower()
+        if name == "_target_":
+            found[section] = value.rpartition(".")[2]
+        elif not name.endswith("._target_"):
+            found[key] = value if isinstance(value, (int, float)) else str(value)
+    return found
 
 
 def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

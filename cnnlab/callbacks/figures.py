@@ -40,7 +40,7 @@ class Figures(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = data_of(trainer)
-        if data is None or not trainer.is_global_zero:
+        if data is None or not trainer.is_global_zero or trainer.ckpt_path:  # a run that goes on has them already
             return
         images = data.train_images[: self.count].cpu().numpy()
         names = [data.classes[target] for target in data.train_targets[: self.count].tolist()]

@@ -203,12 +203,9 @@ class History(Callback):
 def describe(row: Mapping[str, Any], max_epochs: int | None) -> str:
     """Return an epoch's row as a line for the log."""
     of = f"/{max_epochs}" if max_epochs and max_epochs > 0 else ""
-    parts = [f"epoch {row['epoch'] + 1}{of}"]
-    parts += [
-        f"{split} loss {row[f'{split}/loss']:.4f}, accuracy {row[f'{split}/accuracy']:.4f}"
+    parts = [
+        f"{split} loss {row[f'{split}/loss']:.4f}, {row[f'{split}/accuracy']:.1%}"
         for split in ("train", "val")
         if row[f"{split}/loss"] is not None
     ]
-    parts.append(f"lr {row['lr']:.3g}")
-    parts.append(f"{row['train_seconds']:.1f} s, {row['images_per_second']:,.0f} images/s")
-    return " | ".join(parts)
+    return f"epoch {row['epoch'] + 1}{of}: {'; '.join(parts)}; {row['images_per_second']:,.0f} images/s"

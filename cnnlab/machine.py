@@ -1,0 +1,55 @@
+"""The machine under the run: whether it has what is asked for, what it is called, how it hands out memory."""
+
+import ctypes
+import platform
+
+import torch
+from pytorch_lightning.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
+
+from cnnlab.errors import MachineError
+
+
+def check_accelerator(name: str) -> None:
+    """Raise unless the machine has an accelerator of this name.
+
+    Raises:
+        MachineError: It has none.
+    """
+    found = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
+    found["gpu"] = found["cuda"] or found["mps"]
+    if name not in found and name not in ("auto", "cpu") and name in AcceleratorRegistry.available_accelerators():
+        found[name] = AcceleratorRegistry.get(name).is_available()
+    if not found.get(name, True):
+        raise MachineError(
+            f"trainer.accelerator={name}: this machine has no such device, PyTorch {torch.__version__} finds only the "
+            f"CPU{why_no_cuda()}. Use trainer.accelerator=auto or cpu."
+        )
+
+
+def describe_device(device: torch.device) -> str:
+    """Return a device's name as people know it, and for the CPU why it was taken."""
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        return f"{device}, {facts.name}, {facts.total_memory / 2**30:.0f} GiB"
+    if device.type == "cpu":
+        there = torch.cuda.is_available() or MPSAccelerator.is_available()
+        why = "as asked; a GPU is there too" if there else f"no GPU was found{why_no_cuda()}"
+        return f"cpu, {torch.get_num_threads()} threads, {platform.machine()} ({why})"
+    return str(device)
+
+
+def why_no_cuda() -> str:
+    """Say so where PyTorch itself was built without CUDA."""
+    return "" if torch.version.cuda else "; this PyTorch is built without CUDA"
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next step, which else would get it page by page from the system.
+
+    At batch 512 the article's network takes 0.91 to 0.98 of the time (two cores of a Zen 2, three pairs of runs); at
+    batch 64 no difference stands out of the noise. Other C libraries are left alone.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back
+        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: blocks below 1 GiB come from the heap
