@@ -170,7 +170,15 @@ def optimizer_builder(cfg: DictConfig) -> Callable[[nn.Module], Optimizer]:
 
 
 def build_trainer(cfg: DictConfig, *, validate: bool = True) -> Trainer:
-    """Build the Trainer with its callbacks and loggers."""
+    """Build the Trainer with its callbacks and loggers.
+
+    Raises:
+        ConfigError: The flags do not go together.
+        MachineError: Lightning does not find the devices that they name.
+    """
+    if any(kind in str(cfg.trainer.strategy) for kind in ("spawn", "fork", "notebook")):
+        # Their processes' results stay in them: best state, metrics and curves would be lost.
+        raise ConfigError(f"trainer.strategy={cfg.trainer.strategy}: use ddp, which starts train.py once a device.")
     callbacks = [make(cfg, f"callbacks.{name}") for name, node in (cfg.callbacks or {}).items() if node is not None]
     loggers = [make(cfg, f"logger.{name}") for name, node in (cfg.logger or {}).items() if node is not None]
     if cfg.trainer.fast_dev_run:
@@ -208,6 +216,8 @@ def quieten_lightning() -> None:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     # Lightning 2.6's copy of a function of torch's, since torch 2.12; nothing a user could do about it.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # torchmetrics has the processes' values together before they are logged.
+    warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\(.*sync_dist=True")
     # Every step's loss is recorded, however few there are.
     warnings.filterwarnings("ignore", message=r"The number of training batches \(\d+\) is smaller than the logging")
 

@@ -18,7 +18,10 @@ def check_accelerator(name: str) -> None:
     found = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
     found["gpu"] = found["cuda"] or found["mps"]
     if name not in found and name not in ("auto", "cpu") and name in AcceleratorRegistry.available_accelerators():
-        found[name] = AcceleratorRegistry.get(name).is_available()
+        try:
+            found[name] = AcceleratorRegistry.get(name).is_available()
+        except ModuleNotFoundError:  # its own library is not installed
+            found[name] = False
     if not found.get(name, True):
         raise MachineError(
             f"trainer.accelerator={name}: this machine has no such device, PyTorch {torch.__version__} finds only the "

@@ -38,6 +38,8 @@ failed: list[Path] = []
 
 Status = Literal["running", "completed", "failed", "interrupted"]
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
+
 PACKAGES = {
     "torch": "torch", "pytorch_lightning": "pytorch-lightning", "hydra": "hydra-core", "cnnlab": "cnnlab",
 }  # fmt: skip
@@ -184,6 +186,8 @@ class Run:
         if self.debug:
             sys.excepthook(type(error), error, traceback)
         report(known)
+        if type(known) is CnnlabError:
+            print(f"cnnlab: the traceback is in {self.folder / 'train.log'}", file=sys.stderr)
         if self.exit_on_error:
             sys.exit(known.exit_code)
         failed.append(self.folder)
@@ -198,13 +202,15 @@ class Run:
 @contextmanager
 def command_line() -> Iterator[None]:
     """Around a command line's work: report an error that came before any run, or runs of a sweep that failed."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print a traceback of its own, and exit with 1
     try:
         yield
         if failed:
             raise PartialError(f"{len(failed)} of the sweep's runs failed: {', '.join(map(str, failed))}")
-    except CnnlabError as error:
-        report(error)
-        sys.exit(error.exit_code)
+    except Exception as error:
+        known = understood(error)
+        report(known)
+        sys.exit(known.exit_code)
 
 
 class ConsoleHandler(logging.StreamHandler):
@@ -232,21 +238,17 @@ def understood(error: BaseException) -> CnnlabError:
     if isinstance(error, CnnlabError):
         return error
     text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EACCES,
-        errno.EROFS,
-        errno.EPERM,
-    ):
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
         place = f" {error.filename}" if error.filename else ""
-        return MachineError(f"cannot write{place}: {error.strerror}. Free space or choose another hydra.run.dir.")
+        return MachineError(f"cannot write{place}: {error.strerror}. Free space, or choose another hydra.run.dir.")
     allocation = any(part in text for part in ("can't allocate memory", "out of memory", "not enough memory"))
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and allocation):
         return MachineError(f"out of memory: try half the data.batch_size. ({text[:200]})")
-    if type(error).__name__ == "MisconfigurationException":
+    if type(error).__name__ == "MisconfigurationException" or text.startswith("Early stopping conditioned on"):
         return ConfigError(text)
-    return CnnlabError(f"unexpected {type(error).__name__}: {text[:500]}. The traceback is in train.log.")
+    if text.startswith("Error(s) in loading state_dict"):
+        return CheckpointError(f"the checkpoint is another network's: {text[:300]}")
+    return CnnlabError(f"unexpected {type(error).__name__}: {text[:500]}")
 
 
 def versions() -> dict[str, str]:

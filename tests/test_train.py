@@ -264,3 +264,27 @@ def test_a_sweep_goes_on_after_a_failed_run_and_ends_with_7(small: list[str], tm
         "failed",
         "completed",
     ]
+
+
+@pytest.mark.parametrize(
+    ("override", "code"),
+    [
+        ("trainer.accelerator=gpu", 5),
+        ("trainer.accelerator=tpu", 5),
+        ("trainer.strategy=ddp_spawn", 2),
+        ("data.mean=[0.5]", 3),
+        ("data.classes=[a,b]", 3),
+        ("+optimizer.speed=3", 2),
+        ("+model.wings=2", 2),
+        ("hydra.run.dir=/dev/null/run", 5),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the first row is about a machine without a GPU")
+def test_what_cannot_be_built_ends_with_its_exit_code_and_no_traceback(
+    small: list[str], tmp_path: Path, override: str, code: int
+):
+    extra = ["data.std=[0.5]"] if "mean" in override else []
+    run = run_process(*small, override, *extra, cwd=tmp_path)
+    assert run.returncode == code, run.stderr
+    assert run.stderr.startswith("cnnlab: error: ")
+    assert len(run.stderr.splitlines()) <= 2

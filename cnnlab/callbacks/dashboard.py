@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch.jit import TracerWarning
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -15,6 +14,7 @@ from typing_extensions import override
 
 from cnnlab.callbacks.checkpoint import Checkpoint, plain
 from cnnlab.callbacks.figures import data_of, first_batch
+from cnnlab.callbacks.history import writers
 
 LAYOUT = {
     "Training": {
@@ -48,7 +48,8 @@ class Dashboard(Callback):
         data = data_of(trainer)
         for writer in writers(trainer):
             writer.add_custom_scalars(LAYOUT)
-            if data is not None:
+            # A compiled network can't be traced.
+            if data is not None and not config.get("model", {}).get("compile"):
                 images = first_batch(data).images[:1].to(pl_module.device)
                 with warnings.catch_warnings():
                     # Tracing fixes sizes that are decided in Python; the graph is only looked at.
@@ -80,13 +81,6 @@ class Dashboard(Callback):
                 _, start, end = hparams(settings(pl_module.hparams.get("config", {})), {})
                 for summary in (start, end):
                     last.file_writer.add_summary(summary)
-
-
-def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
-    """Yield the TensorBoard writers of the process that writes."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-            yield logger.experiment
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, str | float]:

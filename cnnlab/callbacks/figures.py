@@ -9,14 +9,13 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from typing_extensions import override
 
 from cnnlab import plots
 from cnnlab.batch import PADDING, Batch
-from cnnlab.callbacks.history import History
+from cnnlab.callbacks.history import History, writers
 from cnnlab.classifier import Classifier
 from cnnlab.data import ImageData
 
@@ -89,10 +88,9 @@ class Figures(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         png = plots.to_png(figure)
         (folder / f"{name}.png").write_bytes(png)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                picture = np.asarray(Image.open(BytesIO(png)).convert("RGB"))
-                logger.experiment.add_image(f"figures/{name}", picture, trainer.global_step, dataformats="HWC")
+        for writer in writers(trainer):
+            picture = np.asarray(Image.open(BytesIO(png)).convert("RGB"))
+            writer.add_image(f"figures/{name}", picture, trainer.global_step, dataformats="HWC")
 
 
 def data_of(trainer: Trainer) -> ImageData | None:

@@ -5,14 +5,16 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from cnnlab.batch import Batch
@@ -61,6 +63,8 @@ class History(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._group = trainer.optimizers[0].param_groups[0]
         self._lr = self._group["lr"]
+        if self.losses:
+            self._hide_what_comes_again()
         self._clock = time.perf_counter()
 
     @override
@@ -115,6 +119,9 @@ class History(Callback):
     def state_dict(self) -> dict[str, Any]:
         self._flush()
         self._pause()
+        # A run that is killed goes on behind these steps: nobody would write them again.
+        for writer in writers(self._trainer):
+            writer.flush()
         return {
             "losses": torch.tensor(self.losses),
             "rows": self.rows,
@@ -161,6 +168,13 @@ class History(Callback):
                     "optimizer.lr, a warm-up (schedule=cosine) or trainer.gradient_clip_val=1."
                 )
 
+    def _hide_what_comes_again(self) -> None:
+        """Tell TensorBoard to forget the steps that a killed run had recorded after its last checkpoint."""
+        step = len(self.losses)
+        for writer in writers(self._trainer):
+            start = Event(step=step, session_log=SessionLog(status=SessionLog.START))
+            writer.file_writer.add_event(start)  # type: ignore[attr-defined]
+
     def _log_steps(self, first: int, losses: list[float], lr: float) -> None:
         """Give the loggers the steps' losses and the learning rate."""
         if not self._trainer.is_global_zero:
@@ -198,6 +212,13 @@ class History(Callback):
             writer.writeheader()
             writer.writerows(self.rows)
         beside.replace(self.path)
+
+
+def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
+    """Yield the TensorBoard writers of the process that writes."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            yield logger.experiment
 
 
 def describe(row: Mapping[str, Any], max_epochs: int | None) -> str:

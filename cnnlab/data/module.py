@@ -84,6 +84,11 @@ class ImageData(LightningDataModule):
         self.num_classes = data.num_classes
         self.image_shape = data.image_shape
         self.mean, self.std = (mean, std) if mean and std else archive.channel_statistics(data.train_images)
+        if not len(self.mean) == len(self.std) == self.image_shape[2]:
+            raise DataError(
+                f"data.mean and data.std must have one value for each of the {self.image_shape[2]} channels, "
+                f"got {len(self.mean)} and {len(self.std)}."
+            )
         self.train_images = torch.from_numpy(data.train_images)
         self.train_targets = torch.from_numpy(data.train_targets)
         self.test_images = torch.from_numpy(data.test_images)
