@@ -1,12 +1,16 @@
 """Every option of every config group is composed, built and run for two batches; every recipe too."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
 from torch import Tensor, nn
 from typing_extensions import override
 
+import train as script
+from cnnlab import run
+from cnnlab.config import preflight
 from cnnlab.data import shapes
 from tests.conftest import ROOT, Train, read
 
@@ -69,3 +73,20 @@ def test_every_option_trains(train: Train, npz: Path, request: pytest.FixtureReq
     folder = train(*overrides)
     assert read(folder / "run.json")["status"] == "completed"
     assert 0 <= read(folder / "metrics.json")["test/accuracy"] <= 1
+
+
+def test_every_recipe_trains_in_one_sweep(
+    npz: Path, drawn_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "cifar10.npz").symlink_to(npz)
+    (tmp_path / "data" / "shapes.npz").symlink_to(drawn_shapes)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["-m", "experiment=glob(*)", "data.val_size=80", "~callbacks.figures", *SHORT]
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *preflight(arguments)])
+    run.failed.clear()
+    script.main()
+    assert not run.failed
+    recipes = list((CONF / "experiment").glob("*.yaml"))
+    finished = [read(path)["status"] for path in tmp_path.glob("outputs/sweeps/*/*/*/run.json")]
+    assert finished == ["completed"] * len(recipes)

@@ -1,0 +1,106 @@
+"""Every command in the README is one that works, and its Python runs."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnlab.config import preflight
+from cnnlab.data import shapes
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+COMMANDS = [
+    part.strip()
+    for block in blocks("bash")
+    for line in block.splitlines()
+    for part in line.partition("  #")[0].split("&&")
+    if part.strip()
+]
+# Run by others: `.ci/run` installs and tests as the README says, and tests/test_dashboard.py starts TensorBoard.
+ELSEWHERE = {
+    "pip install -e .", "pip install -e '.[test]'", "pytest", "tensorboard --logdir outputs", "pre-commit install",
+    "bash .ci/run",
+}  # fmt: skip
+SHORT = ["trainer.fast_dev_run=1", "data.val_size=80", "data.batch_size=32"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, npz: Path) -> Path:
+    """A folder with what the README's commands name: data files, pictures, a network of the user's own."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "data").mkdir()
+    for name in ("data/cifar10.npz", "mine.npz"):
+        shutil.copy(npz, folder / name)
+    shapes.generate(folder / "data" / "shapes.npz")
+    random = np.random.Generator(np.random.PCG64(0))
+    for label in ("cats", "dogs"):
+        (folder / "photos" / label).mkdir(parents=True)
+        for number in range(100):
+            pixels = random.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / label / f"{number}.png")
+    (own,) = [block for block in blocks("python") if "class MyNet" in block]
+    (folder / "mynet.py").write_text(own)
+    return folder
+
+
+def test_every_command_is_known():
+    assert len(COMMANDS) > 15
+    for command in COMMANDS:
+        assert command in ELSEWHERE or re.match(r"python train\.py|cnnlab (train|data) ", command), command
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ELSEWHERE])
+def test_command_works(command: str, home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(home)
+    program, *words = shlex.split(command)
+    if program == "cnnlab" and words[0] == "data":
+        if words[1] == "fetch":
+            words.append("--help")  # the download itself is tested on a server of its own
+        code = "import sys; from cnnlab.cli import app; sys.argv[0] = 'cnnlab'; app()"
+        ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+        assert ended.returncode == 0, ended.stderr
+        return
+    arguments = words[1:]
+    if "--help" in arguments or any("=gpu" in word for word in arguments):
+        with pytest.raises(SystemExit) if "--help" in arguments else monkeypatch.context():
+            preflight(arguments)
+        return
+    if any("FOLDER" in word for word in arguments):
+        (newest,) = sorted((home / "outputs").glob("*/*/run.json"))[-1:]
+        arguments = [word.replace("FOLDER", str(newest.parent)) for word in arguments]
+    given = {word.partition("=")[0] for word in arguments}
+    if "resume" not in given:
+        arguments += SHORT
+    monkeypatch.syspath_prepend(home)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *preflight(arguments)])
+    import train as script
+    from cnnlab import run
+
+    run.failed.clear()
+    script.main()
+    assert not run.failed
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_python_example_trains(home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(home)
+    (example,) = [block for block in blocks("python") if "Trainer(" in block]
+    example = example.replace("batch_size=128", "batch_size=32, val_size=80").replace(
+        "max_epochs=3", "fast_dev_run=True"
+    )
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["classifier"].trainer.global_step == 1
