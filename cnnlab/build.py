@@ -8,7 +8,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer, seed_everything
@@ -206,6 +208,9 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True) -> Trainer:
         cause = error.__cause__ or error
         text = f"trainer: {' '.join(str(cause).split())}"
         raise (MachineError if "machine only has" in text else ConfigError)(text) from error
+    if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        # The other processes would be started with the sweep's command line, not with this run's.
+        raise ConfigError("-m runs on one device at a time so far: give trainer.devices=1, or one run without -m.")
     log.info(f"device: {describe_device(trainer.strategy.root_device)}")
     return trainer
 

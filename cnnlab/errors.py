@@ -52,11 +52,17 @@ class UnsafeError(CnnlabError, ValueError):
 
 
 class Stopped(BaseException):
-    """A signal asked the run to stop. No `Exception`, so that no library takes it for a failure and goes on."""
+    """A signal asked the run to stop. No `Exception`, so that no library takes it for a failure and goes on.
 
-    def __init__(self, signum: int) -> None:
+    Args:
+        signum: The signal.
+        between_steps: Whether the run stands between two training steps, so that its state can be saved.
+    """
+
+    def __init__(self, signum: int, *, between_steps: bool = False) -> None:
         super().__init__(signum)
         self.signum = signum
+        self.between_steps = between_steps
 
     @property
     def exit_code(self) -> int:

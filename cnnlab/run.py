@@ -143,6 +143,7 @@ class Run:
     def _summarise(self, metrics: Mapping[str, float]) -> None:
         """Show the result, where everything is, and what could come next."""
         from rich import get_console
+        from rich.console import Console
         from rich.table import Table
 
         table = Table.grid(padding=(0, 2))
@@ -153,13 +154,14 @@ class Run:
         speed = [float(row["images_per_second"]) for row in read_csv(self.folder / "history.csv")]
         trained = f", training at {statistics.median(speed):,.0f} images/s" if speed else ""
         table.add_row("time", f"{self.record['seconds']:.0f} s{trained}")
-        folder = shlex.quote(str(self.folder))
         table.add_row("folder", str(self.folder))
+        # Folders are long: lines that a narrow terminal wraps are still one line to whoever copies them.
+        console = get_console() if get_console().is_terminal else Console(width=200)
+        console.print(table, highlight=False)
+        folder = shlex.quote(str(self.folder))
         program = "python train.py" if Path("train.py").is_file() else "cnnlab train"
-        table.add_row("next", f"tensorboard --logdir {folder}")
-        table.add_row("", f"{program} resume={folder} trainer.max_epochs=...")
-        console = get_console()
-        console.print(table, highlight=False, width=None if console.is_terminal else 200)
+        for command in (f"tensorboard --logdir {folder}", f"{program} resume={folder} trainer.max_epochs=..."):
+            console.print(f"next    {command}", highlight=False, soft_wrap=True, markup=False)
 
     def previous_objective(self) -> float | None:
         """Return the objective that an earlier, completed run measured."""

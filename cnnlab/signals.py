@@ -13,17 +13,19 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _received: int | None = None
 _received_at = 0.0
 _deferring = False
+_handling = False
 
 
 @contextmanager
 def handled() -> Iterator[None]:
     """Turn the signals into `Stopped` within the block."""
-    global _received
-    _received = None
+    global _received, _handling
+    _received, _handling = None, True
     before = {signum: signal.signal(signum, _on_signal) for signum in SIGNALS}
     try:
         yield
     finally:
+        _handling = False
         defer(False)
         for signum, handler in before.items():
             signal.signal(signum, handler)
@@ -33,6 +35,10 @@ def defer(on: bool) -> None:
     """While on, the first signal is only noted: who turned it on calls `raise_if_received` at safe points."""
     global _deferring
     _deferring = on
+    if _handling:
+        # Lightning puts a handler of its own before ours, and ends a run at its next convenience with exit code 0.
+        for signum in SIGNALS:
+            signal.signal(signum, _on_signal)
 
 
 def received() -> int:
@@ -40,10 +46,10 @@ def received() -> int:
     return _received or 0
 
 
-def raise_if_received(grace_seconds: float = 0.0) -> None:
+def raise_if_received(*, between_steps: bool = False, grace_seconds: float = 0.0) -> None:
     """Stop now if a signal came since `defer`, at least so many seconds ago."""
     if _received is not None and time.monotonic() - _received_at >= grace_seconds:
-        raise Stopped(_received)
+        raise Stopped(_received, between_steps=between_steps)
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:

@@ -95,8 +95,8 @@ class Checkpoint(lightning_callbacks.Checkpoint):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # Inside a validation the weights may be a moving average's: the state before it is the one to go on from.
-        if isinstance(exception, Stopped) and trainer.state.fn == "fit" and trainer.training:
+        # Elsewhere a step is half done, or a validation has a moving average's weights in place of the network's.
+        if isinstance(exception, Stopped) and exception.between_steps:
             self._save(trainer, self.last)
 
     @override

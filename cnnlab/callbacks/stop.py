@@ -32,21 +32,16 @@ class StopOnSignal(Callback):
         if not resumable(trainer, batch_idx):
             return
         if trainer.world_size == 1:
-            signals.raise_if_received()
+            signals.raise_if_received(between_steps=True)
         # Processes stop behind the same batch, or one would wait for the other's gradients.
         elif signum := int(trainer.strategy.reduce(torch.tensor(signals.received()), reduce_op="max")):
-            raise Stopped(signum)
+            raise Stopped(signum, between_steps=True)
 
     @override
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        # Behind the validation the epoch's state can be saved; a long one isn't worth waiting for.
+        # Behind the validation the epoch's state is saved; a long one isn't worth waiting for.
         if trainer.world_size == 1:
             signals.raise_if_received(grace_seconds=self.validation_grace_seconds)
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size == 1:
-            signals.raise_if_received()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
