@@ -3,7 +3,7 @@
 From Python, without a config:
 
     from pytorch_lightning import Trainer
-    from cnnlab import Classifier, ConvNet, ImageData, network
+    from cnnlab import Classifier, ConvNet, ImageData, normalised
 """
 
 from importlib import import_module

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import get_class, get_object, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Checkpoint as LightningCheckpoint
@@ -155,7 +155,7 @@ def build_network(cfg: DictConfig, images: ImageData) -> nn.Module:
 def optimizer_builder(cfg: DictConfig) -> Callable[[nn.Module], Optimizer]:
     """Return what builds the optimizer once the network is on its device."""
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.optimizer, resolve=True))
-    optimizer = get_class(options.pop("_target_"))
+    optimizer = located("optimizer", options.pop("_target_"))
     decay_bias_and_norm = options.pop("decay_bias_and_norm", True)
     if options.get("fused", False) is None:
         # A fused optimizer unscales float16 gradients itself, after Lightning would have clipped them.
@@ -231,10 +231,7 @@ def make(cfg: DictConfig, key: str, without: tuple[str, ...] = (), **offered: An
     """Instantiate the node at `key`, with those of the offered arguments that its constructor names."""
     node = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True))
     node = {name: value for name, value in node.items() if name not in without}
-    try:
-        target = get_object(node["_target_"])
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}._target_={node['_target_']} cannot be imported: {first_line(error)}") from error
+    target = located(key, node["_target_"])
     named = inspect.signature(target).parameters
     try:
         return instantiate(node, **{name: value for name, value in offered.items() if name in named}, _convert_="all")
@@ -242,3 +239,15 @@ def make(cfg: DictConfig, key: str, without: tuple[str, ...] = (), **offered: An
         if isinstance(error.__cause__, CnnlabError):
             raise error.__cause__ from error
         raise ConfigError(f"{key}: {first_line(error.__cause__ or error)}") from error
+
+
+def located(key: str, target: str) -> Callable[..., Any]:
+    """Import what a `_target_` names.
+
+    Raises:
+        ConfigError: There is no such thing.
+    """
+    try:
+        return get_object(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}._target_={target} cannot be imported: {first_line(error)}") from error

@@ -279,6 +279,7 @@ def test_a_sweep_goes_on_after_a_failed_run_and_ends_with_7(small: list[str], tm
         ("data.classes=[a,b]", 3),
         ("+optimizer.speed=3", 2),
         ("+model.wings=2", 2),
+        ("optimizer._target_=torch.optim.Sgd", 2),
         ("hydra.run.dir=/dev/null/run", 5),
     ],
 )
