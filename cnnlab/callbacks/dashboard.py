@@ -80,7 +80,7 @@ class Dashboard(Callback):
                 # and shows first in which settings they differ; a run's own list would hide the others'.
                 _, start, end = hparams(settings(pl_module.hparams.get("config", {})), {})
                 for summary in (start, end):
-                    last.file_writer.add_summary(summary)
+                    last._get_file_writer().add_summary(summary)
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, str | float]:

@@ -60,11 +60,16 @@ class History(Callback):
         self.path = Path(trainer.default_root_dir) / "history.csv"
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # What a killed run recorded behind its last checkpoint comes again: TensorBoard forgets it at a second start.
+        start = Event(step=len(self.losses), session_log=SessionLog(status=SessionLog.START))
+        for writer in writers(trainer):
+            writer._get_file_writer().add_event(start)
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._group = trainer.optimizers[0].param_groups[0]
         self._lr = self._group["lr"]
-        if self.losses:
-            self._hide_what_comes_again()
         self._clock = time.perf_counter()
 
     @override
@@ -167,13 +172,6 @@ class History(Callback):
                     f"training diverged: the loss of step {step} is {value}, at optimizer.lr={lr:.3g}. Try a lower "
                     "optimizer.lr, a warm-up (schedule=cosine) or trainer.gradient_clip_val=1."
                 )
-
-    def _hide_what_comes_again(self) -> None:
-        """Tell TensorBoard to forget the steps that a killed run had recorded after its last checkpoint."""
-        step = len(self.losses)
-        for writer in writers(self._trainer):
-            start = Event(step=step, session_log=SessionLog(status=SessionLog.START))
-            writer.file_writer.add_event(start)  # type: ignore[attr-defined]
 
     def _log_steps(self, first: int, losses: list[float], lr: float) -> None:
         """Give the loggers the steps' losses and the learning rate."""
