@@ -1,6 +1,8 @@
 """A real TensorBoard server on a finished run."""
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -8,12 +10,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from pytorch_lightning import Callback, Trainer
+from typing_extensions import override
 
-from tests.conftest import Train, read
+from tests.conftest import ROOT, Train, read, run_process
 
 
 def free_port() -> int:
@@ -25,13 +30,13 @@ def free_port() -> int:
 class Board:
     """What the server on a folder answers."""
 
-    def __init__(self, folder: Path, run: str) -> None:
+    def __init__(self, folder: Path, run: str, *flags: str) -> None:
         self.run = quote(run, safe="")
         self.address = f"http://127.0.0.1:{free_port()}"
         port = self.address.rpartition(":")[2]
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", port]
         self.server = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--load_fast", "false"],
+            [*command, "--host", "127.0.0.1", *flags],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -59,65 +64,124 @@ class Board:
         assert isinstance(answer, list)
         return answer
 
+    def images(self) -> dict[str, int]:
+        """Return how many pictures there are by name, and load each."""
+        answer = self.get("/data/plugin/images/tags")
+        assert isinstance(answer, dict)
+        (shown,) = answer.values()
+        for tag in shown:
+            listed = self.get(f"/data/plugin/images/images?tag={quote(tag, safe='')}&run={self.run}&sample=0")
+            assert isinstance(listed, list)
+            address = f"{self.address}/data/plugin/images/individualImage?{listed[-1]['query']}"
+            with urllib.request.urlopen(address, timeout=20) as picture:
+                assert picture.read(8) == b"\x89PNG\r\n\x1a\n", tag
+        return {tag: entry["samples"] for tag, entry in shown.items()}
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("outputs")
+    def session(self) -> tuple[dict, dict, str]:
+        """Return the settings, the metrics and the status that the HParams tab has of the only run."""
+        statuses = ["STATUS_SUCCESS", "STATUS_UNKNOWN", "STATUS_RUNNING", "STATUS_FAILURE"]
+        request = {
+            "experimentName": "", "allowedStatuses": statuses, "colParams": [], "startIndex": 0, "sliceSize": 10,
+        }  # fmt: skip
+        answer = self.get("/data/plugin/hparams/session_groups", request)
+        assert isinstance(answer, dict)
+        (group,) = answer["sessionGroups"]
+        (session,) = group["sessions"]
+        metrics = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
+        return group["hparams"], metrics, session["status"]
 
 
-@pytest.fixture
-def board(train: Train, folder: Path) -> Iterator[Board]:
-    train("augment=flip_crop", "optimizer.lr=0.02", folder=folder / "run", figures=True)
-    server = Board(folder, "run/tensorboard")
+class KillAt(Callback):
+    """Kill this process in the middle of the run's n-th step, unless the run goes on from a checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, *args: object) -> None:
+        if trainer.global_step == self.step and not trainer.ckpt_path:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def serving(folder: Path, run: str, *flags: str) -> Iterator[Board]:
+    """Start a server on a folder, wait until it has loaded the run, and stop it behind the block."""
+    board = Board(folder, run, *flags)
     try:
-        server.wait()
-        yield server
+        board.wait()
+        yield board
     finally:
-        server.server.terminate()
-        server.server.wait(20)
+        board.server.terminate()
+        board.server.wait(20)
 
 
-def test_the_server_shows_curves_pictures_layout_and_results(board: Board, folder: Path):
-    losses = board.scalars("train/loss")
-    assert [point[1] for point in losses] == list(range(20))
-    for tag in ("train/loss_epoch", "train/accuracy", "val/loss", "val/accuracy", "images_per_second"):
-        assert [point[1] for point in board.scalars(tag)] == [0, 1], tag
+def test_the_server_shows_curves_pictures_layout_and_results(train: Train, tmp_path: Path):
+    outputs = tmp_path / "outputs"
+    train(
+        "augment=flip_crop", "optimizer.lr=0.02", "objective.metric=val/loss", "objective.mode=max",
+        folder=outputs / "run", figures=True,
+    )  # fmt: skip
+    # The loader of machines for which the fast one isn't built.
+    with serving(outputs, "run/tensorboard", "--load_fast", "false") as board:
+        assert board.get("/data/runs") == ["run/tensorboard"], "no stray sub-runs"
+        assert [point[1] for point in board.scalars("train/loss")] == list(range(20))
+        for tag in ("train/loss_epoch", "train/accuracy", "val/loss", "val/accuracy", "images_per_second"):
+            assert [point[1] for point in board.scalars(tag)] == [0, 1], tag
+        images = board.images()
+        layout = board.get("/data/plugin/custom_scalars/layout")
+        graph = board.get("/data/plugin/graphs/info")
+        experiment = board.get("/data/plugin/hparams/experiment", {"experimentName": ""})
+        settings, metrics, status = board.session()
 
-    images = board.get("/data/plugin/images/tags")
-    assert isinstance(images, dict)
-    (shown,) = images.values()
-    names = {name.partition("/")[2] for name in shown}
-    assert {"first_training_images", "augmented_batch", "loss", "confusion_matrix", "worst_mistakes"} <= names
-
-    layout = board.get("/data/plugin/custom_scalars/layout")
+    assert images == dict.fromkeys(
+        [
+            "figures/first_training_images", "figures/augmented_batch", "figures/loss", "figures/learning_curves",
+            "figures/first_test_images", "figures/confusion_matrix", "figures/worst_mistakes",
+        ], 1,
+    )  # fmt: skip
     assert isinstance(layout, dict)
     charts = {chart["title"]: chart["multiline"]["tag"] for group in layout["category"] for chart in group["chart"]}
     assert charts["loss"] == ["train/loss_epoch", "val/loss"]
     assert charts["accuracy"] == ["train/accuracy", "val/accuracy"]
-    assert board.get("/data/plugin/graphs/info")
+    assert isinstance(graph, dict)
+    assert graph["run/tensorboard"]["run_graph"]
 
-    runs = board.get("/data/runs")
-    assert runs == ["run/tensorboard"], "no stray sub-runs"
-    experiment = board.get("/data/plugin/hparams/experiment", {"experimentName": ""})
+    assert status == "STATUS_SUCCESS"
+    assert settings["optimizer.lr"] == 0.02
+    assert settings["optimizer"] == "SGD"
+    assert settings["augment"] == "flip_crop"
+    assert {name.partition(".")[0] for name in settings} <= {
+        "seed", "data", "augment", "model", "optimizer", "schedule", "loss", "trainer",
+    }  # fmt: skip
     assert isinstance(experiment, dict)
-    settings = {info["name"] for info in experiment["hparamInfos"]}
-    assert {"optimizer.lr", "data.batch_size", "model.channels"} & settings
-    metrics = {info["name"]["tag"] for info in experiment["metricInfos"]}
-    assert {"test/accuracy", "test/loss"} <= metrics
+    assert {info["name"] for info in experiment["hparamInfos"]} == set(settings)
+    assert {info["name"]["tag"] for info in experiment["metricInfos"]} == set(metrics)
     assert "hp_metric" not in metrics
+    # The first epoch's state is the best of this run: its metrics, not those of the end.
+    result = read(outputs / "run" / "metrics.json")
+    measured = {name: value for name, value in result.items() if name != "objective"}
+    shown = {f"best/{name}" if name.startswith("val/") else name: value for name, value in measured.items()}
+    assert {name: metrics[name] for name in shown} == pytest.approx(shown)
+    assert metrics["best/val/loss"] != metrics["val/loss"]
 
-    groups = board.get(
-        "/data/plugin/hparams/session_groups",
-        {
-            "experimentName": "",
-            "allowedStatuses": ["STATUS_SUCCESS", "STATUS_UNKNOWN", "STATUS_RUNNING", "STATUS_FAILURE"],
-            "colParams": [{"metric": {"group": "", "tag": "test/accuracy"}}],
-            "startIndex": 0,
-            "sliceSize": 10,
-        },
-    )
-    assert isinstance(groups, dict)
-    (group,) = groups["sessionGroups"]
-    assert group["hparams"]["optimizer.lr"] == 0.02
-    values = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
-    assert values["test/accuracy"] == pytest.approx(read(folder / "run" / "metrics.json")["test/accuracy"])
+
+def test_a_run_that_was_killed_and_went_on_shows_each_step_once(train: Train, small: list[str], tmp_path: Path):
+    outputs = tmp_path / "outputs"
+    folder = outputs / "run"
+    killed = run_process(
+        *small, f"hydra.run.dir='{folder}'", "callbacks.checkpoint.every_n_steps=4", "+callbacks.history.flush_every=1",
+        "+callbacks.kill={_target_: tests.test_dashboard.KillAt, step: 17}", PYTHONPATH=str(ROOT),
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    train(f"resume='{folder}'", folder=folder)
+    train(f"resume='{folder}'", "trainer.max_epochs=3", folder=folder)
+
+    with serving(outputs, "run/tensorboard") as board:
+        assert [point[1] for point in board.scalars("train/loss")] == list(range(30))
+        for tag in ("train/loss_epoch", "val/loss"):
+            assert [point[1] for point in board.scalars(tag)] == [0, 1, 2], tag
+        assert set(board.images().values()) == {1}
+        settings, metrics, _ = board.session()
+        assert len(board.scalars("test/accuracy")) == 1
+    assert settings["trainer.max_epochs"] == 3, "not those of the first end"
+    assert metrics["test/accuracy"] == pytest.approx(read(folder / "metrics.json")["test/accuracy"])
