@@ -3,6 +3,7 @@
 import csv
 import errno
 import importlib.metadata
+import io
 import json
 import logging
 import math
@@ -137,12 +138,11 @@ class Run:
         self.record["status"] = "completed"
         self._save()
         if self.primary:
-            self._summarise(metrics)
+            log.info(self._summary(metrics))
         return value
 
-    def _summarise(self, metrics: Mapping[str, float]) -> None:
-        """Show the result, where everything is, and what could come next."""
-        from rich import get_console
+    def _summary(self, metrics: Mapping[str, float]) -> str:
+        """Return the result, where everything is, and what could come next."""
         from rich.console import Console
         from rich.table import Table
 
@@ -155,13 +155,15 @@ class Run:
         trained = f", training at {statistics.median(speed):,.0f} images/s" if speed else ""
         table.add_row("time", f"{self.record['seconds']:.0f} s{trained}")
         table.add_row("folder", str(self.folder))
-        # Folders are long: lines that a narrow terminal wraps are still one line to whoever copies them.
-        console = get_console() if get_console().is_terminal else Console(width=200)
-        console.print(table, highlight=False)
         folder = shlex.quote(str(self.folder))
         program = "python train.py" if Path("train.py").is_file() else "cnnlab train"
-        for command in (f"tensorboard --logdir {folder}", f"{program} resume={folder} trainer.max_epochs=..."):
-            console.print(f"next    {command}", highlight=False, soft_wrap=True, markup=False)
+        table.add_row("next", f"tensorboard --logdir {folder}")
+        table.add_row("", f"{program} resume={folder} trainer.max_epochs=...")
+        # Wide: a line that the terminal wraps is still one line to whoever copies it.
+        console = Console(file=io.StringIO(), width=1000, markup=False, highlight=False)
+        with console.capture() as capture:
+            console.print(table)
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
     def previous_objective(self) -> float | None:
         """Return the objective that an earlier, completed run measured."""
@@ -233,6 +235,13 @@ class ConsoleHandler(logging.StreamHandler):
         """Print the record, if it is for a person at the terminal."""
         if record.exc_info is None and os.environ.get("LOCAL_RANK", "0") == "0":
             super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Go on in silence when nobody listens any more, as behind `| head`; the log file has it all."""
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            super().handleError(record)
 
 
 def understood(error: BaseException) -> CnnlabError:

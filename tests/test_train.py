@@ -292,3 +292,15 @@ def test_what_cannot_be_built_ends_with_its_exit_code_and_no_traceback(
     assert run.returncode == code, run.stderr
     assert run.stderr.startswith("cnnlab: error: ")
     assert len(run.stderr.splitlines()) <= 2
+
+
+def test_a_run_goes_on_when_nobody_reads_its_output(small: list[str], tmp_path: Path):
+    command = [sys.executable, str(ROOT / "train.py"), *small, "callbacks.figures=null"]
+    folder = tmp_path / "run"
+    run = subprocess.Popen([*command, f"hydra.run.dir={folder}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert run.stdout is not None
+    run.stdout.close()
+    _, errors = run.communicate(timeout=120)
+    assert (run.returncode, errors) == (0, b"")
+    assert read(folder / "run.json")["status"] == "completed"
+    assert "next" in (folder / "train.log").read_text()
