@@ -105,7 +105,7 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.network)
         if self.schedule is None or isinstance(self.schedule, Constant):
-            return optimizer  # a scheduler would cost a small network one hundredth of its step
+            return optimizer  # nothing to do in each step
         schedule, total_steps = self.schedule, int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, lambda step: schedule(step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

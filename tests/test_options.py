@@ -55,6 +55,8 @@ def drawn_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit:UserWarning")
+# mlflow 3's own queries, under SQLAlchemy 2.1.
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_trains(train: Train, npz: Path, request: pytest.FixtureRequest, group: str, option: str):
     if option in NEEDS and importlib.util.find_spec(NEEDS[option]) is None:

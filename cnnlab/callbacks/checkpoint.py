@@ -88,10 +88,11 @@ class Checkpoint(lightning_callbacks.Checkpoint):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer, self.last)
-        if self.monitor not in trainer.callback_metrics and trainer.is_global_zero and self.last.exists():
+        if self.monitor not in trainer.callback_metrics:
+            # Noted before the state is saved: a run that goes on from it may have nothing left but the test.
             self.best_metrics = plain(trainer.callback_metrics)
-            replace_with_link(self.last, self.best)
+            self._save(trainer, self.best)
+        self._save(trainer, self.last)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -199,15 +200,6 @@ def resumable(trainer: Trainer, batch_idx: int) -> bool:
 def plain(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return metrics as Python numbers."""
     return {name: float(value) for name, value in metrics.items()}
-
-
-def replace_with_link(source: Path, target: Path) -> None:
-    """Make `target` another name of `source`'s content; both are only ever replaced, never changed."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)
-    os.link(source, beside)
-    beside.replace(target)
-    flush_folder(target.parent)
 
 
 def flush_folder(folder: Path) -> None:
