@@ -130,6 +130,7 @@ class Run:
 
     def finish(self, metrics: Mapping[str, float], objective: str) -> float | None:
         """Write metrics.json and mark the run as completed; return the objective, None if it was not measured."""
+        signals.raise_if_received()  # one that Python dropped
         value = metrics.get(objective)
         if value is None:
             log.warning(f"objective: {objective} was not measured; measured: {', '.join(sorted(metrics))}")

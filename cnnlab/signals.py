@@ -42,12 +42,16 @@ def defer(on: bool) -> None:
 
 
 def received() -> int:
-    """Return the signal that came since `defer`; 0 if none did."""
+    """Return the signal that came; 0 if none did."""
     return _received or 0
 
 
 def raise_if_received(*, between_steps: bool = False, grace_seconds: float = 0.0) -> None:
-    """Stop now if a signal came since `defer`, at least so many seconds ago."""
+    """Stop now if a signal came, at least so many seconds ago.
+
+    That is for signals that were deferred, and for those that stopped nothing: Python drops an exception that a
+    handler raises while it calls a destructor or the callback of a weak reference.
+    """
     if _received is not None and time.monotonic() - _received_at >= grace_seconds:
         raise Stopped(_received, between_steps=between_steps)
 

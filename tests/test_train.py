@@ -1,5 +1,6 @@
 """The whole way: a command, a trained network, a run's folder."""
 
+import contextlib
 import csv
 import os
 import signal
@@ -13,6 +14,7 @@ from pytorch_lightning import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typing_extensions import override
 
+from cnnlab.errors import Stopped
 from tests.conftest import ROOT, Train, read, run_process
 
 
@@ -182,6 +184,21 @@ def test_resumed_run_equals_uninterrupted_run(train: Train, tmp_path: Path, sign
         [row[name] for name in timeless] for row in rows(stopped)
     ]
     assert read(whole / "metrics.json") == read(stopped / "metrics.json")
+
+
+class Swallow(Callback):
+    """Lose a real signal's exception, as Python does in a weak reference's callback."""
+
+    @override
+    def on_test_end(self, trainer: Trainer, *args: object) -> None:
+        with contextlib.suppress(Stopped):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_whose_exception_was_dropped_still_stops_the_run(train: Train):
+    with pytest.raises(SystemExit) as ended:
+        train("+callbacks.swallow={_target_: tests.test_train.Swallow}")
+    assert ended.value.code == 130
 
 
 def test_resuming_a_finished_run_says_so_and_changes_nothing(train: Train, caplog: pytest.LogCaptureFixture):

@@ -44,6 +44,10 @@ class StopOnSignal(Callback):
             signals.raise_if_received(grace_seconds=self.validation_grace_seconds)
 
     @override
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        signals.raise_if_received()
+
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         signals.defer(False)
         signals.raise_if_received()
