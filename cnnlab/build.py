@@ -3,7 +3,7 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -22,6 +22,7 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from cnnlab import trust
 from cnnlab.augment import Compose
 from cnnlab.callbacks import (
     AtomicCheckpointIO,
@@ -32,13 +33,14 @@ from cnnlab.callbacks import (
     Progress,
     StopOnSignal,
 )
-from cnnlab.callbacks.checkpoint import first_line, plain
+from cnnlab.callbacks.checkpoint import first_line, plain, read_checkpoint
 from cnnlab.classifier import Classifier
 from cnnlab.data import ImageData
-from cnnlab.errors import CnnlabError, ConfigError, MachineError
+from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, MachineError
 from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
 from cnnlab.model import normalised
 from cnnlab.optimizer import parameter_groups
+from cnnlab.record import Record, find
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +90,9 @@ def lab(cfg: DictConfig) -> Lab:
     check_accelerator(cfg.trainer.accelerator)
     seed_everything(cfg.seed, workers=True, verbose=False)
     images = data(cfg)
-    network = build_network(cfg, images)
+    network = build_network(
+        cfg, classes=images.classes, image_shape=images.image_shape, mean=images.mean, std=images.std
+    )
     trainer = build_trainer(cfg, validate=len(images.val_indices) > 0)
     classifier = Classifier(
         network,
@@ -138,18 +142,83 @@ def data(cfg: DictConfig) -> ImageData:
     return images
 
 
-def build_network(cfg: DictConfig, images: ImageData) -> nn.Module:
-    """Build the network for the data, its normalisation in front."""
-    height, width, channels = images.image_shape
+def build_network(
+    cfg: DictConfig,
+    *,
+    classes: Sequence[str],
+    image_shape: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> nn.Module:
+    """Build the network for images of (height, width, channels), their normalisation in front."""
+    height, width, channels = image_shape
     body = make(
         cfg, "model", without=("channels_last", "compile"),
-        in_channels=channels, image_size=(height, width), num_classes=images.num_classes,
+        in_channels=channels, image_size=(height, width), num_classes=len(classes),
     )  # fmt: skip
-    network = normalised(body, images.mean, images.std, channels_last=cfg.model.channels_last)
+    network = normalised(body, mean, std, channels_last=cfg.model.channels_last)
     if cfg.model.compile:
         # In place, so that the checkpoint's names stay what they are.
         network.compile()
     return network
+
+
+class Restored(NamedTuple):
+    """A trained network, and what its checkpoint says of it.
+
+    Attributes:
+        network: In evaluation mode, on the CPU; takes images (uint8, or float from 0 to 1), returns logits.
+        config: The run's config, resolved.
+        classes: The classes' names in label order.
+        image_shape: (height, width, channels) of the images that it was trained on.
+        checkpoint: The file.
+        record: The run's folder, unless the file stands alone.
+    """
+
+    network: nn.Module
+    config: DictConfig
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    checkpoint: Path
+    record: Record | None
+
+
+def restored(named: str, trusted: Sequence[str] = ()) -> Restored:
+    """Build the network that a run trained, with its weights; what the run's folder says is taken for data only.
+
+    Args:
+        named: The run: what `record.find` takes.
+        trusted: Packages that the person at the keyboard vouches for, for networks that are none of cnnlab's.
+
+    Raises:
+        ConfigError: There is no such run.
+        CheckpointError: Its checkpoint is missing, damaged, or another network's.
+        UnsafeError: It asks for code to be run.
+    """
+    checkpoint, record = find(named)
+    content = read_checkpoint(checkpoint)
+    told: Any = content.get("hyper_parameters")
+    try:
+        config, classes, (height, width, channels) = told["config"], told["classes"], told["image_shape"]
+        model = config["model"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint} does not say which network it holds: train.py did not write it."
+        ) from error
+    trust.check(model, "model", trusted)
+    cfg = OmegaConf.create({"model": {**model, "compile": False}})
+    unknown = [0.5] * channels  # the checkpoint brings mean and standard deviation
+    network = build_network(cfg, classes=classes, image_shape=(height, width, channels), mean=unknown, std=unknown)
+    prefix = "network."
+    weights = {
+        name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)
+    }
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint} is another network's: {' '.join(str(error).split())[:300]}") from error
+    network.eval()
+    return Restored(network, OmegaConf.create(config), tuple(classes), (height, width, channels), checkpoint, record)
 
 
 def optimizer_builder(cfg: DictConfig) -> Callable[[nn.Module], Optimizer]:

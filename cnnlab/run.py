@@ -1,12 +1,9 @@
-"""A run's folder: what is written into it, how it ends, and how it is read back."""
+"""A run's folder: what is written into it, and how it ends."""
 
-import csv
 import errno
 import importlib.metadata
 import io
-import json
 import logging
-import math
 import os
 import platform
 import shlex
@@ -31,6 +28,7 @@ from cnnlab.errors import (
     Stopped,
     report,
 )
+from cnnlab.record import read_csv, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +82,6 @@ class Run:
             "git": git_state(Path(__file__).parent),
             "seed": seed,
         }
-
-    @property
-    def best_checkpoint(self) -> Path:
-        """The checkpoint with the best objective."""
-        return self.folder / "checkpoints" / "best.ckpt"
 
     def is_done(self, limits: Mapping[str, Any]) -> bool:
         """Whether the run was completed under the same limits (epochs, steps, time) before."""
@@ -283,31 +276,3 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object; an empty one if there is no file."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return a csv file's rows; none if there is no file."""
-    try:
-        with path.open(newline="") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError:
-        return []
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a JSON file in one step. Numbers that are not finite become null: JSON has none."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in content.items()
-    }
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(finite, indent=2) + "\n")
-    beside.replace(path)

@@ -1,18 +1,18 @@
 """Go on with a run: its own command line again, in its own folder, as long as its config is the same."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from cnnlab.config.checks import Unresolved, resolved
 from cnnlab.config.tree import Key
 from cnnlab.config.words import refusal, shown
+from cnnlab.record import RUNS, Record, is_run, runs
 
 # How far a run goes, where it runs, what it shows: nothing that a step's result depends on.
 MAY_CHANGE = (
@@ -54,29 +54,15 @@ def find(named: str) -> Path:
     """
     if named != "last":
         folder = Path(named).expanduser().absolute()
-        if not (folder / ".hydra" / "config.yaml").is_file():
+        if not is_run(folder):
             raise refusal(f"resume={named} must be a run's folder, but there is no .hydra/config.yaml in it")
         if "${" in str(folder):
             raise refusal(f"resume={named} must not hold ${{, which Hydra would replace: rename the folder")
         return folder
-    runs = list(_runs(Path("outputs")))
-    if not runs:
+    found = list(runs(RUNS))
+    if not found:
         raise refusal("resume=last found no run below outputs; give the run's folder")
-    return max(runs, key=_touched).absolute()
-
-
-def _runs(folder: Path) -> Iterator[Path]:
-    if (folder / ".hydra" / "config.yaml").is_file():
-        yield folder
-    elif folder.is_dir():
-        for child in folder.iterdir():
-            if child.is_dir() and not child.is_symlink():
-                yield from _runs(child)
-
-
-def _touched(run: Path) -> int:
-    record = run / "run.json"
-    return (record if record.exists() else run / ".hydra" / "config.yaml").stat().st_mtime_ns
+    return max(found, key=lambda record: record.touched).folder.absolute()
 
 
 def expand(folder: Path, given: list[str]) -> list[str]:
@@ -92,9 +78,7 @@ def expand(folder: Path, given: list[str]) -> list[str]:
     Raises:
         ConfigError: The run's record of its overrides can't be read.
     """
-    own = _record(folder, "overrides.yaml")
-    if not isinstance(own, list) or not all(isinstance(line, str) for line in own):
-        raise refusal(f"{folder}/.hydra/overrides.yaml must be a list of overrides: it is damaged")
+    own = Record(folder).overrides
     path = QuotedString(str(folder), Quote.single).with_quotes()
     place = [f"resume={path}", f"hydra.run.dir={path}", "hydra.output_subdir=null"]
     return [
@@ -123,9 +107,7 @@ def differences(folder: Path, config: Mapping[str, Any]) -> list[str]:
     Raises:
         ConfigError: The run's record of its config can't be read.
     """
-    stored = _record(folder, "config.yaml")
-    if not isinstance(stored, Mapping):
-        raise refusal(f"{folder}/.hydra/config.yaml must be a run's config: it is damaged")
+    stored = Record(folder).config
     was, now = _leaves(stored), _leaves(config)
     return [
         f"{key}: was {_described(was, key)}, now {_described(now, key)}"
@@ -154,19 +136,3 @@ def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
 
     walk(config, ())
     return leaves
-
-
-def _record(folder: Path, name: str) -> Any:
-    """Read a file of the run's `.hydra`, which may come from anybody: no tags, no aliases, no deep nests."""
-    path = folder / ".hydra" / name
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    depth = 0
-    try:
-        text = path.read_text(encoding="utf-8")
-        for event in yaml.parse(text, loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > 50 or isinstance(event, yaml.AliasEvent):
-                raise yaml.YAMLError("nothing that Hydra writes")
-        return yaml.load(text, loader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise refusal(f"{path} can't be read: it is damaged ({type(error).__name__})") from error

@@ -1,0 +1,227 @@
+"""A run's folder read back, as data: whoever made it, nothing in it is executed."""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml  # type: ignore[import-untyped]
+
+from cnnlab.errors import CheckpointError, ConfigError
+
+RUNS = Path("outputs")
+"""Where runs stand, unless `hydra.run.dir` says otherwise."""
+
+
+class Record:
+    """What a run's folder says of the run; each file is read when it is asked for, once.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def run(self) -> dict[str, Any]:
+        """`run.json`; empty where there is none."""
+        return read_json(self.folder / "run.json")
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """`metrics.json`; empty where there is none."""
+        return read_json(self.folder / "metrics.json")
+
+    @cached_property
+    def history(self) -> list[dict[str, str]]:
+        """The rows of `history.csv`; none where there is no such file."""
+        return read_csv(self.folder / "history.csv")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The composed config, references as they stand.
+
+        Raises:
+            ConfigError: It is missing or damaged.
+        """
+        path = self.folder / ".hydra" / "config.yaml"
+        content = read_yaml(path)
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path} must be a run's config: it is damaged")
+        return content
+
+    @cached_property
+    def overrides(self) -> list[str]:
+        """The overrides that it was composed with.
+
+        Raises:
+            ConfigError: They are missing or damaged.
+        """
+        path = self.folder / ".hydra" / "overrides.yaml"
+        content = read_yaml(path)
+        if not isinstance(content, list) or not all(isinstance(line, str) for line in content):
+            raise ConfigError(f"{path} must be a list of overrides: it is damaged")
+        return content
+
+    @property
+    def status(self) -> str | None:
+        """How the run ended, or `running`; None where it never started."""
+        return self.run.get("status")
+
+    @property
+    def objective(self) -> float | None:
+        """The value of the metric that says how good the run is; None where it was not measured."""
+        return self.metrics.get("objective")
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best state."""
+        return self.folder / "checkpoints" / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def touched(self) -> int:
+        """When the run's record changed last, in ns since the epoch."""
+        record = self.folder / "run.json"
+        return (record if record.exists() else self.folder / ".hydra" / "config.yaml").stat().st_mtime_ns
+
+
+class Found(NamedTuple):
+    """The state of a run that a command works on, and the run it belongs to, unless the file stands alone."""
+
+    checkpoint: Path
+    record: Record | None
+
+
+def find(named: str) -> Found:
+    """Return the state that a command's RUN names.
+
+    Args:
+        named: A run's folder; a checkpoint file; `last`, the newest run below `outputs` that has a checkpoint; or
+            `best`, the completed one with the best objective among those that measured what the newest one did.
+
+    Raises:
+        ConfigError: There is no such run.
+        CheckpointError: The run has no checkpoint.
+    """
+    if named in ("last", "best"):
+        return _of_run(_newest() if named == "last" else _best())
+    path = Path(named).expanduser()
+    if path.is_file():
+        folder = path.absolute().parent.parent
+        return Found(path, Record(folder) if is_run(folder) and path.absolute().parent.name == "checkpoints" else None)
+    if not is_run(path):
+        raise ConfigError(f"RUN must be a run's folder, a checkpoint file, `last` or `best`, got {named}.")
+    return _of_run(Record(path))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's."""
+    return (folder / ".hydra" / "config.yaml").is_file()
+
+
+def runs(folder: Path) -> Iterator[Record]:
+    """Yield the runs in a folder and below it."""
+    if is_run(folder):
+        yield Record(folder)
+    elif folder.is_dir():
+        for child in sorted(folder.iterdir()):
+            if child.is_dir() and not child.is_symlink():
+                yield from runs(child)
+
+
+def _of_run(record: Record) -> Found:
+    for checkpoint in (record.best, record.last):
+        if checkpoint.is_file():
+            return Found(checkpoint, record)
+    raise CheckpointError(f"{record.folder} has no checkpoint yet; its status is {record.status or 'unknown'}.")
+
+
+def _newest() -> Record:
+    found = [record for record in runs(RUNS) if record.best.is_file() or record.last.is_file()]
+    if not found:
+        raise ConfigError(f"there is no run with a checkpoint below {RUNS}; give the run's folder.")
+    return max(found, key=lambda record: record.touched)
+
+
+def _best() -> Record:
+    found = [
+        record for record in runs(RUNS)
+        if record.status == "completed" and record.objective is not None and record.best.is_file()
+    ]  # fmt: skip
+    if not found:
+        raise ConfigError(f"there is no completed run with an objective below {RUNS}; give the run's folder.")
+    goal = max(found, key=lambda record: record.touched).config["objective"]
+    like = [record for record in found if record.config["objective"] == goal]
+    best = max if goal["mode"] == "max" else min
+    return best(like, key=lambda record: record.objective or 0.0)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file's object; an empty one if there is no file.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} can't be read: it is damaged ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold a JSON object: it is damaged")
+    return content
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return a csv file's rows; none if there is no file."""
+    try:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a file of a run's `.hydra` holds; it may come from anybody: no tags, no aliases, no deep nests.
+
+    Raises:
+        ConfigError: It is missing or damaged.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    try:
+        text = path.read_text(encoding="utf-8")
+        for event in yaml.parse(text, loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > 50 or isinstance(event, yaml.AliasEvent):
+                raise yaml.YAMLError("nothing that Hydra writes")
+        return yaml.load(text, loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} can't be read: it is damaged ({type(error).__name__})") from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a JSON file in one step. Numbers that are not finite become null: JSON has none."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in content.items()
+    }
+    write_text(path, json.dumps(finite, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

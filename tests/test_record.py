@@ -1,0 +1,69 @@
+"""A run's folder is found and read back as data."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cnnlab.errors import CheckpointError, ConfigError
+from cnnlab.record import Record, find, read_json, runs, write_json
+
+
+def run_folder(folder: Path, *, objective: float | None = None, mode: str = "max", age: int = 0) -> Path:
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / "checkpoints").mkdir()
+    (folder / ".hydra" / "config.yaml").write_text(f"objective: {{metric: val/accuracy, mode: {mode}}}\n")
+    (folder / ".hydra" / "overrides.yaml").write_text("- seed=1\n")
+    (folder / "checkpoints" / "best.ckpt").write_bytes(b"")
+    (folder / "run.json").write_text(json.dumps({"status": "running" if objective is None else "completed"}))
+    if objective is not None:
+        (folder / "metrics.json").write_text(json.dumps({"objective": objective}))
+    os.utime(folder / "run.json", (1_000_000 - age, 1_000_000 - age))
+    return folder
+
+
+def test_last_is_the_newest_run_and_best_the_one_with_the_best_objective(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_folder(Path("outputs/day/good"), objective=0.9, age=2)
+    run_folder(Path("outputs/day/bad"), objective=0.1, age=1)
+    run_folder(Path("outputs/day/other goal"), objective=2.0, mode="min", age=3)
+    run_folder(Path("outputs/sweeps/day/running"))
+    assert len(list(runs(Path("outputs")))) == 4
+    assert find("last").checkpoint == Path("outputs/sweeps/day/running/checkpoints/best.ckpt")
+    assert find("best").checkpoint == Path("outputs/day/good/checkpoints/best.ckpt")
+
+
+def test_a_run_is_its_folder_or_its_checkpoint_file(tmp_path):
+    folder = run_folder(tmp_path / "a b=c", objective=0.5)
+    for named in (folder, folder / "checkpoints" / "best.ckpt"):
+        checkpoint, record = find(str(named))
+        assert checkpoint == folder / "checkpoints" / "best.ckpt"
+        assert record is not None
+        assert (record.objective, record.overrides, record.status) == (0.5, ["seed=1"], "completed")
+    alone = tmp_path / "alone.ckpt"
+    alone.write_bytes(b"")
+    assert find(str(alone)).record is None
+
+
+def test_what_is_no_run_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for named in ("nowhere", ".", "last", "best"):
+        with pytest.raises(ConfigError, match="run"):
+            find(named)
+    (run_folder(tmp_path / "run") / "checkpoints" / "best.ckpt").unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint yet; its status is running"):
+        find("run")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\udcff"])
+def test_a_damaged_record_is_named(tmp_path, text):
+    (tmp_path / "run.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError, match=r"run\.json"):
+        assert Record(tmp_path).run
+
+
+def test_json_has_no_infinity(tmp_path):
+    write_json(tmp_path / "x.json", {"a": float("inf"), "b": 1.5})
+    assert read_json(tmp_path / "x.json") == {"a": None, "b": 1.5}
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.json"]
