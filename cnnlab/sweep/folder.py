@@ -6,7 +6,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,14 @@ class SweepFolder:
         """Return a trial's folder."""
         return Folder(self.path / name)
 
-    def check(self, config: Mapping[str, Any], base: Sequence[str], keys: Sequence[str]) -> None:
+    def check(self, config: Mapping[str, Any], base: Sequence[str], keys: Sequence[str], search: Any) -> None:
         """Hold the base of a sweep that goes on against the one that it began with.
 
         Args:
             config: The first trial's config, as plain containers.
             base: The overrides that all trials have.
             keys: The keys that vary, whose values do not belong to the base.
+            search: What is searched and how, if anything.
 
         Raises:
             ConfigError: Something that a result depends on has changed.
@@ -68,6 +70,10 @@ class SweepFolder:
             line for line in resume.changes(was, now)
             if not any(line.startswith((f"{key}:", f"{key}.", "search")) for key in varied)
         ]  # fmt: skip
+        if bool(search) != bool(self.record["search"]):
+            changed.append("search: a grid stays a grid, and a search a search")
+        elif search and search["space"] != self.record["search"]["space"]:
+            changed.append("search.space: its trials would not be comparable")
         if changed:
             raise ConfigError(
                 "\n".join(
@@ -114,6 +120,13 @@ class SweepFolder:
                         told = True
                     time.sleep(0.2)
         return own
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the other processes that work here waiting."""
+        with (self.inside / "lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def is_held(self, name: str) -> bool:
         """Whether a process, or a trial that it started, still works here."""

@@ -133,11 +133,11 @@ class Sweeper(HydraSweeper):
             if self.search["seeds"]:
                 keys.append("seed")
         config = self._plain_config()
-        self.folder.check(config, self.base, keys)
+        self.folder.check(config, self.base, keys, self.search)
         self.hold = self.folder.hold(shared=trials is None)
         self.limits = {name: config["trainer"].get(name) for name in ("max_epochs", "max_steps", "max_time")}
         self.folder.write(
-            command=shlex.join([_program(), *sys.argv[1:]]),
+            command=shlex.join([*_program().split(), *sys.argv[1:]]),
             program=_program(),
             argv=[word for word in sys.argv[1:] if not word.startswith(("resume=", "hydra.sweep.dir="))],
             base=self.base,
@@ -222,7 +222,6 @@ class Sweeper(HydraSweeper):
     def _start(self, pool: Pool, trial: Trial) -> None:
         folder = self.folder.trial(trial.name)
         folder.begin(trial, self.limits)
-        self.board.start(trial.name)
         place = _quoted(folder.path)
         lines = [*self.base, *trial.overrides, *trial.extra]
         if isinstance(pool, Handed):
@@ -232,6 +231,7 @@ class Sweeper(HydraSweeper):
             if is_run(folder.path) and folder.run:
                 own += [f"resume={place}", "hydra.output_subdir=null"]
         pool.start(trial.name, [*lines, *own], folder.path, self.folder.handle)
+        self.board.start(trial.name)
 
     def _ended(self, trial: Trial, cause: str | None) -> str:
         status = self.folder.trial(trial.name).end(cause)
@@ -336,13 +336,3 @@ def _program() -> str:
 
 def _quoted(value: object) -> str:
     return str(QuotedString(str(value), Quote.single).with_quotes())
-
-
-def finite(value: Any) -> bool:
-    """Whether a value is a number that can be ranked."""
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def remaining(started: float, done: int, left: int, size: int) -> float:
-    """Return the seconds that the trials left will take, if they take what those done took."""
-    return (time.monotonic() - started) / max(done, 1) * left
