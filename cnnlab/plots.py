@@ -405,9 +405,7 @@ def parallel_coordinates(
         low, high = float(scaled.min()), float(scaled.max())
         heights.append((scaled - low) / (high - low) if high > low else np.full(len(scaled), 0.5))
         axes.axvline(place, color=PALE, linewidth=0.8, zorder=1)
-        marks = (
-            ticks if ticks else {f"{(10**end if log else end):.3g}": end for end in (low, (low + high) / 2, high)}
-        )
+        marks = ticks if ticks else {f"{(10**end if log else end):.3g}": end for end in (low, (low + high) / 2, high)}
         for text, value in marks.items():
             height = (value - low) / (high - low) if high > low else 0.5
             axes.text(
@@ -441,7 +439,7 @@ def objective_by_time(
     axes.xaxis.set_major_locator(MaxNLocator(8))
     axes.scatter(times, values, s=18, color=BLUE, alpha=0.6, linewidths=0, label="a trial")
     axes.step(times, best, where="post", color=VERMILION, linewidth=1.8, label="best so far")
-    _legend(axes, "lower right" if larger_is_better else "upper right")
+    figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 
@@ -463,7 +461,11 @@ def _scale(texts: Sequence[str]) -> tuple[np.ndarray, dict[str, float], bool]:
         numbers = np.asarray([float(text) for text in texts])
     except ValueError:
         names = list(dict.fromkeys(texts))
-        return np.asarray([names.index(text) for text in texts], float), {n: float(i) for i, n in enumerate(names)}, False
+        return (
+            np.asarray([names.index(text) for text in texts], float),
+            {n: float(i) for i, n in enumerate(names)},
+            False,
+        )
     positive = numbers.min() > 0
     return numbers, {}, bool(positive and numbers.max() / numbers.min() >= 20)
 

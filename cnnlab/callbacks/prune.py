@@ -56,9 +56,8 @@ class Prune(Callback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor not in trainer.callback_metrics:
-            raise ConfigError(
-                f"search.pruner needs {self.monitor} every epoch; measured: {', '.join(sorted(trainer.callback_metrics))}"
-            )
+            measured = ", ".join(sorted(trainer.callback_metrics))
+            raise ConfigError(f"search.pruner needs {self.monitor} every epoch; measured: {measured}")
         pruned = False
         if trainer.is_global_zero:
             pruned = self._falls_behind(trainer.current_epoch + 1, float(trainer.callback_metrics[self.monitor]))
@@ -80,16 +79,15 @@ class Prune(Callback):
     def _opened(self) -> Any:
         try:
             import optuna
+            from optuna.storages import journal
         except ModuleNotFoundError as error:
             raise ConfigError("search needs Optuna: pip install 'cnnlab[search]'") from error
-        backend = optuna.storages.journal.JournalFileBackend(self.journal)
+        backend = journal.JournalFileBackend(self.journal)
         pruner = (
             optuna.pruners.SuccessiveHalvingPruner(min_resource=self.min_epochs, reduction_factor=self.reduction)
             if self.pruner == "asha"
             else optuna.pruners.MedianPruner(n_startup_trials=self.startup, n_warmup_steps=self.min_epochs - 1)
         )
-        study = optuna.load_study(
-            study_name=self.study, storage=optuna.storages.JournalStorage(backend), pruner=pruner
-        )
+        study = optuna.load_study(study_name=self.study, storage=optuna.storages.JournalStorage(backend), pruner=pruner)
         found = study.get_trials(deepcopy=False)[self.number]
         return optuna.trial.Trial(study, found._trial_id)

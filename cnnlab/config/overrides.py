@@ -20,9 +20,9 @@ from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from cnnlab.config import space
 from cnnlab.config.checks import CLOSED, get, mistakes_at, mistakes_in, plain, unknown
 from cnnlab.config.help import help_text
-from cnnlab.config import space
 from cnnlab.config.resume import differences, expand, find, find_sweep
 from cnnlab.config.tree import CONF, ROOT, Key, groups, options
 from cnnlab.config.words import dotted_keys, nearest, refusal, shown

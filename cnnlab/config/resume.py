@@ -137,8 +137,12 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: was {_described(was, key)}, now {_described(now, key)}"
         for key in {**was, **now}
-        if was.get(key, ...) != now.get(key, ...) and not any(fnmatchcase(key, kind) for kind in MAY_CHANGE)
+        if not _same(was.get(key, ...), now.get(key, ...)) and not any(fnmatchcase(key, kind) for kind in MAY_CHANGE)
     ]
+
+
+def _same(before: Any, after: Any) -> bool:
+    return bool(before == after) or (before != before and after != after)  # NaN is what it was
 
 
 def _described(leaves: Mapping[str, Any], key: str) -> str:

@@ -42,8 +42,7 @@ class Dimension:
 
     def ends(self) -> list[str]:
         """Return the override of each value that stands for the others: bounds or choices."""
-        values = self.choices or (as_text(self.low), as_text(self.high))
-        return [f"{self.key}={value}" for value in values]
+        return [f"{self.key}={value}" for value in self.choices or (as_text(self.low), as_text(self.high))]
 
     def grid(self) -> Iterator[list[str]]:
         """Yield the overrides of each point of a grid over this dimension and those that it opens.
@@ -52,9 +51,9 @@ class Dimension:
             ConfigError: A range does not say in how many steps.
         """
         if self.choices:
-            for value, inner in self.choices.items():
+            for choice, inner in self.choices.items():
                 for rest in grid(inner):
-                    yield [f"{self.key}={value}", *rest]
+                    yield [f"{self.key}={choice}", *rest]
             return
         if not self.steps:
             raise refusal(f"search.space.{self.key} needs steps for a grid: how many values between low and high")
@@ -122,7 +121,7 @@ def _dimension(key: str, entry: Any, within: str) -> Dimension:
         raise refusal(f"{where} must be a list of choices, or have low and high, got {shown(entry)}")
     if unknown := sorted(set(entry) - RANGE):
         raise refusal(f"{where} can have low, high, log and steps, got {', '.join(map(str, unknown))}")
-    low, high, log, steps = (entry.get(name) for name in ("low", "high", "log", "steps"))
+    low, high, log, steps = entry["low"], entry["high"], entry.get("log", False), entry.get("steps")
     for bound in (low, high):
         if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
             raise refusal(f"{where}: low and high must be numbers, got {shown(bound)}")

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import get_console
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cnnlab.record import Record
-from rich import get_console
+from cnnlab.record import Record, read_json
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ class Board:
             self.failed.append(name)
         elif status == "completed":
             self.done += 1
+            if read_json(self.folder / name / "trial.json").get("pruned") is not None:
+                status = "pruned"
         value = record.objective
         sign = 1 if self.objective["mode"] == "max" else -1
         if value is not None and (self.best is None or sign * value > sign * self.best[0]):

@@ -134,7 +134,7 @@ class Pool:
         by_handle = {_handle(running.process): name for name, running in self._running.items()}
         ended = []
         for handle in connection.wait(list(by_handle), timeout):
-            name = by_handle[handle]  # type: ignore[index]
+            name = by_handle[handle]
             process = self._running.pop(name).process
             code = process.wait() if isinstance(process, subprocess.Popen) else (process.join(), process.exitcode)[1]
             if isinstance(process, subprocess.Popen):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.storages import journal
 from optuna.trial import FrozenTrial, TrialState
 
 from cnnlab.config.space import Dimension
@@ -49,7 +50,7 @@ class Search:
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.journal = sweep.folder.path / JOURNAL
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(self.journal)))
+        storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(self.journal)))
         self.study = optuna.create_study(
             storage=storage,
             study_name=STUDY,
@@ -57,7 +58,7 @@ class Search:
             load_if_exists=True,
         )
         # A sampler that starts anew with the same seed would propose again what it did.
-        seed = sweep.config.seed + 1000 * len(self.study.get_trials(deepcopy=False))
+        seed = sweep.seed + 1000 * len(self.study.get_trials(deepcopy=False))
         self.study.sampler = (
             optuna.samplers.RandomSampler(seed=seed)
             if self.options["sampler"] == "random"

@@ -192,9 +192,8 @@ def show(sweep: Sweep, console: Console | None = None) -> None:
     console.print(table)
     if len(lines) > SHOWN:
         console.print(f"{len(lines) - SHOWN} more in sweep.md", highlight=False)
-    if sweep.has_seeds:
-        for row in sweep.failed:
-            console.print(f"failed: {row.name}: {row.error}", markup=False, highlight=False, soft_wrap=True)
+    for row in sweep.failed:
+        console.print(f"failed  {row.name}: {row.error}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"table   {sweep.folder / 'sweep.md'}", markup=False, highlight=False, soft_wrap=True)
     if sweep.winner:
         console.print(f"winner  {sweep.winner}", markup=False, highlight=False, soft_wrap=True)
@@ -315,12 +314,12 @@ def _tests(sweep: Sweep) -> list[str]:
 
 
 def _row_lines(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
-    tests = _tests(sweep)
-    header = [*sweep.keys, "status", sweep.metric, *tests, "epochs", "seconds", "images/s", "folder"]
+    tests = [name for name in _tests(sweep) if name in ("test/accuracy", "test/loss")]
+    header = [*_heads(sweep.keys), "status", sweep.metric, *tests, "epochs", "seconds", "images/s", "folder"]
     return header, [
         [
-            *(row.settings.get(key, "") for key in sweep.keys),
-            f"{row.status}: {row.error}" if row.error else row.status,
+            *(_setting(row.settings.get(key, "")) for key in sweep.keys),
+            row.status,
             _shown(row.objective),
             *(_shown(row.metrics.get(name)) for name in tests),
             str(row.epochs),
@@ -334,10 +333,10 @@ def _row_lines(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
 
 def _group_lines(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
     keys = [key for key in sweep.keys if key != "seed"]
-    header = [*keys, "n", f"{sweep.metric}, mean", "sd", "95 % interval", "test/accuracy"]
+    header = [*_heads(keys), "n", f"{sweep.metric}, mean", "sd", "95 % interval", "test/accuracy"]
     return header, [
         [
-            *(group.settings.get(key, "") for key in keys),
+            *(_setting(group.settings.get(key, "")) for key in keys),
             str(len(group.rows)),
             _shown(group.mean),
             _shown(group.sd),
@@ -346,6 +345,20 @@ def _group_lines(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
         ]
         for group in sweep.groups
     ]
+
+
+def _heads(keys: Sequence[str]) -> list[str]:
+    """Return the keys' last parts, as far as those tell them apart."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return [short if last.count(short) == 1 else key for short, key in zip(last, keys, strict=True)]
+
+
+def _setting(text: str) -> str:
+    """Shorten a number that a search proposed; sweep.csv has all its digits."""
+    try:
+        return f"{float(text):.3g}" if len(text) > 9 else text
+    except ValueError:
+        return text
 
 
 def _shown(value: float | None) -> str:
@@ -360,6 +373,8 @@ def _markdown(sweep: Sweep) -> str:
     if sweep.has_seeds:
         parts.append("## Over seeds\n\n" + "\n".join(_table(*_group_lines(sweep))))
     parts.append("## Trials\n\n" + "\n".join(_table(*_row_lines(sweep))))
+    if sweep.failed:
+        parts.append("## Failed\n\n" + "\n".join(f"- {row.name}: {row.error}" for row in sweep.failed))
     parts += [f"![{path.stem}](figures/{path.name})" for path in sorted((sweep.folder / "figures").glob("*.png"))]
     return "\n\n".join(parts) + "\n"
 

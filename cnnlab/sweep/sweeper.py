@@ -1,14 +1,12 @@
 """The sweeper: which trials there are, which of them still have to run, and the table at the end."""
 
 import logging
-import math
 import shlex
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
@@ -95,11 +93,15 @@ class Sweeper(HydraSweeper):
     @override
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context = hydra_context
-        self.config = config
+        self.seed: int = config.seed
+        self.config_name = config.hydra.job.config_name
+        self.resuming = bool(config.resume)
         self.folder = SweepFolder(Path(config.hydra.sweep.dir).absolute())
         with open_dict(config):
             config.hydra.sweep.dir = str(self.folder.path)
-        self.launcher = Plugins.instance().instantiate_launcher(
+        wanted = OmegaConf.to_container(config.search, resolve=True) if config.get("search") else None
+        self.search = cast(dict[str, Any] | None, wanted)
+        self.hands: Any = Plugins.instance().instantiate_launcher(
             config=config, hydra_context=hydra_context, task_function=task_function
         )
 
@@ -115,8 +117,7 @@ class Sweeper(HydraSweeper):
         lines = [line for line in parser.parse_overrides(arguments) if not _is_ours(line)]
         self.swept = [line for line in lines if line.is_sweep_override()]
         self.base = [str(line.input_line) for line in lines if not line.is_sweep_override()]
-        self.search = OmegaConf.to_container(self.config.search, resolve=True) if self.config.get("search") else None
-        if not self.folder.is_new and not self.config.resume:
+        if not self.folder.is_new and not self.resuming:
             raise ConfigError(f"{self.folder.path} holds a sweep already: go on with it by resume={self.folder.path}")
         try:
             with signals.handled():
@@ -161,10 +162,9 @@ class Sweeper(HydraSweeper):
             table = summary.write(self.folder.path)
             summary.show(table)
         if table.failed:
-            raise PartialError(
-                f"{len(table.failed)} of {len(table.rows)} trials failed: "
-                f"{', '.join(row.name for row in table.failed)}\nrun them again with: {self._resume_command()}"
-            )
+            names = ", ".join(row.name for row in table.failed)
+            again = "" if trials is None else f"\nrun them again with: {self._resume_command()}"
+            raise PartialError(f"{len(table.failed)} of {len(table.rows)} trials failed: {names}{again}")
 
     def _grid(self, trials: list[Trial]) -> None:
         left = [trial for trial in trials if not self.folder.trial(trial.name).is_done(self.limits)]
@@ -178,10 +178,14 @@ class Sweeper(HydraSweeper):
 
     def pool(self, trials: int, batch: int | None = None) -> Pool:
         """Return where so many trials run; launchers of others get `batch` at a time, or all."""
-        if hasattr(self.launcher, "pool"):
-            return self.launcher.pool(max(trials, 1))
-        alone = type(self.launcher).__name__ == "BasicLauncher"  # it ends with whatever ends a trial
-        return Handed(self.launcher, 1 if alone else batch or max(trials, 1))
+        if hasattr(self.hands, "pool"):
+            return cast(Pool, self.hands.pool(max(trials, 1)))
+        return Handed(self.hands, 1 if self.is_basic else batch or max(trials, 1))
+
+    @property
+    def is_basic(self) -> bool:
+        """Whether the trials run in this process, which then ends with whatever ends one of them."""
+        return type(self.hands).__name__ == "BasicLauncher"
 
     def run(self, pool: Pool, queue: Iterator[Trial | None]) -> Iterator[tuple[Trial, str]]:
         """Run trials as long as the queue has some; yield each with its status when it has ended.
@@ -202,6 +206,7 @@ class Sweeper(HydraSweeper):
                         break
                     if self._gave_up(trial):
                         yield trial, "failed"
+                        self.board.end(trial.name)
                         continue
                     running[trial.name] = trial
                     self._start(pool, trial)
@@ -209,11 +214,13 @@ class Sweeper(HydraSweeper):
                     return
                 for name, cause in pool.wait(0.5):
                     trial = running.pop(name)
-                    yield trial, self._ended(trial, cause)
+                    yield trial, self.folder.trial(name).end(cause)
+                    self.board.end(name)
                 self.board.refresh()
         except Stopped as stop:
             for name, cause in pool.stop(stop.signum):
-                self._ended(running.pop(name), cause)
+                self.folder.trial(name).end(cause)
+                self.board.end(name)
             raise
         except BaseException:
             pool.stop(15)
@@ -233,22 +240,15 @@ class Sweeper(HydraSweeper):
         pool.start(trial.name, [*lines, *own], folder.path, self.folder.handle)
         self.board.start(trial.name)
 
-    def _ended(self, trial: Trial, cause: str | None) -> str:
-        status = self.folder.trial(trial.name).end(cause)
-        self.board.end(trial.name)
-        return status
-
     def _gave_up(self, trial: Trial) -> bool:
         """Whether a trial took the process of the whole sweep down so often that it is passed over."""
         folder = self.folder.trial(trial.name)
-        alone = type(self.launcher).__name__ == "BasicLauncher"
-        if not alone or folder.note.get("starts", 0) < TOO_OFTEN:
+        if not self.is_basic or folder.note.get("starts", 0) < TOO_OFTEN:
             return False
         folder.fail(
             f"it took the sweep's process down {TOO_OFTEN} times and is passed over; hydra/launcher=local can run it, "
             f"or delete {folder.path} to try again"
         )
-        self.board.end(trial.name)
         return True
 
     def _flags(self) -> list[str]:
@@ -264,11 +264,12 @@ class Sweeper(HydraSweeper):
 
     def _points(self) -> Iterator[list[str]]:
         axes = [self._values(line) for line in self.swept]
+        if self.search and (seeds := self._seeds()):
+            axes.append([f"seed={seed}" for seed in seeds])
         within = list(space.grid(space.parse(self.search["space"]))) if self.search else [[]]
-        seeds = self._seeds() if self.search else []
-        for *outer, inner in product(*axes, within):
-            for seed in seeds or [None]:
-                yield [*outer, *inner, *([] if seed is None else [f"seed={seed}"])]
+        for inner in within:
+            for outer in product(*axes):
+                yield [*inner, *outer]
 
     def _values(self, line: Override) -> list[str]:
         return [f"{line.get_key_element()}={text}" for text in line.sweep_string_iterator()]
@@ -285,7 +286,7 @@ class Sweeper(HydraSweeper):
             if isinstance(value, IntervalSweep):
                 found.append(space.Dimension(key, key, value.start, value.end, "log" in value.tags))  # type: ignore[arg-type]
             else:
-                found.append(space.Dimension(key, key, choices={text: () for text in line.sweep_string_iterator()}))
+                found.append(space.Dimension(key, key, choices=dict.fromkeys(line.sweep_string_iterator(), ())))
         if not found:
             raise ConfigError("search.space is empty: give it keys, or values with commas on the command line")
         return found
@@ -298,14 +299,12 @@ class Sweeper(HydraSweeper):
             return []  # they are an axis of the grid already
         if swept:
             return [int(seed) for seed in swept]
-        return [self.config.seed + index for index in range(self.search["seeds"] or 0)]
+        return [self.seed + index for index in range(self.search["seeds"] or 0)]
 
     def _plain_config(self) -> dict[str, Any]:
         """Compose the base of the sweep: the first trial, whose varied values nobody looks at."""
         first = [next(iter(self._values(line))) for line in self.swept if not isinstance(line.value(), IntervalSweep)]
-        config = self.context.config_loader.load_configuration(
-            self.config.hydra.job.config_name, [*self.base, *first], RunMode.RUN
-        )
+        config = self.context.config_loader.load_configuration(self.config_name, [*self.base, *first], RunMode.RUN)
         content = OmegaConf.to_container(
             OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=False
         )
