@@ -10,9 +10,10 @@ from types import ModuleType
 from hydra.core.plugins import Plugins
 
 from cnnlab.sweep.local import Local
+from cnnlab.sweep.remote import Ray, Slurm
 from cnnlab.sweep.sweeper import Sweeper
 
-__all__ = ["Local", "Sweeper", "register"]
+__all__ = ["Local", "Ray", "Slurm", "Sweeper", "register"]
 
 
 def register() -> None:
@@ -27,7 +28,7 @@ def register() -> None:
         package = sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
         package.__path__ = []
     package.cnnlab = sys.modules[place.__name__] = place  # type: ignore[attr-defined]
-    for plugin in (Local, Sweeper):
+    for plugin in (Local, Slurm, Ray, Sweeper):
         plugin.__module__ = place.__name__
         setattr(place, plugin.__name__, plugin)
         Plugins.instance().register(plugin)

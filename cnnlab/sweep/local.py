@@ -139,7 +139,7 @@ class Pool:
             code = process.wait() if isinstance(process, subprocess.Popen) else (process.join(), process.exitcode)[1]
             if isinstance(process, subprocess.Popen):
                 os.close(handle)  # type: ignore[arg-type]
-            ended.append((name, _cause(code)))
+            ended.append((name, cause_of(code)))
         return ended
 
     def stop(self, signum: int) -> list[tuple[str, str | None]]:
@@ -221,7 +221,7 @@ def _end_with(parent: int) -> None:
             raise Stopped(signal.SIGTERM)
 
 
-def _cause(code: int) -> str | None:
+def cause_of(code: int) -> str | None:
     """Say what ended a process, unless it ended by itself without an error."""
     if code < 0:
         name = signal.Signals(-code).name
