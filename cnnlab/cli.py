@@ -23,6 +23,7 @@ app = typer.Typer(
 # What --help says; each is the module cnnlab.commands.<name>, imported when it is called and not before.
 COMMANDS = {
     "data": "Fetch, pack and check the npz files that training reads.",
+    "report": "Rebuild a sweep's table and pictures, also while it is running.",
 }
 
 

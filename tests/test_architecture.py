@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 ROWS = [
     {"train", "cli"},
     {"commands"},
+    {"sweep"},
     {"build"},
     {"callbacks"},
     {"classifier", "data"},
@@ -22,8 +23,8 @@ ROWS = [
 ]
 HEIGHT = {room: height for height, rooms in enumerate(reversed(ROWS)) for room in rooms}
 ONLY_IN = {
-    "hydra": {"train", "build", "config"},
-    "omegaconf": {"train", "build", "config"},
+    "hydra": {"train", "sweep", "build", "config"},
+    "omegaconf": {"train", "sweep", "build", "config"},
     "matplotlib": {"plots"},
 }
 FILES = [ROOT / "train.py", *sorted((ROOT / "cnnlab").rglob("*.py"))]
@@ -64,7 +65,7 @@ def test_every_room_has_a_row():
 
 def test_command_line_imports_neither_torch_nor_lightning():
     code = (
-        "import sys, train, cnnlab.cli, cnnlab.run, cnnlab.config\n"
+        "import sys, train, cnnlab.cli, cnnlab.run, cnnlab.config, cnnlab.sweep\n"
         "print([name for name in ('torch', 'pytorch_lightning', 'matplotlib', 'numpy') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -15,6 +15,7 @@ from typing_extensions import override
 from cnnlab.callbacks.checkpoint import Checkpoint, plain
 from cnnlab.callbacks.figures import data_of, first_batch
 from cnnlab.callbacks.history import writers
+from cnnlab.record import read_json
 
 LAYOUT = {
     "Training": {
@@ -42,7 +43,7 @@ class Dashboard(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         config = pl_module.hparams.get("config", {})
         for logger in trainer.loggers:
-            logger.log_hyperparams(settings(config))
+            logger.log_hyperparams(varied(trainer) or settings(config))
         if trainer.ckpt_path:
             return  # a run that goes on has the rest already
         data = data_of(trainer)
@@ -78,9 +79,21 @@ class Dashboard(Callback):
                     last.add_scalar(name, value, trainer.current_epoch)
                 # Without the list of an experiment's settings and metrics: TensorBoard makes one of all runs' then,
                 # and shows first in which settings they differ; a run's own list would hide the others'.
-                _, start, end = hparams(settings(pl_module.hparams.get("config", {})), {})
+                told = varied(trainer) or settings(pl_module.hparams.get("config", {}))
+                _, start, end = hparams(told, {})
                 for summary in (start, end):
                     last._get_file_writer().add_summary(summary)
+
+
+def varied(trainer: Trainer) -> dict[str, str | float]:
+    """Return what tells a trial from the others of its sweep; nothing where the run is none of a sweep's."""
+    found: dict[str, str | float] = {}
+    for key, value in read_json(Path(trainer.default_root_dir) / "trial.json").get("settings", {}).items():
+        try:
+            found[key] = float(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, str | float]:
