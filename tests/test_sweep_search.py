@@ -76,7 +76,7 @@ def test_diverging_trial_fails_and_the_study_goes_on_with_means_over_seeds(searc
     assert len(states) == 4
     assert set(states) == {TrialState.COMPLETE, TrialState.FAIL}
     table = read(tmp_path / "sweep" / "sweep.json")
-    assert {row["settings"]["optimizer.lr"] for row in table["trials"] if row["status"] == "failed"} == {"1e12"}
+    assert {float(row["settings"]["optimizer.lr"]) for row in table["trials"] if row["status"] == "failed"} == {1e12}
     good = next(trial for trial in study.trials if trial.state == TrialState.COMPLETE)
     values = [
         row["objective"] for row in table["trials"] if row["name"].startswith(f"{good.number:03d}_")
