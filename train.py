@@ -21,13 +21,10 @@ def main(cfg: DictConfig) -> float | None:
         if cfg.resume and run.is_done(limits):
             return run.previous_objective()
         run.start(limits)
-        checkpoint = run.checkpoint_to_resume() if cfg.resume else None
 
         from cnnlab import build  # torch and Lightning, not before the config is known to be good
 
-        lab = build.lab(cfg)
-        run.describe(**lab.facts())
-        lab.fit(checkpoint)
+        lab = build.fitted(cfg, run)
         return run.finish(lab.test(), cfg.objective.metric)
     return None
 

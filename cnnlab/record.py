@@ -16,6 +16,9 @@ from cnnlab.errors import CheckpointError, ConfigError
 RUNS = Path("outputs")
 """Where runs stand, unless `hydra.run.dir` says otherwise."""
 
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+"""The checkpoint to go on from, and the one that it took the place of."""
+
 
 class Record:
     """What a run's folder says of the run; each file is read when it is asked for, once.
@@ -86,7 +89,12 @@ class Record:
     @property
     def last(self) -> Path:
         """The checkpoint to go on from."""
-        return self.folder / "checkpoints" / "last.ckpt"
+        return self.folder / "checkpoints" / LAST
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint to go on from when the last one is damaged."""
+        return self.folder / "checkpoints" / PREVIOUS
 
     @property
     def touched(self) -> int:

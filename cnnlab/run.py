@@ -1,5 +1,6 @@
 """A run's folder: what is written into it, and how it ends."""
 
+import ctypes
 import errno
 import importlib.metadata
 import io
@@ -7,6 +8,7 @@ import logging
 import os
 import platform
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from cnnlab import signals
+from cnnlab import lock, signals
 from cnnlab.errors import (
     CheckpointError,
     CnnlabError,
@@ -28,7 +30,8 @@ from cnnlab.errors import (
     Stopped,
     report,
 )
-from cnnlab.record import read_csv, read_json, write_json
+from cnnlab.record import Record, read_csv, read_json, write_json
+from cnnlab.seal import is_whole
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +67,8 @@ class Run:
         self.folder = Path(folder)
         self.debug = debug
         self.exit_on_error = exit_on_error
-        # Only one of several processes keeps the record.
-        ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-        self.primary = all(os.environ.get(name, "0") == "0" for name in ranks)
+        self.primary = lock.is_primary()
+        self._lock: int | None = None
         before = read_json(self.folder / "run.json")
         self._before = before
         self._seconds_before = before.get("seconds") or 0.0
@@ -90,23 +92,42 @@ class Run:
     def checkpoint_to_resume(self) -> Path | None:
         """Return the checkpoint to go on from; None, and a line in the log, if the run stopped before the first.
 
+        That is the last one, or the one before where the last is damaged; the log says so.
+
         Raises:
-            CheckpointError: The run had come further than that, so its checkpoint was lost.
+            CheckpointError: The run had come further than that, so its checkpoints were lost.
         """
-        path = self.folder / "checkpoints" / "last.ckpt"
-        if path.exists():
-            return path
+        record = Record(self.folder)
+        there = [path for path in (record.last, record.previous) if path.is_file()]
+        for path in there:
+            if is_whole(path):
+                if path == record.previous:
+                    log.warning(
+                        f"{record.last} is {'damaged' if record.last in there else 'missing'}: going on from the one "
+                        f"before it, {path}"
+                    )
+                return path
+        if there:
+            return there[0]  # whoever loads it says what is wrong with it
         if (self.folder / "history.csv").exists():
             raise CheckpointError(
-                f"{path}: there is no such checkpoint, though the run has finished epochs. Start a new run, or put "
-                "the file back."
+                f"{record.last}: there is no such checkpoint, though the run has finished epochs. Start a new run, or "
+                "put the file back."
             )
         log.warning("the run stopped before its first checkpoint: starting from the beginning")
         return None
 
     def __enter__(self) -> Self:
-        """Start the clock, and mark the run as running unless it is done already."""
+        """Take the folder, and start the clock.
+
+        Raises:
+            MachineError: Another process is writing into the folder.
+        """
         self._clock = time.monotonic()
+        if self.primary:
+            self._lock = lock.take(self.folder)
+        else:
+            die_with_parent()
         self._signals = signals.handled()
         self._signals.__enter__()
         logging.captureWarnings(True)
@@ -168,7 +189,14 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         """Record how the run ended."""
-        self._signals.__exit__(None, None, None)
+        signals.silence()
+        try:
+            return self._ended(error, traceback)
+        finally:
+            self._signals.__exit__(None, None, None)
+            lock.leave(self._lock)
+
+    def _ended(self, error: BaseException | None, traceback: TracebackType | None) -> bool:
         if error is None:
             return False
         if isinstance(error, Stopped):
@@ -197,14 +225,24 @@ class Run:
             write_json(self.folder / "run.json", self.record)
 
 
+def die_with_parent() -> None:
+    """Have the kernel end this process when the one that started it ends, as other ranks must; on Linux."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
 @contextmanager
 def command_line() -> Iterator[None]:
     """Around a command line's work: report an error that came before any run, or runs of a sweep that failed."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print a traceback of its own, and exit with 1
     try:
-        yield
+        with signals.handled():
+            yield
         if failed:
             raise PartialError(f"{len(failed)} of the sweep's runs failed: {', '.join(map(str, failed))}")
+    except Stopped as stop:
+        sys.exit(stop.exit_code)
     except Exception as error:
         known = understood(error)
         report(known)

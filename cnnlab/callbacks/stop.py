@@ -29,25 +29,36 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not resumable(trainer, batch_idx):
-            return
-        if trainer.world_size == 1:
-            signals.raise_if_received(between_steps=True)
-        # Processes stop behind the same batch, or one would wait for the other's gradients.
-        elif signum := int(trainer.strategy.reduce(torch.tensor(signals.received()), reduce_op="max")):
-            raise Stopped(signum, between_steps=True)
+        if resumable(trainer, batch_idx):
+            stop_together(trainer, signals.received(), between_steps=True)
 
     @override
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        # Behind the validation the epoch's state is saved; a long one isn't worth waiting for.
-        if trainer.world_size == 1:
-            signals.raise_if_received(grace_seconds=self.validation_grace_seconds)
-
-    @override
-    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        signals.raise_if_received()
+        # Behind the validation the epoch's state is saved; in front of one that takes longer, one was.
+        stop_together(trainer, signals.received() if signals.waited(self.validation_grace_seconds) else 0)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        stop_together(trainer, signals.received())
+        signals.defer(False)
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        signals.defer(trainer.world_size > 1)
+
+    @override
+    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        stop_together(trainer, signals.received())
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         signals.defer(False)
         signals.raise_if_received()
+
+
+def stop_together(trainer: Trainer, signum: int, *, between_steps: bool = False) -> None:
+    """Stop if a signal came to any of the run's processes: all behind the same batch, or one would wait for another."""
+    if trainer.world_size > 1:
+        signum = int(trainer.strategy.reduce(torch.tensor(signum), reduce_op="max"))
+    if signum:
+        raise Stopped(signum, between_steps=between_steps)

@@ -144,6 +144,8 @@ RULES: dict[str, Rule] = {
     "loss.label_smoothing": real(0, 1),
     "resume": filled | null,
     "debug": flag,
+    "trusted": each(matching(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "a package or module")),
+    "on_divergence": one_of("stop", "rollback"),
     # data
     "data.source": one_of("npz", "cifar10", "cifar100", "shapes"),
     "data.path": filled,
