@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import platform
+import re
 import shlex
 import signal
 import statistics
@@ -40,7 +41,10 @@ failed: list[Path] = []
 
 Status = Literal["running", "completed", "failed", "interrupted"]
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
+UNWRITABLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR,
+    errno.EISDIR, errno.ELOOP,
+)  # fmt: skip
 
 PACKAGES = {
     "torch": "torch", "pytorch_lightning": "pytorch-lightning", "hydra": "hydra-core", "cnnlab": "cnnlab",
@@ -287,6 +291,10 @@ def understood(error: BaseException) -> CnnlabError:
     allocation = any(part in text for part in ("can't allocate memory", "out of memory", "not enough memory"))
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and allocation):
         return MachineError(f"out of memory: try half the data.batch_size. ({text[:200]})")
+    if isinstance(error, RuntimeError) and re.search(r"gloo|NCCL|ProcessGroup|Connection (closed|reset) by peer", text):
+        return MachineError(
+            f"another of the run's processes died, or cannot be reached. Go on with resume=FOLDER. ({text[:200]})"
+        )
     if type(error).__name__ == "MisconfigurationException" or text.startswith("Early stopping conditioned on"):
         return ConfigError(text)
     if text.startswith("Error(s) in loading state_dict"):

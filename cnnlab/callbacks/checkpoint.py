@@ -4,6 +4,7 @@ import io
 import math
 import os
 import pickle
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import __version__ as lightning_version
 from pytorch_lightning import callbacks as lightning_callbacks
 from typing_extensions import override
 
@@ -240,7 +242,17 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"{path} has no seal: it is damaged, or train.py did not write it.")
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} must be a checkpoint that cnnlab wrote; it has no state_dict.")
+    written = str(checkpoint.get("pytorch-lightning_version", "0"))
+    if release(written) > release(lightning_version):
+        raise CheckpointError(
+            f"{path} was written by pytorch-lightning {written}, and this is {lightning_version}: install that one."
+        )
     return checkpoint
+
+
+def release(version: str) -> tuple[int, ...]:
+    """Return the numbers that say what a version's checkpoints hold."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def first_line(error: BaseException) -> str:

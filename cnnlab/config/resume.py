@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from cnnlab import trust
-from cnnlab.config.checks import Unresolved, resolved
+from cnnlab.config.checks import Unresolved, get, resolved
 from cnnlab.config.tree import Key
 from cnnlab.config.words import refusal, shown
 from cnnlab.errors import DataError, UnsafeError
@@ -128,6 +128,7 @@ def check_origin(config: Mapping[str, Any], vouched: Mapping[str, Any]) -> None:
         DataError: There is no data where the folder says.
     """
     trusted = vouched.get("trusted") or []
+    writes = get(config, "data", "source") != "npz"  # the data, where there is none
 
     def walk(value: Any, other: Any, key: str) -> None:
         if isinstance(value, Mapping):
@@ -139,22 +140,19 @@ def check_origin(config: Mapping[str, Any], vouched: Mapping[str, Any]) -> None:
                 within = isinstance(other, list) and index < len(other)
                 walk(element, other[index] if within else None, f"{key}.{index}")
         elif value != other and key != "resume":
-            _check_value(value, key, trusted)
+            _check_value(value, key, trusted, writes)
 
     walk(config, vouched, "")
 
 
-def _check_value(value: Any, key: str, trusted: list[str]) -> None:
+def _check_value(value: Any, key: str, trusted: list[str], writes: bool) -> None:
     if key.rpartition(".")[2] == "_target_":
         trust.check({"_target_": value}, key.removesuffix("._target_"), trusted)
     elif not isinstance(value, str):
         return
     elif key == "data.path":
-        # Where there is nothing, data sets that are fetched or drawn would be written.
-        if not Path(value).is_file():
-            raise DataError(
-                f"data.path={shown(value)}, as the run's folder has it, does not exist: give data.path=FILE."
-            )
+        if writes and re.search(r"^[/\\~]|\.\.", value) and not Path(value).is_file():
+            raise DataError(f"{key}={shown(value)}, as the run's folder has it, does not exist: give data.path=FILE.")
     elif "${" in value and not re.fullmatch(r"\$\{\.*(?!hydra\b)\w+(\.\w+)*\}", value):
         raise UnsafeError(f"{key}={shown(value)} would be computed when it is read: if it is meant, give it again.")
     elif re.search(r"[/\\]|^~|^\.\.", value):
