@@ -67,17 +67,14 @@ def preflight(argv: Sequence[str]) -> list[str]:
     mistakes += command.mistakes()
     if not folder and command.config.get("resume") is not None:
         mistakes.append("resume is for the command line only: a config can't name the run that goes on")
-    if folder and not mistakes and (changed := differences(folder, command.config)):
-        mistakes = [
-            f"resume={folder}: a run goes on with the config that it began with",
-            *changed,
-        ]
-    if mistakes:
-        raise refusal(*mistakes)
-    if folder:
+    if folder and not mistakes:
         vouched = _Command(flags, [*(other for other in overrides if command.is_choice(other)), *given], multirun)
         vouched.mistakes()
         check_origin(command.config, vouched.config)
+        if changed := differences(folder, command.config):
+            mistakes = [f"resume={folder}: a run goes on with the config that it began with", *changed]
+    if mistakes:
+        raise refusal(*mistakes)
     return [*(str(override.input_line) for override in overrides), *words]
 
 

@@ -112,7 +112,7 @@ def last(folder: Path, good: Path, out: Path) -> Iterator[Row]:
         path.write_bytes(content[:5000] + bytes([content[5000] ^ 4]) + content[5001:])
 
     def another(path: Path) -> None:
-        weights = {name: value[..., :1] for name, value in state["state_dict"].items()}
+        weights = {name: value.flatten()[:1] for name, value in state["state_dict"].items()}
         AtomicCheckpointIO().save_checkpoint(state | {"state_dict": weights}, path)
 
     def newer(path: Path) -> None:
