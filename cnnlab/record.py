@@ -192,12 +192,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return a csv file's rows; none if there is no file."""
+    """Return a csv file's rows; none if there is no file.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
     except FileNotFoundError:
         return []
+    except (ValueError, csv.Error) as error:
+        raise ConfigError(f"{path} can't be read: it is damaged ({type(error).__name__})") from error
 
 
 def read_yaml(path: Path) -> Any:

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import tarfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def payloads(canary: Path) -> list[Payload]:
 
 
 def prove(folder: Path, inputs: int, seed: int = 0) -> Iterator[Row]:
-    """Have train.py and the readers take hostile files; count those that execute anything or write elsewhere."""
+    """Have train.py and the readers take hostile files: all there are, or so many for a glance (below 50)."""
     expect(os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1", "the environment is not as bad as it could be")
     good, npz, canary, out = folder / "good", data(folder), folder / "canary", folder / "out.txt"
     code, text = run([*OPTIONS, f"data.path='{npz}'", f"hydra.run.dir='{good}'"], out)
@@ -61,13 +62,13 @@ def prove(folder: Path, inputs: int, seed: int = 0) -> Iterator[Row]:
         ("tar archives that lead outside", tars(folder)),
     ):
         codes = []
-        for name, code in tries:
+        for name, code in tries if inputs >= 50 else islice(tries, max(1, inputs // 4)):
             expect(not canary.exists(), f"{promise}: {name} was executed")
             expect(code in REFUSED, f"{promise}: {name} ended with {code}: {out.read_text()[-1500:]}")
             codes.append(code)
         total += len(codes)
         yield Row(promise, len(codes), len(codes), f"exit codes {', '.join(map(str, sorted(set(codes))))}")
-    expect(total >= inputs or inputs < 50, f"there are {total} hostile inputs, asked for were {inputs}")
+    expect(total >= min(inputs, 50), f"there are {total} hostile inputs, asked for were {inputs}")
     yield Row("executions", total, total, "0 of them")
 
 

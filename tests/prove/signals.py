@@ -35,13 +35,13 @@ CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143, "SIGUSR2": 143, "SIGINT 
 
 
 def prove(folder: Path, each: int, seed: int = 0) -> Iterator[Row]:
-    """Send so many signals of each kind, spread over the phases."""
+    """Send so many signals of each kind, spread over the phases; below 5, only the two kinds that come most."""
     chance = random.Random(seed)
     options = [*OPTIONS, f"data.path='{data(folder)}'"]
-    for kind, code in CODES.items():
+    for kind, code in CODES.items() if each >= 5 else list(CODES.items())[:2]:
         seconds, resumed = [], 0
         for n in range(each):
-            place = list(PLACES)[n % len(PLACES)]
+            place = list(PLACES)[(n + 1) % len(PLACES)]
             victim = folder / f"{kind}{n}"
             seconds.append(stop(options, victim, kind, code, place, chance, folder / "out.txt"))
             if n % 10 == 5 and (victim / ".hydra" / "overrides.yaml").is_file():
@@ -53,6 +53,8 @@ def prove(folder: Path, each: int, seed: int = 0) -> Iterator[Row]:
             f"median {statistics.median(seconds):.2f} s, 95 % {slow:.2f} s, longest {max(seconds):.2f} s; "
             f"{resumed} went on to the end",
         )  # fmt: skip
+    if each < 5:
+        return
     yield from imports(folder, options, max(1, each // 20))
     yield long_validation(folder, options)
     yield from ranks(folder, options)
