@@ -113,7 +113,8 @@ class Run:
                 return path
         if there:
             return there[0]  # whoever loads it says what is wrong with it
-        if (self.folder / "history.csv").exists():
+        # An epoch's row is written just before its state: a run may be killed between the first ones.
+        if len(record.history) > 1 or self._before.get("status") == "completed":
             raise CheckpointError(
                 f"{record.last}: there is no such checkpoint, though the run has finished epochs. Start a new run, or "
                 "put the file back."

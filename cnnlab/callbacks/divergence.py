@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Divergence(Callback):
-    """Check that losses and weights are finite: every so many steps, before a validation, and before a state is saved.
+    """Check that losses and weights are finite: every so many steps, before a validation, at an epoch's end, before a save.
 
     A step only leaves its loss on the device; a gradient that is not finite shows in the weights, which are looked at
     with the losses. Since every save comes behind a check, no checkpoint holds such a state.
@@ -63,6 +63,10 @@ class Divergence(Callback):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check(trainer, pl_module)
 
     @override
