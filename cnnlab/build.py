@@ -42,7 +42,7 @@ from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
 from cnnlab.model import normalised
 from cnnlab.optimizer import parameter_groups
 from cnnlab.record import Record, find
-from cnnlab.run import Run
+from cnnlab.run import Run, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -309,6 +309,7 @@ def fitted(cfg: DictConfig, run: Run) -> Lab:
 
     Raises:
         DivergedError: It diverged, and `MOST_ROLLBACKS` had been made where any are allowed.
+        MachineError: A batch does not fit into memory.
     """
     checkpoint = run.checkpoint_to_resume() if cfg.resume else None
     rollbacks = 0
@@ -325,6 +326,13 @@ def fitted(cfg: DictConfig, run: Run) -> Lab:
             log.warning(f"rollback {rollbacks} of {MOST_ROLLBACKS}: optimizer.lr times {0.5**rollbacks:g}")
             run.describe(rollbacks=rollbacks)
             checkpoint = run.checkpoint_to_resume()
+        except (MemoryError, RuntimeError) as error:
+            size = cfg.data.batch_size
+            if size == 1 or not is_out_of_memory(error):
+                raise
+            raise MachineError(
+                f"out of memory with data.batch_size={size}: try data.batch_size={size // 2}."
+            ) from error
         else:
             return built
 

@@ -289,8 +289,7 @@ def understood(error: BaseException) -> CnnlabError:
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         place = f" {error.filename}" if error.filename else ""
         return MachineError(f"cannot write{place}: {error.strerror}. Free space, or choose another hydra.run.dir.")
-    allocation = any(part in text for part in ("can't allocate memory", "out of memory", "not enough memory"))
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and allocation):
+    if is_out_of_memory(error):
         return MachineError(f"out of memory: try half the data.batch_size. ({text[:200]})")
     if isinstance(error, RuntimeError) and re.search(r"gloo|NCCL|ProcessGroup|Connection (closed|reset) by peer", text):
         return MachineError(
@@ -301,6 +300,12 @@ def understood(error: BaseException) -> CnnlabError:
     if text.startswith("Error(s) in loading state_dict"):
         return CheckpointError(f"the checkpoint is another network's: {text[:300]}")
     return CnnlabError(f"unexpected {type(error).__name__}: {text[:500]}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no more memory, on the processor or a device."""
+    said = any(part in str(error) for part in ("can't allocate memory", "out of memory", "not enough memory"))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)
 
 
 def versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Divergence(Callback):
-    """Check that losses and weights are finite: every so many steps, before a validation, at an epoch's end, before a save.
+    """Check that losses and weights are finite: every so many steps, before a validation and a save, behind an epoch.
 
     A step only leaves its loss on the device; a gradient that is not finite shows in the weights, which are looked at
     with the losses. Since every save comes behind a check, no checkpoint holds such a state.
