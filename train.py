@@ -20,17 +20,14 @@ def main(cfg: DictConfig) -> float | None:
     sweeping = hydra_cfg.mode == RunMode.MULTIRUN
     with Run(hydra_cfg.runtime.output_dir, seed=cfg.seed, debug=cfg.debug, exit_on_error=not sweeping) as run:
         limits = {name: cfg.trainer[name] for name in ("max_epochs", "max_steps", "max_time")}
-        going_on = cfg.resume or (sweeping and run.has_begun)
+        going_on = bool(cfg.resume) or (sweeping and run.has_begun)
         if going_on and run.is_done(limits):
             return run.previous_objective()
         run.start(limits)
-        checkpoint = run.checkpoint_to_resume() if going_on else None
 
         from cnnlab import build  # torch and Lightning, not before the config is known to be good
 
-        lab = build.lab(cfg)
-        run.describe(**lab.facts())
-        lab.fit(checkpoint)
+        lab = build.fitted(cfg, run, resume=going_on)
         return run.finish(lab.test(), cfg.objective.metric)
     return None
 

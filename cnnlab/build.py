@@ -28,6 +28,7 @@ from cnnlab.callbacks import (
     AtomicCheckpointIO,
     Checkpoint,
     Dashboard,
+    Divergence,
     Figures,
     History,
     Progress,
@@ -36,13 +37,18 @@ from cnnlab.callbacks import (
 from cnnlab.callbacks.checkpoint import first_line, plain, read_checkpoint
 from cnnlab.classifier import Classifier
 from cnnlab.data import ImageData
-from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, MachineError
+from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, DivergedError, MachineError
 from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
 from cnnlab.model import normalised
 from cnnlab.optimizer import parameter_groups
 from cnnlab.record import Record, find
+from cnnlab.run import Run, is_out_of_memory
 
 log = logging.getLogger(__name__)
+
+
+MOST_ROLLBACKS = 8
+"""Of one run: 1/256 of the learning rate that was asked for has another cause."""
 
 
 class Lab(NamedTuple):
@@ -51,6 +57,11 @@ class Lab(NamedTuple):
     data: ImageData
     classifier: Classifier
     trainer: Trainer
+
+    @property
+    def rollbacks(self) -> int:
+        """How often the run went back to an earlier state since its loss was not finite."""
+        return max(each.rollbacks for each in self.trainer.callbacks if isinstance(each, Divergence))  # type: ignore[attr-defined]
 
     def fit(self, checkpoint: Path | None = None) -> None:
         """Train, from the beginning or from a checkpoint."""
@@ -77,8 +88,12 @@ class Lab(NamedTuple):
         }
 
 
-def lab(cfg: DictConfig) -> Lab:
+def lab(cfg: DictConfig, rollbacks: int = 0) -> Lab:
     """Build a run from its config.
+
+    Args:
+        cfg: The run's config.
+        rollbacks: How often the learning rate is halved.
 
     Raises:
         ConfigError: A class does not take the arguments it is given.
@@ -93,7 +108,7 @@ def lab(cfg: DictConfig) -> Lab:
     network = build_network(
         cfg, classes=images.classes, image_shape=images.image_shape, mean=images.mean, std=images.std
     )
-    trainer = build_trainer(cfg, validate=len(images.val_indices) > 0)
+    trainer = build_trainer(cfg, validate=len(images.val_indices) > 0, rollbacks=rollbacks)
     classifier = Classifier(
         network,
         images.num_classes,
@@ -240,7 +255,7 @@ def optimizer_builder(cfg: DictConfig) -> Callable[[nn.Module], Optimizer]:
     return build
 
 
-def build_trainer(cfg: DictConfig, *, validate: bool = True) -> Trainer:
+def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0) -> Trainer:
     """Build the Trainer with its callbacks and loggers.
 
     Raises:
@@ -265,7 +280,7 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True) -> Trainer:
         trainer = instantiate(
             cfg.trainer,
             # StopOnSignal comes last: the others have recorded the batch by then.
-            callbacks=[*callbacks, StopOnSignal()],
+            callbacks=[Divergence(rollbacks=rollbacks), *callbacks, StopOnSignal()],
             logger=loggers or False,
             plugins=plugins,
             profiler=cfg.trainer.profiler or Unprofiled(),
@@ -280,8 +295,46 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True) -> Trainer:
     if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         # The other processes would be started with the sweep's command line, not with this run's.
         raise ConfigError("-m runs on one device at a time so far: give trainer.devices=1, or one run without -m.")
+    if trainer.world_size > 1 and cfg.on_divergence == "rollback":
+        raise ConfigError("on_divergence=rollback works on one device: give trainer.devices=1, or on_divergence=stop.")
     log.info(f"device: {describe_device(trainer.strategy.root_device)}")
     return trainer
+
+
+def fitted(cfg: DictConfig, run: Run, *, resume: bool = False) -> Lab:
+    """Build a run and train it, with `resume` from its last checkpoint.
+
+    With `on_divergence=rollback`, a loss or a gradient that is not finite sends it back to the last checkpoint, which
+    never holds such a state, or to its beginning, with half the learning rate.
+
+    Raises:
+        DivergedError: It diverged, and `MOST_ROLLBACKS` had been made where any are allowed.
+        MachineError: A batch does not fit into memory.
+    """
+    checkpoint = run.checkpoint_to_resume() if resume else None
+    rollbacks = 0
+    while True:
+        built = lab(cfg, rollbacks)
+        run.describe(**built.facts())
+        try:
+            built.fit(checkpoint)
+        except DivergedError as error:
+            if cfg.on_divergence != "rollback" or built.rollbacks == MOST_ROLLBACKS:
+                raise
+            rollbacks = built.rollbacks + 1
+            log.warning(f"{error}")
+            log.warning(f"rollback {rollbacks} of {MOST_ROLLBACKS}: optimizer.lr times {0.5**rollbacks:g}")
+            run.describe(rollbacks=rollbacks)
+            checkpoint = run.checkpoint_to_resume()
+        except (MemoryError, RuntimeError) as error:
+            size = cfg.data.batch_size
+            if size == 1 or not is_out_of_memory(error):
+                raise
+            raise MachineError(
+                f"out of memory with data.batch_size={size}: try data.batch_size={size // 2}."
+            ) from error
+        else:
+            return built
 
 
 def quieten_lightning() -> None:
@@ -316,6 +369,8 @@ def located(key: str, target: str) -> Callable[..., Any]:
     Raises:
         ConfigError: There is no such thing.
     """
+    if not target.startswith(trust.KNOWN):
+        log.info(f"{key} is {target}, which is none of cnnlab's, torch's or Lightning's classes")
     try:
         return get_object(target)
     except (ImportError, AttributeError, ValueError) as error:

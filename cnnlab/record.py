@@ -16,6 +16,9 @@ from cnnlab.errors import CheckpointError, ConfigError
 RUNS = Path("outputs")
 """Where runs stand, unless `hydra.run.dir` says otherwise."""
 
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+"""The checkpoint to go on from, and the one that it took the place of."""
+
 
 class Record:
     """What a run's folder says of the run; each file is read when it is asked for, once.
@@ -86,7 +89,12 @@ class Record:
     @property
     def last(self) -> Path:
         """The checkpoint to go on from."""
-        return self.folder / "checkpoints" / "last.ckpt"
+        return self.folder / "checkpoints" / LAST
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint to go on from when the last one is damaged."""
+        return self.folder / "checkpoints" / PREVIOUS
 
     @property
     def touched(self) -> int:
@@ -184,12 +192,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return a csv file's rows; none if there is no file."""
+    """Return a csv file's rows; none if there is no file.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
     except FileNotFoundError:
         return []
+    except (ValueError, csv.Error) as error:
+        raise ConfigError(f"{path} can't be read: it is damaged ({type(error).__name__})") from error
 
 
 def read_yaml(path: Path) -> Any:

@@ -1,12 +1,15 @@
 """A run's folder: what is written into it, and how it ends."""
 
+import ctypes
 import errno
 import importlib.metadata
 import io
 import logging
 import os
 import platform
+import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from cnnlab import signals
+from cnnlab import lock, signals
 from cnnlab.errors import (
     CheckpointError,
     CnnlabError,
@@ -28,7 +31,8 @@ from cnnlab.errors import (
     Stopped,
     report,
 )
-from cnnlab.record import read_csv, read_json, write_json
+from cnnlab.record import Record, read_csv, read_json, write_json
+from cnnlab.seal import is_whole
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +41,10 @@ failed: list[Path] = []
 
 Status = Literal["running", "completed", "failed", "interrupted"]
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
+UNWRITABLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR,
+    errno.EISDIR, errno.ELOOP,
+)  # fmt: skip
 
 PACKAGES = {
     "torch": "torch", "pytorch_lightning": "pytorch-lightning", "hydra": "hydra-core", "cnnlab": "cnnlab",
@@ -64,9 +71,8 @@ class Run:
         self.folder = Path(folder)
         self.debug = debug
         self.exit_on_error = exit_on_error
-        # Only one of several processes keeps the record.
-        ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-        self.primary = all(os.environ.get(name, "0") == "0" for name in ranks)
+        self.primary = lock.is_primary()
+        self._lock: int | None = None
         before = read_json(self.folder / "run.json")
         self._before = before
         self._seconds_before = before.get("seconds") or 0.0
@@ -95,23 +101,43 @@ class Run:
     def checkpoint_to_resume(self) -> Path | None:
         """Return the checkpoint to go on from; None, and a line in the log, if the run stopped before the first.
 
+        That is the last one, or the one before where the last is damaged; the log says so.
+
         Raises:
-            CheckpointError: The run had come further than that, so its checkpoint was lost.
+            CheckpointError: The run had come further than that, so its checkpoints were lost.
         """
-        path = self.folder / "checkpoints" / "last.ckpt"
-        if path.exists():
-            return path
-        if (self.folder / "history.csv").exists():
+        record = Record(self.folder)
+        there = [path for path in (record.last, record.previous) if path.is_file()]
+        for path in there:
+            if is_whole(path):
+                if path == record.previous:
+                    log.warning(
+                        f"{record.last} is {'damaged' if record.last in there else 'missing'}: going on from the one "
+                        f"before it, {path}"
+                    )
+                return path
+        if there:
+            return there[0]  # whoever loads it says what is wrong with it
+        # An epoch's row is written just before its state: a run may be killed between the first ones.
+        if len(record.history) > 1 or self._before.get("status") == "completed":
             raise CheckpointError(
-                f"{path}: there is no such checkpoint, though the run has finished epochs. Start a new run, or put "
-                "the file back."
+                f"{record.last}: there is no such checkpoint, though the run has finished epochs. Start a new run, or "
+                "put the file back."
             )
         log.warning("the run stopped before its first checkpoint: starting from the beginning")
         return None
 
     def __enter__(self) -> Self:
-        """Start the clock, and mark the run as running unless it is done already."""
+        """Take the folder, and start the clock.
+
+        Raises:
+            MachineError: Another process is writing into the folder.
+        """
         self._clock = time.monotonic()
+        if self.primary:
+            self._lock = lock.take(self.folder)
+        else:
+            die_with_parent()
         self._signals = signals.handled()
         self._signals.__enter__()
         logging.captureWarnings(True)
@@ -173,7 +199,14 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         """Record how the run ended."""
-        self._signals.__exit__(None, None, None)
+        signals.silence()
+        try:
+            return self._ended(error, traceback)
+        finally:
+            self._signals.__exit__(None, None, None)
+            lock.leave(self._lock)
+
+    def _ended(self, error: BaseException | None, traceback: TracebackType | None) -> bool:
         if error is None:
             return False
         if isinstance(error, Stopped):
@@ -202,14 +235,24 @@ class Run:
             write_json(self.folder / "run.json", self.record)
 
 
+def die_with_parent() -> None:
+    """Have the kernel end this process when the one that started it ends, as other ranks must; on Linux."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
 @contextmanager
 def command_line() -> Iterator[None]:
     """Around a command line's work: report an error that came before any run, or runs of a sweep that failed."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print a traceback of its own, and exit with 1
     try:
-        yield
+        with signals.handled():
+            yield
         if failed:
             raise PartialError(f"{len(failed)} of the sweep's runs failed: {', '.join(map(str, failed))}")
+    except Stopped as stop:
+        sys.exit(stop.exit_code)
     except Exception as error:
         known = understood(error)
         report(known)
@@ -251,14 +294,23 @@ def understood(error: BaseException) -> CnnlabError:
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         place = f" {error.filename}" if error.filename else ""
         return MachineError(f"cannot write{place}: {error.strerror}. Free space, or choose another hydra.run.dir.")
-    allocation = any(part in text for part in ("can't allocate memory", "out of memory", "not enough memory"))
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and allocation):
+    if is_out_of_memory(error):
         return MachineError(f"out of memory: try half the data.batch_size. ({text[:200]})")
+    if isinstance(error, RuntimeError) and re.search(r"gloo|NCCL|ProcessGroup|Connection (closed|reset) by peer", text):
+        return MachineError(
+            f"another of the run's processes died, or cannot be reached. Go on with resume=FOLDER. ({text[:200]})"
+        )
     if type(error).__name__ == "MisconfigurationException" or text.startswith("Early stopping conditioned on"):
         return ConfigError(text)
     if text.startswith("Error(s) in loading state_dict"):
         return CheckpointError(f"the checkpoint is another network's: {text[:300]}")
     return CnnlabError(f"unexpected {type(error).__name__}: {text[:500]}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no more memory, on the processor or a device."""
+    said = any(part in str(error) for part in ("can't allocate memory", "out of memory", "not enough memory"))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)
 
 
 def versions() -> dict[str, str]:

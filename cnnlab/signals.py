@@ -1,6 +1,8 @@
-"""SIGINT and SIGTERM: stop at once, or, while a step is under way, at its end."""
+"""SIGINT and SIGTERM, and what Slurm sends: stop at once, or, while a step is under way, at its end."""
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,25 +10,38 @@ from types import FrameType
 
 from cnnlab.errors import Stopped
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGUSR1 and SIGUSR2 are what `sbatch --signal` is asked to send before a job's time is up. Pre-emption sends SIGTERM,
+# with SIGCONT in front, which wakes a process and does nothing else.
+MEANING = {
+    signal.SIGINT: signal.SIGINT,
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGUSR1: signal.SIGTERM,
+    signal.SIGUSR2: signal.SIGTERM,
+}
+
+PATIENCE_SECONDS = 8.0
+"""How long a step under way may take to its end: less than what is left between SIGTERM and SIGKILL anywhere."""
 
 _received: int | None = None
 _received_at = 0.0
 _deferring = False
 _handling = False
+_alarm: threading.Timer | None = None
 
 
 @contextmanager
 def handled() -> Iterator[None]:
     """Turn the signals into `Stopped` within the block."""
     global _received, _handling
-    _received, _handling = None, True
-    before = {signum: signal.signal(signum, _on_signal) for signum in SIGNALS}
+    _received, outer, _handling = None, _handling, True
+    before = {signum: signal.signal(signum, _on_signal) for signum in MEANING}
     try:
         yield
     finally:
-        _handling = False
         defer(False)
+        _handling = outer
+        if _alarm is not None:
+            _alarm.cancel()
         for signum, handler in before.items():
             signal.signal(signum, handler)
 
@@ -36,9 +51,15 @@ def defer(on: bool) -> None:
     global _deferring
     _deferring = on
     if _handling:
-        # Lightning puts a handler of its own before ours, and ends a run at its next convenience with exit code 0.
-        for signum in SIGNALS:
+        # Lightning puts handlers of its own before ours, and ends a run at its next convenience with exit code 0.
+        for signum in MEANING:
             signal.signal(signum, _on_signal)
+
+
+def silence() -> None:
+    """Let none interrupt what is left of the block: to write down how it ended."""
+    for signum in MEANING:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def received() -> int:
@@ -46,19 +67,32 @@ def received() -> int:
     return _received or 0
 
 
-def raise_if_received(*, between_steps: bool = False, grace_seconds: float = 0.0) -> None:
-    """Stop now if a signal came, at least so many seconds ago.
+def waited(seconds: float) -> bool:
+    """Whether a signal came, at least so many seconds ago."""
+    return _received is not None and time.monotonic() - _received_at >= seconds
+
+
+def raise_if_received(*, between_steps: bool = False) -> None:
+    """Stop now if a signal came.
 
     That is for signals that were deferred, and for those that stopped nothing: Python drops an exception that a
     handler raises while it calls a destructor or the callback of a weak reference.
     """
-    if _received is not None and time.monotonic() - _received_at >= grace_seconds:
+    if _received is not None:
         raise Stopped(_received, between_steps=between_steps)
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
-    global _received, _received_at
-    second = _received is not None
-    _received, _received_at = signum, time.monotonic()
-    if second or not _deferring:
-        raise Stopped(signum)
+    global _received, _received_at, _alarm
+    meant = MEANING[signal.Signals(signum)]
+    if _received is None:
+        _received, _received_at = meant, time.monotonic()
+        if _deferring and meant == signal.SIGTERM:
+            _alarm = threading.Timer(PATIENCE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
+            _alarm.daemon = True
+            _alarm.start()
+    # A second Ctrl-C stops at once. A second SIGTERM does not: Slurm sends it to a job's processes more than once.
+    elif meant == signal.SIGINT or waited(PATIENCE_SECONDS):
+        raise Stopped(_received)
+    if not _deferring:
+        raise Stopped(_received)

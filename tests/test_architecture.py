@@ -18,7 +18,7 @@ ROWS = [
     {"callbacks"},
     {"classifier", "data"},
     {"augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine"},
-    {"batch", "signals", "record", "trust"},
+    {"batch", "signals", "record", "trust", "seal", "lock"},
     {"errors"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(reversed(ROWS)) for room in rooms}

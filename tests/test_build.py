@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cnnlab.build import restored
-from cnnlab.callbacks.checkpoint import read_checkpoint
+from cnnlab.callbacks.checkpoint import AtomicCheckpointIO, read_checkpoint
 from cnnlab.errors import CheckpointError, UnsafeError
 from tests.conftest import Train
 
@@ -28,7 +28,7 @@ def altered(path: Path, **model: object) -> str:
     content = read_checkpoint(path)
     content["hyper_parameters"]["config"]["model"] |= model
     copy = path.with_name("altered.ckpt")
-    torch.save(content, copy)
+    AtomicCheckpointIO().save_checkpoint(content, copy)
     return str(copy)
 
 

@@ -30,11 +30,11 @@ def test_own_network_trains_in_the_callers_folder_and_goes_on(npz: Path, tmp_pat
     shutil.copy(npz, tmp_path / "mine.npz")
     (tmp_path / "mynet.py").write_text(NETWORK)
 
-    def cnnlab(*arguments: str) -> str:
+    def cnnlab(*arguments: str, code: int = 0) -> str:
         command = Path(sys.executable).with_name("cnnlab")  # as the README's install puts it there
         ended = subprocess.run([command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=240)
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
+        assert ended.returncode == code, ended.stderr
+        return ended.stdout + ended.stderr
 
     cnnlab(
         "train", "data=npz", "data.path=mine.npz", "data.val_size=80", "model=custom", "model._target_=mynet.Plain",
@@ -44,7 +44,12 @@ def test_own_network_trains_in_the_callers_folder_and_goes_on(npz: Path, tmp_pat
     (folder,) = tmp_path.glob("outputs/*/*")
     assert read(folder / "run.json")["num_parameters"] == 6 * (3 * 25 + 1) + 10 * (6 * 16 * 16 + 1)
 
-    printed = cnnlab("train", "resume=last", "trainer.max_epochs=3")
+    # The folder names it, and a folder may be a stranger's: whose network it is, the one at the keyboard says.
+    refused = cnnlab("train", "resume=last", "trainer.max_epochs=3", code=8)
+    assert "model._target_=mynet.Plain" in refused
+    assert "trusted=[mynet]" in refused
+    printed = cnnlab("train", "resume=last", "trusted=[mynet]", "trainer.max_epochs=3")
+    assert "model is mynet.Plain, which is none of cnnlab's" in printed
     assert list(tmp_path.glob("outputs/*/*")) == [folder], "in place"
     assert "epoch 1/3" not in printed
     assert "epoch 3/3" in printed

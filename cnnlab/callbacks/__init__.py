@@ -2,6 +2,7 @@
 
 from cnnlab.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from cnnlab.callbacks.dashboard import Dashboard
+from cnnlab.callbacks.divergence import Divergence
 from cnnlab.callbacks.figures import Figures
 from cnnlab.callbacks.history import History
 from cnnlab.callbacks.progress import Progress
@@ -12,6 +13,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "Checkpoint",
     "Dashboard",
+    "Divergence",
     "Figures",
     "History",
     "Progress",

@@ -18,7 +18,6 @@ from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from cnnlab.batch import Batch
-from cnnlab.errors import DivergedError
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +35,6 @@ class History(Callback):
 
     Args:
         flush_every: Steps between two readings.
-
-    Raises:
-        DivergedError: On reading, a loss is not finite.
     """
 
     def __init__(self, flush_every: int = 50) -> None:
@@ -166,12 +162,6 @@ class History(Callback):
         self._sums[1] += correct
         self._sums[2] += sum(sizes)
         self._log_steps(first, values, lrs[-1])
-        for step, (value, lr) in enumerate(zip(values, lrs, strict=True), first):
-            if not math.isfinite(value):
-                raise DivergedError(
-                    f"training diverged: the loss of step {step} is {value}, at optimizer.lr={lr:.3g}. Try a lower "
-                    "optimizer.lr, a warm-up (schedule=cosine) or trainer.gradient_clip_val=1."
-                )
 
     def _log_steps(self, first: int, losses: list[float], lr: float) -> None:
         """Give the loggers the steps' losses and the learning rate."""

@@ -1,14 +1,17 @@
 """Stopping between steps when a signal came, so that nothing is cut in half."""
 
+import os
+import time
 from typing import Any
 
 import torch
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from pytorch_lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from cnnlab import signals
 from cnnlab.callbacks.checkpoint import resumable
-from cnnlab.errors import Stopped
+from cnnlab.errors import MachineError, Stopped, report
 
 
 class StopOnSignal(Callback):
@@ -29,25 +32,52 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not resumable(trainer, batch_idx):
-            return
-        if trainer.world_size == 1:
-            signals.raise_if_received(between_steps=True)
-        # Processes stop behind the same batch, or one would wait for the other's gradients.
-        elif signum := int(trainer.strategy.reduce(torch.tensor(signals.received()), reduce_op="max")):
-            raise Stopped(signum, between_steps=True)
+        if resumable(trainer, batch_idx):
+            stop_together(trainer, signals.received(), between_steps=True)
 
     @override
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        # Behind the validation the epoch's state is saved; a long one isn't worth waiting for.
-        if trainer.world_size == 1:
-            signals.raise_if_received(grace_seconds=self.validation_grace_seconds)
-
-    @override
-    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        signals.raise_if_received()
+        # Behind the validation the epoch's state is saved; in front of one that takes longer, one was.
+        stop_together(trainer, signals.received() if signals.waited(self.validation_grace_seconds) else 0)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        stop_together(trainer, signals.received())
+        signals.defer(False)
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        signals.defer(trainer.world_size > 1)
+
+    @override
+    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        stop_together(trainer, signals.received())
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         signals.defer(False)
         signals.raise_if_received()
+
+
+def stop_together(trainer: Trainer, signum: int, *, between_steps: bool = False) -> None:
+    """Stop if a signal came to any of the run's processes: all behind the same batch, or one would wait for another."""
+    if trainer.world_size > 1:
+        signum = int(trainer.strategy.reduce(torch.tensor(signum), reduce_op="max"))
+    if signum:
+        raise Stopped(signum, between_steps=between_steps)
+
+
+def end_without_the_others(observer: _ChildProcessObserver) -> None:
+    """End this process since one that it started is dead, as Lightning's observer does, but not by SIGKILL.
+
+    Most often it ends by itself: a collective call fails, or a signal stopped all of them. If not, it waits in one.
+    """
+    for process in observer._child_processes:
+        process.kill()
+    time.sleep(10)
+    error = MachineError("another of the run's processes died: its own message says why. Go on with resume=FOLDER.")
+    report(error)
+    os._exit(error.exit_code)
+
+
+_ChildProcessObserver._terminate_all = end_without_the_others  # type: ignore[method-assign, assignment]

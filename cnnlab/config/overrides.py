@@ -20,13 +20,15 @@ from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from cnnlab import lock
 from cnnlab.config import space
 from cnnlab.config.checks import CLOSED, get, mistakes_at, mistakes_in, plain, unknown
 from cnnlab.config.help import help_text
-from cnnlab.config.resume import differences, expand, find, find_sweep
+from cnnlab.config.resume import check_links, check_origin, differences, expand, find, find_sweep
 from cnnlab.config.tree import CONF, ROOT, Key, groups, options
 from cnnlab.config.words import dotted_keys, nearest, refusal, shown
-from cnnlab.errors import ConfigError
+from cnnlab.errors import ConfigError, UnsafeError
+from cnnlab.record import Record
 
 MOST_VALUES = 1000  # of one sweep are checked
 SWEEPERS = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra_plugins.cnnlab.Sweeper")
@@ -50,29 +52,36 @@ def preflight(argv: Sequence[str]) -> list[str]:
     if flags.help:
         print(help_text())
         raise SystemExit(0)
-    if flags.hydra_help or flags.shell_completion or flags.experimental_rerun:
+    if flags.experimental_rerun:
+        raise UnsafeError("--experimental-rerun loads a pickle, which runs code. Give resume=FOLDER instead.")
+    if flags.hydra_help or flags.shell_completion:
         return list(argv)
     overrides, mistakes = _parsed(flags.overrides)
     multirun = flags.multirun or any(_sets(override, "hydra.mode", "MULTIRUN") for override in overrides)
     if not multirun and any(_sets(override, "search") and override.value() for override in overrides):
         multirun, words = True, [*words, "--multirun"]
     folder = _folder_to_resume(overrides, multirun)
+    given = [override for override in overrides if not _sets(override, "resume")]
     if folder and multirun:
-        overrides = [override for override in overrides if override.key_or_group not in ("resume", "hydra.sweep.dir")]
         path = QuotedString(str(folder), Quote.single).with_quotes()
+        overrides = [override for override in given if override.key_or_group != "hydra.sweep.dir"]
         overrides += _parsed([f"resume={path}", f"hydra.sweep.dir={path}"])[0]
     elif folder:
-        given = [str(override.input_line) for override in overrides if not _sets(override, "resume")]
-        overrides = _parsed(expand(folder, given))[0]
+        lock.check_free(folder)
+        check_links(folder)
+        overrides = _parsed(expand(folder, [str(override.input_line) for override in given]))[0]
+    elif not multirun:
+        _check_new(overrides)
     command = _Command(flags, overrides, multirun)
     mistakes += command.mistakes()
     if not folder and command.config.get("resume") is not None:
         mistakes.append("resume is for the command line only: a config can't name the run that goes on")
-    if folder and not multirun and not mistakes and (changed := differences(folder, command.config)):
-        mistakes = [
-            f"resume={folder}: a run goes on with the config that it began with",
-            *changed,
-        ]
+    if folder and not multirun and not mistakes:
+        vouched = _Command(flags, [*(other for other in overrides if command.is_choice(other)), *given], multirun)
+        vouched.mistakes()
+        check_origin(command.config, vouched.config)
+        if changed := differences(folder, command.config):
+            mistakes = [f"resume={folder}: a run goes on with the config that it began with", *changed]
     if mistakes:
         raise refusal(*mistakes)
     return [*(str(override.input_line) for override in overrides), *words]
@@ -137,6 +146,18 @@ def _sets(override: Override, key: str, value: object = None) -> bool:
     return override.key_or_group == key and (value is None or override.value() == value)
 
 
+def _check_new(overrides: list[Override]) -> None:
+    """Check that a run which is to begin has a folder of its own."""
+    for override in overrides:
+        if _sets(override, "hydra.run.dir") and isinstance(named := override.value(), str) and "${" not in named:
+            lock.check_free(Path(named))
+            if lock.is_primary() and Record(Path(named)).last.is_file():
+                raise refusal(
+                    f"hydra.run.dir={shown(named)} holds a run already: go on with it by resume={shown(named)}, or "
+                    "choose another folder"
+                )
+
+
 def _folder_to_resume(overrides: list[Override], multirun: bool) -> Path | None:
     named = [override.value() for override in overrides if _sets(override, "resume") and not override.is_delete()]
     if not named or named[-1] is None:
@@ -188,7 +209,7 @@ class _Command:
             found += self._in_space(first)
         for index, values in enumerate(swept):
             for other in values[1:]:
-                if self._is_choice(other):  # one composition for each option, not for each combination
+                if self.is_choice(other):  # one composition for each option, not for each combination
                     _, wrong = self._composed([*first[:index], other, *first[index + 1 :]])
                     note = f" (with {other.input_line})"
                 else:
@@ -224,7 +245,7 @@ class _Command:
     def _values(self, override: Override, found: list[str]) -> list[Override]:
         """Return an override for each value that can be judged; what is wrong goes to `found`."""
         values = self._swept(override, found) if override.is_sweep_override() else [override]
-        if not self._is_choice(override):
+        if not self.is_choice(override):
             return values
         good = []
         for value in values:
@@ -262,7 +283,8 @@ class _Command:
                 found.append(f"{line}: there is nothing to sweep over")
         return values
 
-    def _is_choice(self, override: Override) -> bool:
+    def is_choice(self, override: Override) -> bool:
+        """Whether an override chooses an option of a group."""
         key = override.key_or_group
         return key != "" and not isinstance(override.value(), Mapping) and self._files.group_exists(key)
 
@@ -294,7 +316,7 @@ class _Command:
 
     def _composed(self, overrides: list[Override]) -> tuple[DictConfig | None, list[str]]:
         """Compose a config as Hydra will, but one override at a time, so that each mistake is found."""
-        early = [override for override in overrides if self._is_choice(override) or _sets(override, "hydra.searchpath")]
+        early = [override for override in overrides if self.is_choice(override) or _sets(override, "hydra.searchpath")]
         lines = [str(override.input_line) for override in early]
         try:
             config = self._loader.load_configuration(self._main, lines, RunMode.RUN)

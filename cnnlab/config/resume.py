@@ -9,9 +9,11 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from cnnlab.config.checks import Unresolved, resolved
+from cnnlab import trust
+from cnnlab.config.checks import Unresolved, get, resolved
 from cnnlab.config.tree import Key
 from cnnlab.config.words import refusal, shown
+from cnnlab.errors import DataError, UnsafeError
 from cnnlab.record import RUNS, Record, is_run, runs
 
 SWEEP = ".sweep/record.json"  # marks a sweep's folder
@@ -20,6 +22,8 @@ SWEEP = ".sweep/record.json"  # marks a sweep's folder
 MAY_CHANGE = (
     "resume",
     "debug",
+    "trusted",
+    "on_divergence",
     "data.path",
     "data.resident",
     "logger",
@@ -90,7 +94,7 @@ def expand(folder: Path, given: list[str]) -> list[str]:
     """Return the overrides that go on with a run: its own, then those given now, then its folder.
 
     What its own say of Hydra is left out: loggers, launchers and plugins are code, and a folder may be a
-    stranger's. The record in `.hydra` stays as it is.
+    stranger's; so is whom it calls trusted. The record in `.hydra` stays as it is.
 
     Args:
         folder: The run's folder.
@@ -115,7 +119,67 @@ def _is_own(line: str, folder: Path) -> bool:
     except Exception as error:
         raise refusal(f"{folder}/.hydra/overrides.yaml: {shown(line)} can't be read: it is damaged") from error
     places = (override.key_or_group, override.package or "")
-    return not any(re.match(r"hydra\b|resume$", place) for place in places)
+    return not any(re.match(r"hydra\b|(resume|trusted)$", place) for place in places)
+
+
+def check_links(folder: Path) -> None:
+    """Check that nothing in a run's folder, which may be a stranger's, makes us write elsewhere.
+
+    Raises:
+        UnsafeError: A link leads out of it.
+    """
+    inside = folder.resolve()
+    for path in folder.rglob("*"):
+        # W&B's folder has links to its log in the user's cache; nothing of ours is written there.
+        ours = path.relative_to(folder).parts[0] != "wandb"
+        if ours and path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise UnsafeError(f"{path} is a link that leads out of the run's folder: put what it leads to there.")
+
+
+def check_origin(config: Mapping[str, Any], vouched: Mapping[str, Any]) -> None:
+    """Check what a run's folder, which may be a stranger's, adds to the config to go on with.
+
+    Args:
+        config: The whole config, as plain containers.
+        vouched: The same without the values that the folder gives: the user's own conf, and what is given now.
+
+    Raises:
+        UnsafeError: The folder names a class that is not known to be harmless, a place to write to, or a value that
+            is computed when it is read.
+        DataError: There is no data where the folder says.
+    """
+    trusted = vouched.get("trusted") or []
+    writes = get(config, "data", "source") != "npz"  # the data, where there is none
+
+    def walk(value: Any, other: Any, key: str) -> None:
+        if isinstance(value, Mapping):
+            others = other if isinstance(other, Mapping) else {}
+            for name in value:
+                walk(value[name], others.get(name), f"{key}.{name}" if key else str(name))
+        elif isinstance(value, list):
+            for index, element in enumerate(value):
+                within = isinstance(other, list) and index < len(other)
+                walk(element, other[index] if within else None, f"{key}.{index}")
+        elif value != other and key != "resume":
+            _check_value(value, key, trusted, writes)
+
+    walk(config, vouched, "")
+
+
+def _check_value(value: Any, key: str, trusted: list[str], writes: bool) -> None:
+    if key.rpartition(".")[2] == "_target_":
+        trust.check({"_target_": value}, key.removesuffix("._target_"), trusted)
+    elif not isinstance(value, str):
+        return
+    elif key == "data.path":
+        if writes and re.search(r"^[/\\~]|\.\.", value) and not Path(value).is_file():
+            raise DataError(f"{key}={shown(value)}, as the run's folder has it, does not exist: give data.path=FILE.")
+    elif "${" in value and not re.fullmatch(r"\$\{\.*(?!hydra\b)\w+(\.\w+)*\}", value):
+        raise UnsafeError(f"{key}={shown(value)} would be computed when it is read: if it is meant, give it again.")
+    elif re.search(r"[/\\]|^~|^\.\.", value):
+        raise UnsafeError(
+            f"{key}={shown(value)}, as the run's folder has it, is a place: if it is meant, give it again."
+        )
 
 
 def differences(folder: Path, config: Mapping[str, Any]) -> list[str]:

@@ -144,6 +144,8 @@ RULES: dict[str, Rule] = {
     "loss.label_smoothing": real(0, 1),
     "resume": filled | null,
     "debug": flag,
+    "trusted": each(matching(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "a package or module")),
+    "on_divergence": one_of("stop", "rollback"),
     # search
     "search.sampler": one_of("tpe", "random", "grid"),
     "search.pruner": one_of("asha", "median", "none"),

@@ -1,0 +1,127 @@
+"""Stopping when the loss or the weights are no numbers any more, before such a state can be kept."""
+
+import logging
+import math
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from cnnlab.batch import Batch
+from cnnlab.data import ImageData
+from cnnlab.errors import DivergedError
+
+log = logging.getLogger(__name__)
+
+
+class Divergence(Callback):
+    """Check that losses and weights are finite: every so many steps, before a validation and a save, behind an epoch.
+
+    A step only leaves its loss on the device; a gradient that is not finite shows in the weights, which are looked at
+    with the losses. Since every save comes behind a check, no checkpoint holds such a state.
+
+    Args:
+        flush_every: Steps between two checks.
+        rollbacks: How often the learning rate is halved, those in the checkpoint that is gone on from included.
+
+    Raises:
+        DivergedError: Something is not finite.
+    """
+
+    def __init__(self, flush_every: int = 50, rollbacks: int = 0) -> None:
+        if flush_every < 1:
+            raise ValueError(f"flush_every must be at least 1, got {flush_every}.")
+        self.flush_every = flush_every
+        self.rollbacks = rollbacks
+        self._rollbacks_before = 0
+        self._pending: list[tuple[int, Tensor, float, Tensor]] = []  # step, loss, lr, the batch's indices
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        ratio = 0.5 ** (self.rollbacks - self._rollbacks_before)
+        for group in trainer.optimizers[0].param_groups:
+            for name in ("lr", "initial_lr"):
+                if name in group:
+                    group[name] *= ratio
+        for config in trainer.lr_scheduler_configs:
+            config.scheduler.base_lrs = [lr * ratio for lr in config.scheduler.base_lrs]
+        self._rollbacks_before = self.rollbacks
+        self._group = trainer.optimizers[0].param_groups[0]
+        self._lr = self._group["lr"]
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self._pending.append((trainer.fit_loop.total_batch_idx, outputs["loss"], self._lr, batch.indices))
+        # The schedule has moved on already: what stands in the optimizer is the next step's.
+        self._lr = self._group["lr"]
+        if len(self._pending) >= self.flush_every:
+            self._check(trainer, pl_module)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer, pl_module)
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._check(trainer, pl_module)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"rollbacks": self.rollbacks}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._rollbacks_before = state_dict["rollbacks"]
+        self.rollbacks = max(self.rollbacks, self._rollbacks_before)
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._pending:
+            return
+        steps, losses, lrs, indices = zip(*self._pending, strict=True)
+        self._pending.clear()
+        values = torch.stack(losses).tolist()
+        at = next((at for at, value in enumerate(values) if not math.isfinite(value)), None)
+        found = f"the loss of step {steps[at]} is {values[at]}" if at is not None else ""
+        if at is None and not is_finite(pl_module):
+            # Had an earlier step's gradient done it, the next step's loss would say so.
+            at = len(steps) - 1
+            found = f"the gradient of step {steps[at]} is not finite"
+        diverged = at is not None
+        if trainer.world_size > 1:  # stop together, or one would wait for the other
+            diverged = bool(trainer.strategy.reduce(torch.tensor(int(diverged)), reduce_op="max"))
+            found = found or f"another process' loss or gradient, by step {steps[-1]}, is not finite"
+        if not diverged:
+            return
+        at = len(steps) - 1 if at is None else at
+        images = rows(trainer, indices[at])
+        log.info(f"the images of step {steps[at]}, as rows of the training set: {images}")
+        some = ", ".join(map(str, images[:5])) + (f" and {len(images) - 5} more" if len(images) > 5 else "")
+        raise DivergedError(
+            f"training diverged: {found}, at optimizer.lr={lrs[at]:.3g}, with training images {some}. Try a lower "
+            "optimizer.lr, a warm-up (schedule=cosine), trainer.gradient_clip_val=1, or on_divergence=rollback."
+        )
+
+
+def is_finite(module: torch.nn.Module) -> bool:
+    """Whether all weights of a module are finite."""
+    flags = [parameter.detach().isfinite().all() for parameter in module.parameters()]
+    return bool(torch.stack(flags).all())
+
+
+def rows(trainer: Trainer, indices: Tensor) -> list[int]:
+    """Return the places of a batch's images in the training set as the data's file has it."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    positions = indices.cpu()
+    return (data.train_indices[positions] if isinstance(data, ImageData) else positions).tolist()

@@ -1,0 +1,58 @@
+"""Two runs never share a folder: a lock that the kernel lets go when its holder dies, however it dies."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from cnnlab.errors import MachineError
+
+NAME = ".lock"
+
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+
+
+def is_primary() -> bool:
+    """Whether this is the one of a run's processes that writes."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
+def take(folder: Path) -> int | None:
+    """Take a folder for this process; return what to `leave` it with, None where the file system has no locks.
+
+    Raises:
+        MachineError: Another process holds it.
+        OSError: The folder may not be written.
+    """
+    # Not inheritable: a process that is started from here does not keep the lock. Not through a link: see config.
+    descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 100).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise MachineError(
+            f"{folder} is being written by another run, process {holder or 'unknown'}. Wait for it, stop it, or "
+            "choose another hydra.run.dir."
+        ) from None
+    except (ImportError, OSError):  # Windows, and network drives without locks
+        os.close(descriptor)
+        return None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()} on {os.uname().nodename}\n".encode())
+    return descriptor
+
+
+def leave(descriptor: int | None) -> None:
+    """Let a folder go. The file stays: to remove it could take it from under somebody who is about to lock it."""
+    if descriptor is not None:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+        os.close(descriptor)
+
+
+def check_free(folder: Path) -> None:
+    """Raise `MachineError` if another process holds a folder that exists."""
+    if (folder / NAME).is_file() and is_primary():
+        leave(take(folder))
