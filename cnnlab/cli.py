@@ -23,6 +23,8 @@ app = typer.Typer(
 # What --help says; each is the module cnnlab.commands.<name>, imported when it is called and not before.
 COMMANDS = {
     "evaluate": "Evaluate a run: metrics, confusion matrix, calibration, worst mistakes.",
+    "predict": "Say what pictures show, with a run's network or an exported one.",
+    "export": "Write a run's network as ONNX, torch.export or safetensors.",
     "data": "Fetch, pack and check the npz files that training reads.",
 }
 

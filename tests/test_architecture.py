@@ -13,7 +13,8 @@ from tests.conftest import ROOT
 ROWS = [
     {"train", "cli"},
     {"commands"},
-    {"evaluation"},
+    {"export"},
+    {"evaluation", "prediction"},
     {"build"},
     {"callbacks"},
     {"classifier", "data"},
