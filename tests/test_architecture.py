@@ -18,7 +18,7 @@ ROWS = [
     {"build"},
     {"callbacks"},
     {"classifier", "data"},
-    {"augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine"},
+    {"augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger"},
     {"batch", "signals", "record", "trust"},
     {"errors"},
 ]
