@@ -14,7 +14,7 @@ from cnnlab.record import RUNS
 
 app = typer.Typer(add_completion=False)
 
-COLUMNS = ("run", "status", "started", "seconds", "model", "val/accuracy", "test/accuracy", "changes")
+COLUMNS = ("run", "status", "started", "model", "val/accuracy", "test/accuracy", "changes")
 
 
 @app.command()
@@ -56,17 +56,26 @@ def _print(found: list[ledger.Row], columns: list[str], folder: Path) -> None:
     from rich.table import Column, Table
 
     columns = [name for name in columns if any(row.get(name) is not None for row in found)] or ["run"]
-    numbers = {name for name in columns if any(isinstance(row.get(name), float | int) for row in found)}
+    cells = {name: [_cell(name, row.get(name)) for row in found] for name in columns}
+    # What was changed gets the room that is left: all else is short, and the point of the table.
     heads = [
-        Column(
-            name, justify="right" if name in numbers else "left", no_wrap=name in numbers or name == "run",
-            overflow="fold" if name in ("run", "changes") else "ellipsis",
+        Column(name, no_wrap=True, ratio=1)
+        if name == "changes"
+        else Column(
+            name, min_width=min(30, max(map(len, [name, *cells[name]]))), overflow="fold",
+            justify="right" if any(isinstance(row.get(name), float | int) for row in found) else "left",
         )
         for name in columns
     ]  # fmt: skip
-    table = Table(*heads, title=f"{len(found)} runs below {folder}", title_justify="left", box=box.SIMPLE_HEAD)
-    for row in found:
-        table.add_row(*(escape(_cell(name, row.get(name))) for name in columns))
+    table = Table(
+        *heads,
+        title=f"{len(found)} runs below {folder}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*map(escape, row))
     Console().print(table)
 
 
@@ -76,5 +85,5 @@ def _cell(name: str, value: Any) -> str:
     if name == "seconds":
         return f"{value:,.0f}"
     if name == "started":
-        return str(value)[:16].replace("T", " ")
+        return str(value)[5:16].replace("T", " ")
     return f"{value:.4g}" if isinstance(value, float) else str(value)
