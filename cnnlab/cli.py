@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": "Evaluate a run: metrics, confusion matrix, calibration, worst mistakes.",
     "predict": "Say what pictures show, with a run's network or an exported one.",
     "export": "Write a run's network as ONNX, torch.export or safetensors.",
+    "compare": "Compare runs: config, metrics, curves, and whether the difference is real.",
     "runs": "List runs: what each was, how it ended, what it reached.",
     "data": "Fetch, pack and check the npz files that training reads.",
 }

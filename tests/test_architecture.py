@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 ROWS = [
     {"train", "cli"},
     {"commands"},
-    {"export"},
+    {"export", "comparison"},
     {"evaluation", "prediction"},
     {"build"},
     {"callbacks"},
