@@ -22,6 +22,7 @@ app = typer.Typer(
 
 # What --help says; each is the module cnnlab.commands.<name>, imported when it is called and not before.
 COMMANDS = {
+    "check": "Try a run out before it begins: go or no go, and what it will take.",
     "evaluate": "Evaluate a run: metrics, confusion matrix, calibration, worst mistakes.",
     "predict": "Say what pictures show, with a run's network or an exported one.",
     "export": "Write a run's network as ONNX, torch.export or safetensors.",

@@ -14,7 +14,7 @@ ROWS = [
     {"train", "cli"},
     {"commands"},
     {"export", "comparison"},
-    {"evaluation", "prediction"},
+    {"evaluation", "prediction", "rehearsal"},
     {"build"},
     {"callbacks"},
     {"classifier", "data"},
