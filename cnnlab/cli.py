@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from cnnlab import signals
-from cnnlab.errors import CnnlabError, MachineError, Stopped
+from cnnlab.errors import CnnlabError, MachineError, Stopped, report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,6 +22,12 @@ app = typer.Typer(
 
 # What --help says; each is the module cnnlab.commands.<name>, imported when it is called and not before.
 COMMANDS = {
+    "check": "Try a run out before it begins: go or no go, and what it will take.",
+    "evaluate": "Evaluate a run: metrics, confusion matrix, calibration, worst mistakes.",
+    "predict": "Say what pictures show, with a run's network or an exported one.",
+    "export": "Write a run's network as ONNX, torch.export or safetensors.",
+    "compare": "Compare runs: config, metrics, curves, and whether the difference is real.",
+    "runs": "List runs: what each was, how it ended, what it reached.",
     "data": "Fetch, pack and check the npz files that training reads.",
     "report": "Rebuild a sweep's table and pictures, also while it is running.",
 }
@@ -89,10 +95,22 @@ def _run(command: Callable[[], object], debug: bool) -> None:
     try:
         with signals.handled():
             command()
-    except CnnlabError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"cnnlab: error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except Stopped as stop:
         sys.exit(stop.exit_code)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        known: CnnlabError
+        if isinstance(error, CnnlabError):
+            known = error
+        else:
+            from cnnlab.run import understood  # not before: it takes a tenth of a second
+
+            known = understood(error)
+        report(known)
+        if type(known) is CnnlabError and known is not error and not debug:
+            print(
+                f"cnnlab: the same with --debug shows the traceback: cnnlab --debug {' '.join(sys.argv[1:])}",
+                file=sys.stderr,
+            )
+        sys.exit(known.exit_code)

@@ -9,8 +9,8 @@ from pytorch_lightning.accelerators import AcceleratorRegistry, CUDAAccelerator,
 from cnnlab.errors import MachineError
 
 
-def check_accelerator(name: str) -> None:
-    """Raise unless the machine has an accelerator of this name.
+def check_accelerator(name: str, key: str = "trainer.accelerator=") -> None:
+    """Raise unless the machine has an accelerator of this name; `key` is what it was given by.
 
     Raises:
         MachineError: It has none.
@@ -24,9 +24,18 @@ def check_accelerator(name: str) -> None:
             found[name] = False
     if not found.get(name, True):
         raise MachineError(
-            f"trainer.accelerator={name}: this machine has no such device, PyTorch {torch.__version__} finds only the "
-            f"CPU{why_no_cuda()}. Use trainer.accelerator=auto or cpu."
+            f"{key}{name}: this machine has no such device, PyTorch {torch.__version__} finds only the "
+            f"CPU{why_no_cuda()}. Use {key}auto or cpu."
         )
+
+
+def device_for(name: str) -> torch.device:
+    """Return the first device of an accelerator, as Lightning calls them; `auto` is the best one there."""
+    if name == "auto":
+        name = "cuda" if CUDAAccelerator.is_available() else "mps" if MPSAccelerator.is_available() else "cpu"
+    if name == "gpu":
+        name = "cuda" if CUDAAccelerator.is_available() else "mps"
+    return torch.device(name, 0) if name == "cuda" else torch.device(name)
 
 
 def describe_device(device: torch.device) -> str:

@@ -13,11 +13,12 @@ from tests.conftest import ROOT
 ROWS = [
     {"train", "cli"},
     {"commands"},
-    {"sweep"},
+    {"sweep", "export", "comparison"},
+    {"evaluation", "prediction", "rehearsal"},
     {"build"},
     {"callbacks"},
     {"classifier", "data"},
-    {"augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine"},
+    {"augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger"},
     {"batch", "signals", "record", "trust", "seal", "lock"},
     {"errors"},
 ]

@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "debug",
     "trusted",
     "on_divergence",
+    "check",
     "data.path",
     "data.resident",
     "logger",

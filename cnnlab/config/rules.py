@@ -156,6 +156,7 @@ RULES: dict[str, Rule] = {
     "search.min_epochs": whole(1),
     "search.reduction": whole(2),
     "search.batch": whole(1),
+    "check": flag,
     # data
     "data.source": one_of("npz", "cifar10", "cifar100", "shapes"),
     "data.path": filled,
