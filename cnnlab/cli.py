@@ -23,6 +23,9 @@ app = typer.Typer(
 # What --help says; each is the module cnnlab.commands.<name>, imported when it is called and not before.
 COMMANDS = {
     "data": "Fetch, pack and check the npz files that training reads.",
+    "show": "Draw data, convolution, pooling, augmentation, schedules, and the inside of a network.",
+    "report": "Write one HTML file about a run or a sweep.",
+    "dashboard": "Start TensorBoard on a folder of runs.",
 }
 
 

@@ -16,8 +16,8 @@ ROWS = [
     {"build"},
     {"callbacks"},
     {"classifier", "data"},
-    {"augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine"},
-    {"batch", "signals", "record", "trust"},
+    {"augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "anatomy"},
+    {"batch", "signals", "record", "trust", "tutorial"},
     {"errors"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(reversed(ROWS)) for room in rooms}
