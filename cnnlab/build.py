@@ -4,7 +4,7 @@ import inspect
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -37,8 +37,8 @@ from cnnlab.callbacks import (
 )
 from cnnlab.callbacks.checkpoint import first_line, plain, read_checkpoint
 from cnnlab.classifier import Classifier
-from cnnlab.data import ImageData
-from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, MachineError
+from cnnlab.data import ImageData, archive
+from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, DataError, MachineError
 from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
 from cnnlab.model import normalised
 from cnnlab.optimizer import parameter_groups
@@ -76,6 +76,7 @@ class Lab(NamedTuple):
             "device": describe_device(self.trainer.strategy.root_device),
             "precision": self.trainer.precision,
             "num_parameters": sum(parameter.numel() for parameter in self.classifier.parameters()),
+            **composition(self.classifier.hparams["config"]),
         }
 
 
@@ -114,6 +115,20 @@ def lab(cfg: DictConfig) -> Lab:
         logger=False,
     )
     return Lab(images, classifier, trainer)
+
+
+def composition(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config was composed of: the options chosen, the overrides, the folder that paths start from.
+
+    Empty outside of train.py. `.hydra` has it too, in YAML, which takes too long to read for a table of many runs.
+    """
+    if not HydraConfig.initialized():
+        return {}
+    hydra = HydraConfig.get()
+    choices = {name: option for name, option in hydra.runtime.choices.items() if not name.startswith("hydra/")}
+    # Hydra keeps no record of the groups that take several options: their keys are the options' names.
+    choices["augment"] = [name for name, node in (config["augment"] or {}).items() if node is not None]
+    return {"choices": choices, "overrides": list(hydra.overrides.task), "cwd": hydra.runtime.cwd}
 
 
 class Unprofiled(Profiler):
@@ -221,6 +236,53 @@ def restored(named: str, trusted: Sequence[str] = ()) -> Restored:
         raise CheckpointError(f"{checkpoint} is another network's: {' '.join(str(error).split())[:300]}") from error
     network.eval()
     return Restored(network, OmegaConf.create(config), tuple(classes), (height, width, channels), checkpoint, record)
+
+
+def data_of(run: Restored, path: str | Path | None = None, *, eval_batch_size: int | None = None) -> ImageData:
+    """Read the images that a run worked on, or another file of the same classes; nothing is fetched or made.
+
+    Args:
+        run: The run.
+        path: The other file.
+        eval_batch_size: Instead of the run's.
+
+    Raises:
+        DataError: There is no such file, or its classes or its images' size are not those of the network.
+    """
+    told = run.config.data
+    config_names = told.get("classes")
+    if path is None:
+        path, classes, val_size = _found(run), config_names and list(config_names), told.val_size
+    else:
+        layouts = archive.layouts(path)
+        # Without names of its own, a file's labels are taken for the network's, as far as there are any.
+        classes = None if archive.CLASSES in layouts else run.classes
+        training = layouts.get(told["keys"]["train_images"])
+        val_size = told.val_size if training and training.shape and training.shape[0] > told.val_size else 0
+    unknown = [0.5] * run.image_shape[2]  # the network brings mean and standard deviation
+    images = ImageData(
+        path, keys=dict(told["keys"]), classes=classes, batch_size=1, val_size=val_size, split_seed=told.split_seed,
+        eval_batch_size=eval_batch_size or told.eval_batch_size, mean=unknown, std=unknown,
+    )  # fmt: skip
+    if images.classes != run.classes:
+        known, given = (f"{len(names)} ({', '.join(names[:5])}...)" for names in (run.classes, images.classes))
+        raise DataError(f"{path}: its classes must be those of the network, {known}; it has {given}.")
+    if images.image_shape != run.image_shape:
+        expected, came = (" × ".join(map(str, shape)) for shape in (run.image_shape, images.image_shape))
+        raise DataError(f"{path}: its images must be {expected} as the network's, they are {came}.")
+    return images
+
+
+def _found(run: Restored) -> Path:
+    """Return the run's data file; its path may have started in the folder that the run was started in."""
+    path = Path(run.config.data.path).expanduser()
+    cwd = run.record.run.get("cwd") if run.record else None
+    places = [path, *([Path(cwd) / path] if isinstance(cwd, str) else [])]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
+    raise DataError(f"the run's data.path={path}: there is no {looked}. Give the file with --data FILE.")
 
 
 def optimizer_builder(cfg: DictConfig) -> Callable[[nn.Module], Optimizer]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -112,11 +112,7 @@ class Classifier(LightningModule):
 
     def _evaluate(self, batch: Batch, metrics: MetricCollection) -> Tensor:
         logits = self.network(batch.images).float()
-        losses = F.cross_entropy(logits, batch.targets, reduction="none", ignore_index=PADDING)
-        metrics["loss"].update(losses, batch.targets != PADDING)
-        for name, metric in metrics.items(keep_base=True):
-            if name != "loss":
-                metric.update(logits, batch.targets)
+        update(metrics, logits, batch.targets)
         return logits
 
     def _log(self, metrics: MetricCollection) -> None:
@@ -144,6 +140,15 @@ def evaluation_metrics(num_classes: int, prefix: str, *, full: bool = False) -> 
             num_classes, ignore_index=PADDING, validate_args=False
         )
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+
+
+def update(metrics: MetricCollection, logits: Float[Tensor, "batch classes"], targets: Int64[Tensor, "batch"]) -> None:
+    """Let the metrics of a split see a batch."""
+    losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=PADDING)
+    metrics["loss"].update(losses, targets != PADDING)
+    for name, metric in metrics.items(keep_base=True):
+        if name != "loss":
+            metric.update(logits, targets)
 
 
 def reseed(device: torch.device, seed: int) -> None:

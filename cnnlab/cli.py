@@ -22,6 +22,7 @@ app = typer.Typer(
 
 # What --help says; each is the module cnnlab.commands.<name>, imported when it is called and not before.
 COMMANDS = {
+    "evaluate": "Evaluate a run: metrics, confusion matrix, calibration, worst mistakes.",
     "data": "Fetch, pack and check the npz files that training reads.",
     "show": "Draw data, convolution, pooling, augmentation, schedules, and the inside of a network.",
     "report": "Write one HTML file about a run or a sweep.",

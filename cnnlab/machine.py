@@ -9,8 +9,8 @@ from pytorch_lightning.accelerators import AcceleratorRegistry, CUDAAccelerator,
 from cnnlab.errors import MachineError
 
 
-def check_accelerator(name: str) -> None:
-    """Raise unless the machine has an accelerator of this name.
+def check_accelerator(name: str, key: str = "trainer.accelerator=") -> None:
+    """Raise unless the machine has an accelerator of this name; `key` is what it was given by.
 
     Raises:
         MachineError: It has none.
@@ -24,8 +24,8 @@ def check_accelerator(name: str) -> None:
             found[name] = False
     if not found.get(name, True):
         raise MachineError(
-            f"trainer.accelerator={name}: this machine has no such device, PyTorch {torch.__version__} finds only the "
-            f"CPU{why_no_cuda()}. Use trainer.accelerator=auto or cpu."
+            f"{key}{name}: this machine has no such device, PyTorch {torch.__version__} finds only the "
+            f"CPU{why_no_cuda()}. Use {key}auto or cpu."
         )
 
 

@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 ROWS = [
     {"train", "cli"},
     {"commands"},
+    {"evaluation"},
     {"build"},
     {"callbacks"},
     {"classifier", "data"},

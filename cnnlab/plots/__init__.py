@@ -207,6 +207,41 @@ def confusion_matrix(matrix: Integer[np.ndarray, "target predicted"], classes: S
     return figure
 
 
+def reliability(bins: Sequence[Mapping[str, Any]], error: float) -> Figure:
+    """Show how often the network is right where it says that it is so sure: on the diagonal it knows itself.
+
+    Args:
+        bins: Equal parts of the scale of probability: `low`, `high`, `count`, and the mean `confidence` and the
+            `accuracy` of the images in it, None where there are none.
+        error: The mean distance from the diagonal, weighted by `count`.
+    """
+    figure = _figure((5.5, 5.2))
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
+    _axes(upper, "", "Accuracy")
+    _axes(lower, "Probability of the predicted class", "Images")
+    upper.plot([0, 1], [0, 1], color=PALE, linestyle="--", linewidth=1.2, label="perfectly calibrated")
+    filled = [part for part in bins if part["count"]]
+    places = [part["confidence"] for part in filled]
+    # The gap between said and found is drawn, so that it need not be guessed from two lines.
+    for part in filled:
+        upper.plot([part["confidence"]] * 2, [part["confidence"], part["accuracy"]], color=VERMILION, linewidth=1.2)
+    upper.plot(places, [part["accuracy"] for part in filled], color=BLUE, marker="o", linewidth=1.8, label="network")
+    upper.set(xlim=(0, 1), ylim=(0, 1))
+    upper.set_title(f"Calibration error {error:.3f}", fontsize=11, color=INK)
+    upper.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK)
+    lower.bar(
+        [part["low"] for part in bins], [part["count"] for part in bins],
+        [part["high"] - part["low"] for part in bins], align="edge", color=BLUE, edgecolor="white", linewidth=0.6,
+    )  # fmt: skip
+    lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    lower.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    for axes in (upper, lower):
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(PercentFormatter(xmax=1))
+    upper.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    return figure
+
+
 def to_png(figure: Figure) -> bytes:
     """Render a figure as a PNG file's content."""
     content = io.BytesIO()

@@ -1,0 +1,80 @@
+"""`cnnlab evaluate`: how good a run's network is."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+class _Split(StrEnum):
+    TEST = "test"
+    VAL = "val"
+    TRAIN = "train"
+
+
+class _TTA(StrEnum):
+    NONE = "none"
+    MIRROR = "mirror"
+    MIRROR_TRANSLATE = "mirror_translate"
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A run's folder, a checkpoint file, `last` or `best`.")],
+    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Another npz file with the same classes.")] = None,
+    split: Annotated[_Split, typer.Option(help="Which of its images.")] = _Split.TEST,
+    tta: Annotated[
+        _TTA, typer.Option(help="Average over each image and its mirror image, and these moved by a pixel.")
+    ] = _TTA.NONE,
+    accelerator: Annotated[str, typer.Option(help="The device: cpu, gpu, mps, or what is there.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed, ... [default: the run's]")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time. [default: the run's]")] = None,
+    figures: Annotated[bool, typer.Option(help="Draw confusion matrix, calibration and worst mistakes.")] = True,
+    trust: Annotated[
+        list[str] | None, typer.Option(metavar="PACKAGE", help="May be imported though the run's folder names it.")
+    ] = None,
+) -> None:
+    """Evaluate a run: metrics with their uncertainty, confusion matrix, calibration, worst mistakes.
+
+    Writes evaluation.json, evaluation.npz and figures into the run's folder; evaluations of another split, file or
+    checkpoint stand beside them under names of their own.
+    """
+    from cnnlab.evaluation import evaluate
+
+    done = evaluate(
+        run, data=data, split=split.value, tta=tta.value, accelerator=accelerator, precision=precision,
+        batch_size=batch_size, figures=figures, trusted=trust or (),
+    )  # fmt: skip
+    _show(done.content)
+    print(f"written: {done.path}, {done.content['answers']}", *done.content["figures"], sep="\n         ")
+
+
+def _show(content: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    console = Console()
+    low, high = content["accuracy_interval"]
+    how = "" if content["tta"] == "none" else f", {content['tta']}"
+    table = Table(
+        "metric", Column("value", justify="right"), "95 % interval", title_justify="left",
+        title=f"{content['count']:,} {content['split']} images{how}, {content['images_per_second']:,.0f} a second",
+    )  # fmt: skip
+    for name, value in content["metrics"].items():
+        table.add_row(name, f"{value:.4f}", f"{low:.4f} – {high:.4f}" if name == "accuracy" else "")
+    console.print(table)
+    rows = content["per_class"]
+    title = "Classes"
+    if len(rows) > 20:
+        rows = sorted((row for row in rows if row["f1"] is not None), key=lambda row: row["f1"])[:10]
+        title = "The ten classes with the lowest F1"
+    number = [Column(name, justify="right") for name in ("images", "precision", "recall", "F1")]
+    table = Table("class", *number, title=title, title_justify="left")
+    for row in rows:
+        shares = ("–" if row[name] is None else f"{row[name]:.3f}" for name in ("precision", "recall", "f1"))
+        table.add_row(escape(row["class"]), str(row["count"]), *shares)
+    console.print(table)

@@ -1,0 +1,184 @@
+"""What `evaluate` says is what training's own test said, and it says of what."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cnnlab.errors import DataError, MachineError, UnsafeError
+from cnnlab.evaluation import TTA, Split, answers, augmented, calibration, evaluate, moved, summary, wilson
+from tests.conftest import Train, drawn, read
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, npz: Path) -> Path:
+    """A run of one epoch, trained by whoever asks first."""
+    import train as script
+    from cnnlab.config import preflight
+
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    given = [
+        "data=npz", f"data.path='{npz}'", "data.val_size=80", "data.batch_size=32", "data.eval_batch_size=33",
+        "trainer.max_epochs=1", "~callbacks.figures", f"hydra.run.dir='{folder}'",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["train.py", *preflight(given)])
+        script.main()
+    return folder
+
+
+def test_evaluation_equals_trainings_own_test_to_the_last_digit(run: Path):
+    measured = read(run / "metrics.json")
+    splits: tuple[Split, ...] = ("test", "val")
+    for split in splits:
+        metrics = evaluate(str(run), split=split, figures=False).content["metrics"]
+        assert (
+            metrics.items()
+            >= {
+                name.removeprefix(f"{split}/"): value for name, value in measured.items() if name.startswith(split)
+            }.items()
+        )
+
+
+def test_the_parts_of_an_evaluation_agree(run: Path):
+    done = evaluate(str(run))
+    content = read(run / "evaluation.json")
+    assert content == json.loads(json.dumps(done.content))
+    matrix = np.array(content["confusion"])
+    assert matrix.sum() == content["count"] == 100
+    assert np.trace(matrix) / 100 == pytest.approx(content["metrics"]["accuracy"])
+    low, high = content["accuracy_interval"]
+    assert low < content["metrics"]["accuracy"] < high
+    scores = [row["f1"] or 0 for row in content["per_class"]]
+    assert np.mean(scores) == pytest.approx(content["metrics"]["macro_f1"], abs=1e-6)
+    error = sum(
+        part["count"] * abs(part["confidence"] - part["accuracy"]) for part in content["calibration"] if part["count"]
+    )
+    assert error / 100 == pytest.approx(content["metrics"]["calibration_error"], abs=1e-6)
+    with np.load(run / content["answers"]) as saved:
+        assert set(saved) == {"predicted", "targets", "confidence"}
+        for mistake in content["mistakes"]:
+            index = mistake["index"]
+            assert (saved["targets"][index], saved["predicted"][index]) == (mistake["target"], mistake["predicted"])
+        assert len(content["mistakes"]) == (saved["predicted"] != saved["targets"]).sum()
+    for name in content["figures"]:
+        assert (run / name).read_bytes().startswith(b"\x89PNG")
+    assert not list(run.glob(".*.[0-9]*"))
+
+
+def test_each_evaluation_has_a_name_of_its_own(run: Path, tmp_path: Path, npz: Path):
+    train_set, test_set = drawn(40, 10, seed=2), drawn(30, 10, seed=3)
+    other = tmp_path / "small.npz"
+    np.savez(other, X_train=train_set[0], y_train=train_set[1], X_test=test_set[0], y_test=test_set[1])
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    alone = tmp_path / "kept.ckpt"
+    alone.write_bytes(checkpoint.read_bytes())
+    kinds: list[tuple[Path, Path | None, Split, TTA]] = [
+        (run, None, "test", "none"), (run, None, "val", "none"), (run, None, "train", "mirror"),
+        (run, npz, "test", "none"), (run, other, "test", "none"), (checkpoint, None, "test", "none"),
+        (alone, None, "test", "mirror_translate"),
+    ]  # fmt: skip
+    paths = [
+        evaluate(str(named), figures=False, data=data, split=split, tta=tta).path for named, data, split, tta in kinds
+    ]
+    assert len(set(paths)) == len(paths)
+    assert paths[0] == run / "evaluation.json"
+    assert paths[-1] == tmp_path / "kept-evaluation-mirror_translate.json"
+    assert read(paths[3])["data_digest"] == read(paths[0])["data_digest"] != read(paths[4])["data_digest"]
+
+
+def test_a_file_of_other_classes_or_sizes_is_refused(run: Path, tmp_path: Path):
+    images, labels = drawn(40, 10, seed=2)
+    path = tmp_path / "other.npz"
+
+    def refused(match: str, pixels: np.ndarray = images, targets: np.ndarray = labels, **more: Any) -> None:
+        np.savez(path, X_train=pixels, y_train=targets, X_test=pixels, y_test=targets, **more)
+        with pytest.raises(DataError, match=match):
+            evaluate(str(run), data=path)
+
+    refused("classes must be those of the network", classes=np.array([f"c{number}" for number in range(10)]))
+    refused("10", targets=labels + 1)
+    refused("must be 32 × 32 × 3", pixels=np.ascontiguousarray(images[:, :16]))
+    with pytest.raises(DataError, match="does not exist"):
+        evaluate(str(run), data=tmp_path / "nowhere.npz")
+    with pytest.raises(MachineError, match="--accelerator tpu"):
+        evaluate(str(run), accelerator="tpu")
+
+
+def test_a_run_elsewhere_finds_its_data_or_says_what_to_give(
+    train: Train, npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "mine.npz").write_bytes(npz.read_bytes())
+    monkeypatch.chdir(work)
+    folder = train("data.path=mine.npz", "trainer.max_epochs=1")
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(str(folder), figures=False).content["data"] == str(work / "mine.npz")
+    (work / "mine.npz").unlink()
+    with pytest.raises(DataError, match=r"there is no .*mine\.npz.*--data FILE"):
+        evaluate(str(folder))
+
+
+def test_a_strangers_data_section_builds_nothing(run: Path, tmp_path: Path):
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["hyper_parameters"]["config"]["data"]["augmentation"] = {"_target_": "os.system"}
+    torch.save(content, tmp_path / "hostile.ckpt")
+    with pytest.raises(UnsafeError, match=r"data\.augmentation\._target_=os\.system"):
+        evaluate(str(tmp_path / "hostile.ckpt"))
+
+
+def test_moved_images_are_mirrored_at_the_edge():
+    image = torch.arange(9).reshape(1, 1, 3, 3)
+    assert moved(image, -1)[0, 0].tolist() == [[4, 5, 4], [7, 8, 7], [4, 5, 4]]
+    assert moved(image, 1)[0, 0].tolist() == [[4, 3, 4], [1, 0, 1], [4, 3, 4]]
+    padded = nn.functional.pad(image.float(), (1, 1, 1, 1), mode="reflect")
+    assert torch.equal(moved(image, 1).float(), padded[:, :, :3, :3])
+    assert torch.equal(moved(image, -1).float(), padded[:, :, 2:, 2:])
+    assert moved(torch.ones(1, 1, 1, 1), 1).shape == (1, 1, 1, 1)
+
+
+def test_augmentation_weighs_the_images_as_its_source_does():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    images = torch.rand(2, 3, 4, 4)
+    ways = [
+        network(shown) for still in (images, moved(images, -1), moved(images, 1)) for shown in (still, still.flip(3))
+    ]
+    torch.testing.assert_close(augmented(network, "mirror")(images), (ways[0] + ways[1]) / 2)
+    expected = (ways[0] + ways[1]) / 4 + sum(ways[2:]) / 8
+    torch.testing.assert_close(augmented(network, "mirror_translate")(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("successes", "count", "low", "high"),
+    # Newcombe 1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<857::AID-SIM777>3.0.CO;2-E, table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_the_interval_is_wilsons(successes, count, low, high):
+    assert wilson(successes, count) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_odd_answers_are_summed_up():
+    logits = torch.tensor([[9.0, 0.0, -9.0], [9.0, 0.0, -9.0]])
+    found = summary(logits, torch.tensor([0, 1]), ["a", "b", "c"])
+    assert found["per_class"][2] == {"class": "c", "count": 0, "precision": None, "recall": None, "f1": None}
+    assert found["per_class"][1]["recall"] == 0
+    assert [mistake["index"] for mistake in found["mistakes"]] == [1]
+    parts = calibration(np.array([0.0, 1.0]), np.array([False, True]))
+    assert (parts[0]["count"], parts[-1]["count"], parts[5]["accuracy"]) == (1, 1, None)
+
+
+def test_the_answers_are_the_networks_own(npz: Path):
+    from cnnlab import ConvNet, ImageData, normalised
+
+    data = ImageData(npz, val_size=0)
+    network = normalised(ConvNet(3, 10, (32, 32), channels=[4], kernel_size=3, hidden=[8]), data.mean, data.std)
+    found = answers(network, data.batches("test"), 10)
+    with torch.inference_mode():
+        (batch,) = data.batches("test")
+        assert torch.equal(found.logits, network(batch.images))
