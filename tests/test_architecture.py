@@ -13,12 +13,13 @@ from tests.conftest import ROOT
 ROWS = [
     {"train", "cli"},
     {"commands"},
+    {"report"},
     {"evaluation"},
     {"build"},
     {"callbacks"},
     {"classifier", "data"},
-    {"augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "anatomy"},
-    {"batch", "signals", "record", "trust", "tutorial"},
+    {"augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "anatomy", "chart"},
+    {"batch", "signals", "record", "trust", "tutorial", "page"},
     {"errors"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(reversed(ROWS)) for room in rooms}

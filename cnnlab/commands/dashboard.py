@@ -1,5 +1,7 @@
 """`cnnlab dashboard`: TensorBoard on a folder of runs, arranged for this work."""
 
+import contextlib
+import io
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -53,6 +55,7 @@ def serve(folder: Path, port: int = 0) -> str:
         logdir=str(folder), host=HOST, port=port, reload_interval=5.0, samples_per_plugin={"scalars": 0, "images": 0}
     )
     try:
-        return board.launch()
+        with contextlib.redirect_stderr(io.StringIO()):  # a note on its loader, which is no news to anybody here
+            return board.launch()
     except program.TensorBoardServerException as error:
-        raise MachineError(f"--port {port}: {error.msg.strip()} Choose another one; 0 takes a free one.") from error
+        raise MachineError(f"--port {port}: {error.msg.strip()}. Choose another one; 0 takes a free one.") from error

@@ -1,0 +1,39 @@
+"""`cnnlab report`: one HTML file about a run or a sweep."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnlab.errors import MachineError, PartialError
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN|SWEEP", help="A run's or a sweep's folder, `last` or `best`.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file. [default: report.html in the folder]")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The npz file, where it is no longer where it was.")] = None,
+    trust: Annotated[
+        list[str] | None, typer.Option("--trust", metavar="PACKAGE", help="Let the run's folder name its classes.")
+    ] = None,
+) -> None:
+    """Write one HTML file that needs nothing else: what ran, what came out, and the command to repeat it."""
+    from cnnlab.report import of_run, of_sweep
+
+    folder = Path(run).expanduser()
+    try:
+        if (folder / "sweep.json").is_file():
+            written = of_sweep(folder, output)
+        else:
+            written = of_run(run, output, data, trust or ())
+    except OSError as error:
+        raise MachineError(
+            f"cannot write {error.filename or output or run}: {error.strerror}. Give --output."
+        ) from error
+    print(written.path)
+    if written.missing:
+        raise PartialError(f"{written.path} lacks the evaluation: {written.missing}")
