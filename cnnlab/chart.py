@@ -61,8 +61,10 @@ def lines(
         parts.append(tag("line", class_="grid", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=down(tick), y2=down(tick)))
         label = f"{tick:.0%}" if percent else number(tick)
         parts.append(tag("text", label, x=_LEFT - 6, y=down(tick) + 4, text_anchor="end"))
-    for tick in ticks(first, last, whole=True):
-        parts.append(tag("text", number(tick), x=across(tick), y=_HEIGHT - _BOTTOM + 16, text_anchor="middle"))
+    parts += [
+        tag("text", number(tick), x=across(tick), y=_HEIGHT - _BOTTOM + 16, text_anchor="middle")
+        for tick in ticks(first, last, whole=True)
+    ]
     middle = _LEFT + (_WIDTH - _LEFT - _RIGHT) / 2
     parts.append(tag("text", x, x=middle, y=_HEIGHT - 6, text_anchor="middle"))
     for curve in curves:

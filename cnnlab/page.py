@@ -29,22 +29,19 @@ def text(content: object) -> Html:
     return Html(html.escape(_NO_TEXT.sub("�", str(content)), quote=True))
 
 
-def tag(name: str, *children: object, **attributes: object) -> Html:
+def tag(element: str, /, *children: object, **attributes: object) -> Html:
     """Return an element; children that are no `Html` are shown as the text that they are.
 
     Args:
-        name: Of the element.
+        element: Its name.
         children: What stands in it; None is left out.
         attributes: Its attributes, None left out; `class_` is `class`, other underscores are hyphens.
     """
-    shown = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{text(value)}"'
-        for key, value in attributes.items()
-        if value is not None
-    )
-    if name in _VOID:
-        return Html(f"<{name}{shown}>")
-    return Html(f"<{name}{shown}>{''.join(text(child) for child in children if child is not None)}</{name}>")
+    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    start = element + "".join(f' {key}="{text(value)}"' for key, value in given.items())
+    if element in _VOID:
+        return Html(f"<{start}>")
+    return Html(f"<{start}>{''.join(text(child) for child in children if child is not None)}</{element}>")
 
 
 def joined(parts: Iterable[Html]) -> Html:
@@ -189,9 +186,9 @@ nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .9rem; }
 }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .soft { color: var(--soft); }
-.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1rem 0; }
+.numbers { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1rem 0; }
 .numbers div { padding: .7rem .9rem; border-radius: .5rem; background: var(--panel); }
-.numbers strong { display: block; font-size: 1.5rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.numbers strong { display: block; font-size: 1.4rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .numbers span { color: var(--soft); font-size: .85rem; }
 dl { margin: .5rem 0; }
 dl div { display: grid; grid-template-columns: minmax(7rem, 12rem) 1fr; gap: .1rem 1rem; padding: .2rem 0; }
@@ -212,9 +209,9 @@ tbody tr + tr > * { border-top: 1px solid var(--line); }
 .matrix tbody tr + tr > * { border-top-color: var(--ground); }
 .bar { display: inline-block; width: 5rem; height: .6rem; margin-right: .6rem; background: var(--line); }
 .bar i { display: block; height: 100%; background: var(--blue); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1.25rem 2rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1.25rem 2rem; }
 figure { margin: 0; }
-.chart svg { display: block; width: 100%; height: auto; max-width: 40rem; font-size: 12px; }
+.chart svg { display: block; width: 100%; height: auto; font-size: 12px; }
 .chart figcaption { margin-bottom: .25rem; font-size: .9rem; font-weight: 600; }
 .chart svg text { fill: var(--soft); }
 .grid { stroke: var(--line); stroke-width: 1; }
@@ -232,7 +229,8 @@ img { max-width: 100%; height: auto; }
 .paper { display: block; background: #fff; border-radius: .4rem; }
 pre {
   overflow-x: auto; margin: .5rem 0; padding: .75rem .9rem; border-radius: .5rem; background: var(--panel);
-  font: .85rem/1.45 ui-monospace, "SFMono-Regular", Menlo, Consolas, "DejaVu Sans Mono", monospace; overflow-wrap: normal;
+  font: .85rem/1.45 ui-monospace, "SFMono-Regular", Menlo, Consolas, "DejaVu Sans Mono",  monospace;
+  overflow-wrap: normal;
 }
 summary { cursor: pointer; color: var(--blue); }
 :focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; }

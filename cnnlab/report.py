@@ -166,11 +166,8 @@ def _numbers(record: Record, content: Mapping[str, Any] | None) -> Html:
         tiles.append((f"{tested['accuracy']:.2%}", note))
         tiles += [(f"{tested[name]:.4f}", f"test {_said(name)}") for name in tested if name != "accuracy"]
     else:
-        tiles += [
-            (f"{value:.4f}", _said(name))
-            for name, value in metrics.items()
-            if name.startswith("test/") and _finite(value)
-        ]
+        tested = {name: value for name, value in metrics.items() if name.startswith("test/") and _finite(value)}
+        tiles += [(f"{value:.4f}", _said(name)) for name, value in tested.items()]
     for name in ("val/accuracy", "val/loss"):
         if _finite(metrics.get(name)):
             shown = f"{metrics[name]:.2%}" if name.endswith("accuracy") else f"{metrics[name]:.4f}"
@@ -204,7 +201,7 @@ def _what(record: Record) -> Html:
         return f"{str(node.get('_target_', '')).rpartition('.')[2]}{', ' * bool(settings)}{settings}"
 
     augment = config.get("augment")
-    run, objective = record.run, config.get("objective")
+    run = record.run
     names = [name for name, node in augment.items() if node is not None] if isinstance(augment, Mapping) else []
     return facts(
         [
@@ -218,8 +215,8 @@ def _what(record: Record) -> Html:
             ("Held out", _held_out(config)),
             ("Seed", config.get("seed")),
             (
-                "Best means",
-                f"{objective.get('metric')}, {objective.get('mode')}" if isinstance(objective, Mapping) else None,
+                "Best by",
+                _get(config, "objective", "metric"),
             ),
             ("Started", run.get("started")),
             ("Command", tag("code", run["command"]) if run.get("command") else None),
@@ -290,13 +287,7 @@ def _matrix(matrix: np.ndarray, classes: Sequence[str]) -> Iterator[Html]:
             tag(
                 "tr",
                 tag("th", name, scope="row"),
-                *(
-                    # The root, as a good network's mistakes are a few per cent.
-                    tag("td", f"{count}", style=f"--share: {math.sqrt(share):.2f}")
-                    if count
-                    else tag("td", "0", class_="none")
-                    for count, share in zip(counts.tolist(), row.tolist(), strict=True)
-                ),
+                *(_cell(count, share) for count, share in zip(counts.tolist(), row.tolist(), strict=True)),
             )
             for name, counts, row in zip(classes, matrix, shares, strict=True)
         ]
@@ -313,6 +304,13 @@ def _matrix(matrix: np.ndarray, classes: Sequence[str]) -> Iterator[Html]:
     common = [divmod(int(place), len(classes)) for place in order if wrong.flat[place]]
     rows = [(classes[true], classes[guess], f"{wrong[true, guess]:,}") for true, guess in common]
     yield table(("true class", "taken for", "images"), rows, words=2, caption="The commonest confusions")
+
+
+def _cell(count: int, share: float) -> Html:
+    if not count:
+        return tag("td", 0, class_="none")
+    # The root of the share, as a good network's mistakes are a few per cent.
+    return tag("td", count, style=f"--share: {math.sqrt(share):.2f}")
 
 
 def _classes(found: Sequence[Mapping[str, Any]]) -> Html:
@@ -404,9 +402,7 @@ def _throughput(record: Record, content: Mapping[str, Any] | None) -> Html:
     rows = []
     if known:
         rows.append(("Training", f"{statistics.median(known):,.0f} images/s, median of {len(known)} epochs"))
-        rows.append(
-            ("Epochs", f"{_duration(sum(value for value in seconds if math.isfinite(value)))} of training in all")
-        )
+        rows.append(("In all", f"{_duration(sum(filter(math.isfinite, seconds)))} of training"))
     if content:
         rows.append(("Evaluation", f"{content['images_per_second']:,.0f} images/s on {content['device']}"))
     epochs = [_number(row.get("epoch")) for row in record.history]
@@ -420,9 +416,7 @@ def _environment(record: Record) -> Html:
     git = run.get("git")
     commit = f"{git.get('commit')}{', with changes' if git.get('dirty') else ''}" if isinstance(git, Mapping) else None
     rows = [("Device", run.get("device")), ("Precision", run.get("precision")), ("Commit", commit)]
-    return facts(
-        rows + [(str(name), value) for name, value in (versions.items() if isinstance(versions, Mapping) else ())]
-    )
+    return facts([*rows, *(versions.items() if isinstance(versions, Mapping) else ())])
 
 
 def _config(record: Record) -> Html:
@@ -475,7 +469,7 @@ def _trials(trials: Sequence[Mapping[str, Any]], keys: Sequence[str], metric: st
 
 def _trial_curves(folder: Path, trials: Sequence[Mapping[str, Any]], metric: str) -> Html:
     """Return the objective of each trial by epoch, the best one in front."""
-    curves = []
+    curves: list[Line] = []
     for trial in trials[:50]:
         rows = Record(folder / str(trial["name"]).rpartition("/")[2]).history
         points = [(_number(row.get("epoch")), _number(row.get(metric))) for row in rows]

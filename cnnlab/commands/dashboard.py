@@ -14,6 +14,9 @@ from cnnlab.record import RUNS
 app = typer.Typer(add_completion=False)
 
 HOST = "127.0.0.1"
+# TensorBoard draws a sample of long curves. Its own word for all points, 0, leaves the Custom Scalars tab empty
+# (2.21, read and seen), so this is a number that no curve reaches.
+ALL = 10**9
 
 
 @app.command()
@@ -52,7 +55,11 @@ def serve(folder: Path, port: int = 0) -> str:
     plugins = sorted(default.get_plugins(), key=lambda plugin: plugin is not CustomScalarsPlugin)
     board = program.TensorBoard(plugins)
     board.configure(
-        logdir=str(folder), host=HOST, port=port, reload_interval=5.0, samples_per_plugin={"scalars": 0, "images": 0}
+        logdir=str(folder),
+        host=HOST,
+        port=port,
+        reload_interval=5.0,
+        samples_per_plugin={"scalars": ALL, "images": ALL},
     )
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # a note on its loader, which is no news to anybody here

@@ -31,9 +31,8 @@ def report(
         else:
             written = of_run(run, output, data, trust or ())
     except OSError as error:
-        raise MachineError(
-            f"cannot write {error.filename or output or run}: {error.strerror}. Give --output."
-        ) from error
+        place = error.filename or output or run
+        raise MachineError(f"cannot write {place}: {error.strerror}. Give another --output.") from error
     print(written.path)
     if written.missing:
         raise PartialError(f"{written.path} lacks the evaluation: {written.missing}")
