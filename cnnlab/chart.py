@@ -18,12 +18,14 @@ class Line(NamedTuple):
         x: From left to right.
         y: Values; one that is not finite leaves a gap.
         style: `a` (blue, solid), `b` (orange, dashed) or `pale`.
+        dots: Whether its points are marked, where they are few.
     """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     style: str = "a"
+    dots: bool = True
 
 
 def lines(
@@ -63,7 +65,7 @@ def lines(
         parts.append(tag("text", label, x=_LEFT - 6, y=down(tick) + 4, text_anchor="end"))
     parts += [
         tag("text", number(tick), x=across(tick), y=_HEIGHT - _BOTTOM + 16, text_anchor="middle")
-        for tick in ticks(first, last, whole=True)
+        for tick in ticks(first, last, whole=all(float(place).is_integer() for place in places))
     ]
     middle = _LEFT + (_WIDTH - _LEFT - _RIGHT) / 2
     parts.append(tag("text", x, x=middle, y=_HEIGHT - 6, text_anchor="middle"))
@@ -72,7 +74,7 @@ def lines(
             points = [(across(place), down(value)) for place, value in piece]
             if len(points) > 1:
                 parts.append(tag("polyline", class_=curve.style, points=" ".join(f"{a},{b}" for a, b in points)))
-            if len(points) == 1 or (len(points) <= 30 and curve.style != "pale"):
+            if len(points) == 1 or (curve.dots and len(points) <= 30 and curve.style != "pale"):
                 parts += [tag("circle", class_=f"dots-{curve.style}", cx=a, cy=b, r=2.5) for a, b in points]
     keys = [tag("span", _sample(curve.style), curve.name, class_="key") for curve in curves] if len(curves) > 1 else []
     drawing = tag(

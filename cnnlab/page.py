@@ -119,7 +119,7 @@ def gallery(items: Iterable[tuple[Html, object]], small: bool = False) -> Html:
 
 def code(content: str) -> Html:
     """Return text as it would be typed."""
-    return tag("pre", tag("code", content), tabindex="0")
+    return tag("pre", tag("code", content))
 
 
 def document(title: str, kind: str, badge: tuple[str, str] | None, *sections: Html) -> str:
@@ -228,15 +228,18 @@ img { max-width: 100%; height: auto; }
 .pixels { display: block; width: 100%; image-rendering: pixelated; border-radius: 2px; }
 .paper { display: block; background: #fff; border-radius: .4rem; }
 pre {
-  overflow-x: auto; margin: .5rem 0; padding: .75rem .9rem; border-radius: .5rem; background: var(--panel);
-  font: .85rem/1.45 ui-monospace, "SFMono-Regular", Menlo, Consolas, "DejaVu Sans Mono",  monospace;
-  overflow-wrap: normal;
+  margin: .5rem 0; padding: .75rem .9rem; border-radius: .5rem; background: var(--panel); white-space: pre-wrap;
+  font: .85rem/1.45 ui-monospace, "SFMono-Regular", Menlo, Consolas, "DejaVu Sans Mono", monospace;
 }
 summary { cursor: pointer; color: var(--blue); }
 :focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; }
 @media (max-width: 30rem) {
   dl div { grid-template-columns: 1fr; }
   body { padding-inline: .85rem; }
+  .bar { display: none; }
+  .matrix { font-size: .68rem; }
+  .matrix th { padding: .2rem .15rem; }
+  .matrix td { min-width: 1.5rem; padding: .25rem .05rem; }
 }
 @media print {
   :root {
@@ -247,7 +250,7 @@ summary { cursor: pointer; color: var(--blue); }
   nav, details { display: none; }
   h2 { break-after: avoid; margin-top: 1.25rem; }
   figure, tr, .numbers, dl div, pre { break-inside: avoid; }
-  .wide { overflow: visible; } pre { white-space: pre-wrap; }
+  .wide { overflow: visible; }
   .charts { grid-template-columns: 1fr 1fr; }
 }
 """

@@ -162,8 +162,8 @@ def _numbers(record: Record, content: Mapping[str, Any] | None) -> Html:
     if content:
         low, high = content["accuracy_interval"]
         tested = content["metrics"]
-        note = f"test accuracy, 95 % interval {low:.1%} to {high:.1%}, {content['count']:,} images"
-        tiles.append((f"{tested['accuracy']:.2%}", note))
+        tiles.append((f"{tested['accuracy']:.2%}", "test accuracy"))
+        tiles.append((f"{low:.1%}–{high:.1%}", f"its 95 % interval, {content['count']:,} images"))
         tiles += [(f"{tested[name]:.4f}", f"test {_said(name)}") for name in tested if name != "accuracy"]
     else:
         tested = {name: value for name, value in metrics.items() if name.startswith("test/") and _finite(value)}
@@ -337,7 +337,7 @@ def _calibration(content: Mapping[str, Any]) -> Iterator[Html]:
     )
     right = lines(
         "Accuracy by confidence",
-        [Line("ideal", [0, 1], [0, 1], "b"), Line("network", said, [part["accuracy"] for part in parts])],
+        [Line("ideal", [0, 1], [0, 1], "b", dots=False), Line("network", said, [part["accuracy"] for part in parts])],
         "probability of the predicted class",
         percent=True,
         y_range=(0, 1),
@@ -345,7 +345,10 @@ def _calibration(content: Mapping[str, Any]) -> Iterator[Html]:
     edges = [edge for part in content["calibration"] for edge in (part["low"], part["high"])]
     counts = [part["count"] for part in content["calibration"] for _ in range(2)]
     yield side_by_side(
-        right, lines("Images by confidence", [Line("images", edges, counts)], "probability of the predicted class")
+        right,
+        lines(
+            "Images by confidence", [Line("images", edges, counts, dots=False)], "probability of the predicted class"
+        ),
     )
 
 
