@@ -8,13 +8,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from cnnlab import config
-from cnnlab.run import Run, command_line
+from cnnlab.run import Run, command_line, reported
 
 
 @hydra.main(version_base="1.3", config_path=str(config.CONF), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Build what the config says, fit, test, and return the objective."""
     hydra_cfg = HydraConfig.get()
+    if cfg.check:
+        with reported(cfg.debug):
+            from cnnlab.rehearsal import rehearse
+
+            rehearse(cfg)
+        return None
     sweeping = hydra_cfg.mode == RunMode.MULTIRUN
     with Run(hydra_cfg.runtime.output_dir, seed=cfg.seed, debug=cfg.debug, exit_on_error=not sweeping) as run:
         limits = {name: cfg.trainer[name] for name in ("max_epochs", "max_steps", "max_time")}

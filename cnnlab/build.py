@@ -199,6 +199,11 @@ class Restored(NamedTuple):
     checkpoint: Path
     record: Record | None
 
+    @property
+    def model(self) -> dict[str, Any]:
+        """The network's part of the config, as plain containers."""
+        return cast(dict[str, Any], OmegaConf.to_container(self.config.model))
+
 
 def restored(named: str, trusted: Sequence[str] = ()) -> Restored:
     """Build the network that a run trained, with its weights; what the run's folder says is taken for data only.
@@ -240,6 +245,8 @@ def restored(named: str, trusted: Sequence[str] = ()) -> Restored:
 
 def data_of(run: Restored, path: str | Path | None = None, *, eval_batch_size: int | None = None) -> ImageData:
     """Read the images that a run worked on, or another file of the same classes; nothing is fetched or made.
+
+    The run's folder only says which file and how it is split: no class that it names is built.
 
     Args:
         run: The run.

@@ -22,7 +22,12 @@ app = typer.Typer(
 
 # What --help says; each is the module cnnlab.commands.<name>, imported when it is called and not before.
 COMMANDS = {
+    "check": "Try a run out before it begins: go or no go, and what it will take.",
     "evaluate": "Evaluate a run: metrics, confusion matrix, calibration, worst mistakes.",
+    "predict": "Say what pictures show, with a run's network or an exported one.",
+    "export": "Write a run's network as ONNX, torch.export or safetensors.",
+    "compare": "Compare runs: config, metrics, curves, and whether the difference is real.",
+    "runs": "List runs: what each was, how it ended, what it reached.",
     "data": "Fetch, pack and check the npz files that training reads.",
     "show": "Draw data, convolution, pooling, augmentation, schedules, and the inside of a network.",
     "report": "Write one HTML file about a run or a sweep.",

@@ -39,7 +39,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from cnnlab import plots, trust
+from cnnlab import plots
 from cnnlab.batch import Batch
 from cnnlab.build import Restored, data_of, restored
 from cnnlab.classifier import evaluation_metrics, update
@@ -109,7 +109,6 @@ def evaluate(
     check_accelerator(accelerator, "--accelerator ")
     keep_freed_memory()
     state = restored(run, trusted)
-    trust.check(dict(state.config.data), "data", trusted)
     images = data_of(state, data, eval_batch_size=batch_size)
     fabric = fabric_for(accelerator, precision or state.config.trainer.precision)
     batches = images.batches(split)

@@ -29,6 +29,15 @@ def check_accelerator(name: str, key: str = "trainer.accelerator=") -> None:
         )
 
 
+def device_for(name: str) -> torch.device:
+    """Return the first device of an accelerator, as Lightning calls them; `auto` is the best one there."""
+    if name == "auto":
+        name = "cuda" if CUDAAccelerator.is_available() else "mps" if MPSAccelerator.is_available() else "cpu"
+    if name == "gpu":
+        name = "cuda" if CUDAAccelerator.is_available() else "mps"
+    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+
+
 def describe_device(device: torch.device) -> str:
     """Return a device's name as people know it, and for the CPU why it was taken."""
     if device.type == "cuda":

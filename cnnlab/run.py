@@ -211,6 +211,26 @@ def command_line() -> Iterator[None]:
         sys.exit(known.exit_code)
 
 
+@contextmanager
+def reported(debug: bool = False) -> Iterator[None]:
+    """Around work that keeps no record: an error or a signal is reported, and leaves as `SystemExit`.
+
+    Args:
+        debug: Show the traceback too.
+    """
+    try:
+        with signals.handled():
+            yield
+    except Stopped as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        if debug:
+            sys.excepthook(type(error), error, error.__traceback__)
+        known = understood(error)
+        report(known)
+        sys.exit(known.exit_code)
+
+
 class ConsoleHandler(logging.StreamHandler):
     """Print log records to standard output as it is at that moment, so that a progress bar can hold it.
 

@@ -75,6 +75,23 @@ def train(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, npz: Path) -> Path:
+    """A run of one epoch; tests read it, and write only what they would write again."""
+    import train as script
+    from cnnlab.config import preflight
+
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    given = [
+        "data=npz", f"data.path='{npz}'", "data.val_size=80", "data.batch_size=32", "data.eval_batch_size=33",
+        "trainer.max_epochs=1", "~callbacks.figures", f"hydra.run.dir='{folder}'",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["train.py", *preflight(given)])
+        script.main()
+    return folder
+
+
 def run_process(
     *arguments: str, cwd: Path = ROOT, timeout: float = 240, **environment: str
 ) -> subprocess.CompletedProcess:

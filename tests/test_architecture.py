@@ -13,12 +13,14 @@ from tests.conftest import ROOT
 ROWS = [
     {"train", "cli"},
     {"commands"},
-    {"report"},
-    {"evaluation"},
+    {"export", "comparison", "report"},
+    {"evaluation", "prediction", "rehearsal"},
     {"build"},
     {"callbacks"},
     {"classifier", "data"},
-    {"augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "anatomy", "chart"},
+    {
+        "augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger", "anatomy", "chart",
+    },
     {"batch", "signals", "record", "trust", "tutorial", "page"},
     {"errors"},
 ]

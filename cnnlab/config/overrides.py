@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,12 @@ from cnnlab.config.words import dotted_keys, nearest, refusal, shown
 
 MOST_VALUES = 1000  # of one sweep are checked
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+# No folder, no record, no log: what only looks leaves nothing behind.
+NOTHING_WRITTEN = (
+    "hydra.run.dir=.", "hydra.output_subdir=null", f"hydra.job_logging.handlers.file.filename='{os.devnull}'",
+)  # fmt: skip
 
 
 def preflight(argv: Sequence[str]) -> list[str]:
@@ -63,8 +70,13 @@ def preflight(argv: Sequence[str]) -> list[str]:
             f"resume={folder}: a run goes on with the config that it began with",
             *changed,
         ]
+    checking = command.config.get("check") is True
+    if checking and (multirun or folder):
+        mistakes.append("check=true looks at one run that has not begun: leave out -m and resume")
     if mistakes:
         raise refusal(*mistakes)
+    if checking:
+        words = [*words, *NOTHING_WRITTEN]
     return [*(str(override.input_line) for override in overrides), *words]
 
 

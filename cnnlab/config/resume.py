@@ -18,6 +18,7 @@ from cnnlab.record import RUNS, Record, is_run, runs
 MAY_CHANGE = (
     "resume",
     "debug",
+    "check",
     "data.path",
     "data.resident",
     "logger",

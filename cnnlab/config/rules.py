@@ -144,6 +144,7 @@ RULES: dict[str, Rule] = {
     "loss.label_smoothing": real(0, 1),
     "resume": filled | null,
     "debug": flag,
+    "check": flag,
     # data
     "data.source": one_of("npz", "cifar10", "cifar100", "shapes"),
     "data.path": filled,

@@ -150,6 +150,35 @@ def layouts(path: Path | str) -> dict[str, Layout]:
         return {name: _Member(file, name).layout for name in names}
 
 
+def pieces(path: Path | str, name: str, count: int) -> Iterator[UInt8[np.ndarray, "n height width channel"]]:
+    """Yield the images of one array in an npz file, up to `count` at a time: never more of it is in memory.
+
+    Raises:
+        DataError, UnsafeError, MachineError: As `read` does; also when the array is not there.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        present = [entry.removesuffix(".npy") for entry in file.namelist()]
+        if name not in present:
+            raise DataError(f"{path} lacks {name}; it holds {', '.join(present) or 'nothing'}.")
+        member = _Member(file, name)
+        member.check_size(path)
+        _check_images(f"{path}: {name}", member.layout)
+        total, *shape = member.layout.shape
+        if member.fortran_order:
+            array = member.load()
+            yield from (array[start : start + count] for start in range(0, total, count))
+            return
+        with file.open(member.info) as stream:
+            stream.read(member.offset)
+            for start in range(0, total, count):
+                size = min(count, total - start) * math.prod(shape)
+                content = stream.read(size)
+                if len(content) < size:
+                    raise zipfile.BadZipFile(f"{name} ends early")
+                yield np.frombuffer(content, np.uint8).reshape(-1, *shape)
+
+
 def write(
     path: Path | str,
     train_images: UInt8[np.ndarray, "train height width channel"],

@@ -183,6 +183,14 @@ def _check_writable(output: Path) -> None:
         raise MachineError(f"{output.parent} may not be written; choose another folder.")
 
 
+class Decoded(NamedTuple):
+    """A picture as an RGB image of the size that was asked for, and what it was: (height, width), frames."""
+
+    image: UInt8[np.ndarray, "height width 3"]
+    size: tuple[int, int]
+    frames: int
+
+
 def decode(path: Path, size: tuple[int, int], fit: Fit = "crop") -> UInt8[np.ndarray, "height width 3"]:
     """Decode one picture to an RGB image of a given size.
 
@@ -198,20 +206,38 @@ def decode(path: Path, size: tuple[int, int], fit: Fit = "crop") -> UInt8[np.nda
     Raises:
         Exception: Whatever Pillow finds wrong with the file.
     """
+    return decoded(path, size, fit).image
+
+
+def decoded(path: Path, size: tuple[int, int], fit: Fit = "crop") -> Decoded:
+    """Decode one picture as `decode` does, and say what it was."""
     height, width = size
     with Image.open(path, formats=FORMATS) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise ValueError(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS:,}")
+        before = picture.size
         # JPEG decodes at a fraction of its size several times faster; twice the target leaves a clean resize.
         picture.draft(None, (2 * width, 2 * height))
         picture.load()
+        drafted = picture.size
         with contextlib.suppress(Exception):  # broken EXIF data turns nothing
             ImageOps.exif_transpose(picture, in_place=True)
+        if picture.size == drafted[::-1]:
+            before = before[::-1]
         upright = _rgb(picture)
+        frames = 1
+        with contextlib.suppress(Exception):  # a later frame may be broken: the first is there
+            frames = getattr(picture, "n_frames", 1)
+    return Decoded(fitted(upright, size, fit), before[::-1], frames)
+
+
+def fitted(picture: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> UInt8[np.ndarray, "height width 3"]:
+    """Bring an RGB picture to a size (height, width), as `decode` says."""
+    height, width = size
     if fit == "stretch":
-        return np.asarray(upright.resize((width, height), Image.Resampling.BICUBIC))
-    fitted = ImageOps.fit if fit == "crop" else ImageOps.pad
-    return np.asarray(fitted(upright, (width, height), Image.Resampling.BICUBIC))
+        return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+    fitting = ImageOps.fit if fit == "crop" else ImageOps.pad
+    return np.asarray(fitting(picture, (width, height), Image.Resampling.BICUBIC))
 
 
 def _decode_all(

@@ -24,6 +24,8 @@ BLUE = "#0072B2"
 VERMILION = "#D55E00"
 INK = "#333333"
 PALE = "#BBBBBB"
+# For things of one kind side by side, such as runs.
+SERIES = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
 
 _WIDTH = 8.0  # inches
 _DPI = 120
@@ -204,6 +206,42 @@ def confusion_matrix(matrix: Integer[np.ndarray, "target predicted"], classes: S
     bar.ax.tick_params(color=PALE, labelcolor=INK, labelsize=8)
     bar.set_label("Share of the true class", color=INK, fontsize=9)
     bar.outline.set_visible(False)
+    return figure
+
+
+def compared_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], groups: Sequence[int]) -> Figure:
+    """Show the curves of several runs over each other: validation where it was measured, else training.
+
+    Args:
+        histories: Columns of `history.csv` by the run's name, see `learning_curves`.
+        groups: For each run the group whose colour and line style it has.
+    """
+    measured = any(np.isfinite(np.asarray(history.get("val/loss", []), float)).any() for history in histories.values())
+    split, word = ("val", "Validation") if measured else ("train", "Training")
+    rows = math.ceil(len(histories) / 3)
+    figure = _figure((_WIDTH, 3.2 + 0.22 * rows))
+    panels = figure.subplots(1, 2)
+    for axes, metric in zip(panels, ("loss", "accuracy"), strict=True):
+        _axes(axes, "Epoch", f"{word} {metric}")
+        for (name, history), group in zip(histories.items(), groups, strict=True):
+            values = np.asarray(history.get(f"{split}/{metric}", []), dtype=float)
+            if not np.isfinite(values).any():
+                continue
+            shown = np.isfinite(values)
+            axes.plot(
+                np.asarray(history["epoch"], dtype=float)[shown], values[shown], label=_label(name, 36), linewidth=1.6,
+                color=SERIES[group % len(SERIES)], linestyle=("-", "--", "-.", ":")[group % 4],
+                marker="osD^v"[group % 5], markersize=4 if shown.sum() <= 40 else 0,
+            )  # fmt: skip
+        if metric == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        legend = figure.legend(
+            handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK
+        )
+        for text in legend.get_texts():
+            text.set(**_plain())
     return figure
 
 

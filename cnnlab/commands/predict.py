@@ -1,0 +1,153 @@
+"""`cnnlab predict`: what a run's network says of pictures."""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from cnnlab.errors import ConfigError, DataError, PartialError
+
+app = typer.Typer(add_completion=False)
+
+# Pictures on a contact sheet at most.
+SHEET = 64
+
+
+class _Fit(StrEnum):
+    CROP = "crop"
+    PAD = "pad"
+    STRETCH = "stretch"
+
+
+class _Format(StrEnum):
+    CSV = "csv"
+    JSONL = "jsonl"
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(help="A run's folder, a checkpoint file, `last`, `best`, or a file.onnx.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Pictures, folders, patterns ('*.png'), npz files.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write, .csv or .jsonl. [default: the terminal]")
+    ] = None,
+    format: Annotated[  # the option's name
+        _Format | None, typer.Option(help="A table, or a JSON object a line. [default: as FILE is called, or csv]")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
+    fit: Annotated[
+        _Fit, typer.Option(help="Scale the shorter side and crop the middle; or pad with black; or stretch.")
+    ] = _Fit.CROP,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help=f"Draw the first {SHEET} pictures with their classes.")
+    ] = None,
+    array: Annotated[str, typer.Option(metavar="NAME", help="The images' name in npz files.")] = "X_test",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 256,
+    accelerator: Annotated[str, typer.Option(help="The device: cpu, gpu, mps, or what is there.")] = "auto",
+    trust: Annotated[
+        list[str] | None, typer.Option(metavar="PACKAGE", help="May be imported though the run's folder names it.")
+    ] = None,
+) -> None:
+    """Say what pictures show, of any size and kind; those that cannot be read are named and left out (exit 7).
+
+    Pictures are brought to the network's size, and `note` says from which. A file.onnx that `cnnlab export` wrote is
+    asked with onnxruntime alone.
+    """
+    from cnnlab import prediction
+
+    if format is None:
+        format = _Format.JSONL if output and output.suffix.lower() in (".jsonl", ".json") else _Format.CSV
+    if output and output.suffix.lower() == ".npz":
+        raise ConfigError(f"--output {output} must be a .csv or .jsonl file.")
+    oracle = prediction.oracle_for(run, accelerator, trust or ())
+    found = prediction.predict(oracle, inputs, top_k=top_k, fit=fit.value, array=array, batch_size=batch_size)
+    kept: list[prediction.Prediction] = []
+    good = bad = 0
+    top_k = min(top_k, len(oracle.classes))
+    with _opened(output) as file, _bar(inputs, hidden=output is None and sys.stdout.isatty()) as shown:
+        write = _table(file, top_k) if format is _Format.CSV else _lines(file)
+        for made in shown(found):
+            if made.error is not None:
+                bad += 1
+                print(f"cnnlab: left out {made.image}: {made.error}", file=sys.stderr)
+                continue
+            good += 1
+            write(made)
+            if sheet and len(kept) < SHEET:
+                kept.append(made)
+        if not good:
+            raise DataError(f"none of the {bad} inputs could be read." if bad else "the inputs hold no pictures.")
+    if sheet:
+        _draw(kept, sheet)
+    if output:
+        print(f"{output}: {good} pictures{f'; {sheet}' if sheet else ''}")
+    if bad:
+        raise PartialError(f"{bad} of {good + bad} pictures could not be read and are left out.")
+
+
+def _table(file: TextIO, top_k: int) -> Callable[[Any], object]:
+    writer = csv.writer(file, lineterminator="\n")
+    columns = [name for rank in range(2, top_k + 1) for name in (f"class_{rank}", f"probability_{rank}")]
+    writer.writerow(["image", "class", "probability", *columns, "note"])
+
+    def write(made: Any) -> None:
+        cells = [cell for name, share in made.top for cell in (name, f"{share:.6f}")]
+        writer.writerow([made.image, *cells, made.note])
+
+    return write
+
+
+def _lines(file: TextIO) -> Callable[[Any], object]:
+    def write(made: Any) -> None:
+        top = [{"class": name, "probability": round(share, 6)} for name, share in made.top]
+        file.write(json.dumps({"image": made.image, **top[0], "top": top, "note": made.note}) + "\n")
+
+    return write
+
+
+@contextmanager
+def _opened(output: Path | None) -> Iterator[TextIO]:
+    """Write to the terminal, or to a file that is there when it is whole and not before."""
+    if output is None:
+        yield sys.stdout
+        return
+    beside = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        beside.replace(output)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _bar(inputs: list[str], *, hidden: bool) -> Iterator[Callable[[Iterable[Any]], Iterable[Any]]]:
+    """Show how many are done, if standard error is a terminal that does not show the results too."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    bar = Progress(
+        *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(),
+        console=Console(stderr=True), disable=hidden or not sys.stderr.isatty(),
+    )  # fmt: skip
+    with bar:
+        yield lambda found: bar.track(found, total=None, description="Predicting")
+
+
+def _draw(kept: list[Any], path: Path) -> None:
+    import numpy as np
+
+    from cnnlab import plots
+    from cnnlab.record import write_bytes
+
+    titles = [f"{Path(made.image).name}\n{made.top[0][0]}\n{made.top[0][1]:.0%} sure" for made in kept]
+    write_bytes(path, plots.to_png(plots.image_grid(np.stack([made.pixels for made in kept]), titles)))

@@ -1,0 +1,251 @@
+"""A trained network as a file that others can run: normalisation, class names and probabilities inside."""
+
+import copy
+import importlib
+import json
+import logging
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from cnnlab.build import Restored, data_of, restored
+from cnnlab.callbacks.checkpoint import first_line
+from cnnlab.errors import CnnlabError, ConfigError, MachineError
+from cnnlab.prediction import CLASSES, INPUT, SHAPE, of_onnx
+
+Format = Literal["onnx", "torch_export", "safetensors"]
+Input = Literal["uint8", "float"]
+
+ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
+COMPARED = 256
+RACE_SECONDS = 4
+
+
+class Exported(NamedTuple):
+    """An exported file, and how it compares with the network.
+
+    Attributes:
+        path: The file.
+        difference: The largest between its probabilities and the network's.
+        images: How many real images that is over.
+        milliseconds: For ONNX, a batch size to the medians of (PyTorch, onnxruntime), same machine, same threads.
+    """
+
+    path: Path
+    difference: float
+    images: int
+    milliseconds: dict[int, tuple[float, float]]
+
+
+class Answering(nn.Module):
+    """A network that gives probabilities too.
+
+    Args:
+        network: Takes images, returns logits.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and probabilities of a batch of images."""
+        logits = self.network(images).float()
+        return logits, logits.softmax(1)
+
+
+def export(
+    run: str,
+    *,
+    format: Format = "onnx",
+    output: str | Path | None = None,
+    input: Input = "uint8",
+    data: str | Path | None = None,
+    tolerance: float = 1e-5,
+    overwrite: bool = False,
+    trusted: Sequence[str] = (),
+) -> Exported:
+    """Write a run's network to a file, load it again, and compare the two on real images.
+
+    ONNX and torch.export files take `images` in the order (batch, channel, height, width), any number of them, and
+    return `logits` and `probabilities`. A safetensors file holds the weights; what builds the network for them stands
+    in its metadata.
+
+    Args:
+        run: What `record.find` takes.
+        format: `onnx`, `torch_export` or `safetensors`.
+        output: The file; by default `model` with the format's ending, in the run's folder.
+        input: What the file takes: `uint8` from 0 to 255, or `float` from 0 to 1.
+        data: Where the real images come from, if not from the run's own data.
+        tolerance: The largest difference of a probability that is let through.
+        overwrite: Whether to replace `output`; without one, the run's earlier export is replaced anyway.
+        trusted: Packages that may be imported although the run's folder names them.
+
+    Raises:
+        ConfigError: The file exists; or the exporter cannot follow the network.
+        DataError: There are no images to compare on.
+        MachineError: A package of the extra `export` is missing.
+        CnnlabError: The file answers otherwise than the network; it was not kept.
+    """
+    for package in {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}.get(format, ()):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise MachineError(f"--format {format} needs {package}: pip install 'cnnlab[export]'.") from error
+    state = restored(run, trusted)
+    path = Path(output) if output else _place(state, format)
+    if output and path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists. Choose another name, or pass --overwrite to replace it.")
+    images = data_of(state, data).test_images[:COMPARED].numpy()
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        answer = WRITERS[format](Answering(state.network).eval(), beside, input, _metadata(state, input))
+        # Two batch sizes, so that a batch that was not left open is found out.
+        found = np.concatenate([answer(images[:1]), answer(images[1:])]) if len(images) > 1 else answer(images)
+        difference = float(np.abs(found - _probabilities(state.network, images)).max())
+        if not difference <= tolerance:
+            raise CnnlabError(
+                f"the exported network's probabilities differ from the network's by up to {difference:.2g} over "
+                f"{len(images)} images, more than {tolerance:.2g}: nothing was written. Try another --format."
+            )
+        milliseconds = _raced(state.network, beside, images) if format == "onnx" else {}
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return Exported(path, difference, len(images), milliseconds)
+
+
+def _place(state: Restored, format: Format) -> Path:
+    if state.record is None:
+        return state.checkpoint.with_suffix(ENDINGS[format])
+    suffix = "" if state.checkpoint.stem == "best" else f"-{state.checkpoint.stem}"
+    return state.record.folder / f"model{suffix}{ENDINGS[format]}"
+
+
+def _metadata(state: Restored, input: Input) -> dict[str, str]:
+    """Return what stands in every exported file; all values are texts, the formats want it so."""
+    metrics = state.record.metrics if state.record else {}
+    return {
+        CLASSES: json.dumps(list(state.classes)),
+        SHAPE: json.dumps(list(state.image_shape)),
+        INPUT: input,
+        "cnnlab.layout": "images: batch, channel, height, width",
+        "cnnlab.model": json.dumps(state.model),
+        "cnnlab.metrics": json.dumps(metrics),
+    }
+
+
+def _example(input: Input, metadata: Mapping[str, str]) -> Tensor:
+    height, width, channels = json.loads(metadata[SHAPE])
+    images = torch.randint(0, 256, (2, channels, height, width), dtype=torch.uint8)
+    return images if input == "uint8" else images / 255
+
+
+def _write_onnx(
+    network: Answering, path: Path, input: Input, metadata: Mapping[str, str]
+) -> Callable[[np.ndarray], np.ndarray]:
+    import onnx
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it would tell of torchvision, which is not needed
+    with warnings.catch_warnings(action="ignore"):  # the exporter's of itself
+        program = _followed(
+            lambda: torch.onnx.export(
+                network, (_example(input, metadata),), dynamo=True, verbose=False,
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                input_names=["images"], output_names=["logits", "probabilities"],
+            )
+        )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+    return of_onnx(path).ask
+
+
+def _write_torch_export(
+    network: Answering, path: Path, input: Input, metadata: Mapping[str, str]
+) -> Callable[[np.ndarray], np.ndarray]:
+    example = _example(input, metadata)
+    with warnings.catch_warnings(action="ignore"):
+        program = _followed(
+            lambda: torch.export.export(network, (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
+        )
+        torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
+        loaded = torch.export.load(path).module()
+
+    def answer(images: np.ndarray) -> np.ndarray:
+        shown = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        with torch.no_grad():
+            return loaded(shown if input == "uint8" else shown / 255)[1].numpy()
+
+    return answer
+
+
+def _write_safetensors(
+    network: Answering, path: Path, input: Input, metadata: Mapping[str, str]
+) -> Callable[[np.ndarray], np.ndarray]:
+    from safetensors.torch import load_file, save
+
+    # Shared weights are stored once for each name; filters in channels-last memory, as others expect them.
+    weights = {
+        name: value.clone(memory_format=torch.contiguous_format) for name, value in network.network.state_dict().items()
+    }
+    path.write_bytes(save(weights, dict(metadata)))
+    loaded = copy.deepcopy(network.network)
+    for value in loaded.state_dict().values():
+        value.zero_()
+    loaded.load_state_dict(load_file(path))
+    return lambda images: _probabilities(loaded, images)
+
+
+WRITERS: dict[str, Callable[[Answering, Path, Input, Mapping[str, str]], Callable[[np.ndarray], np.ndarray]]] = {
+    "onnx": _write_onnx,
+    "torch_export": _write_torch_export,
+    "safetensors": _write_safetensors,
+}
+
+
+def _followed(exporting: Callable[[], Any]) -> Any:
+    try:
+        return exporting()
+    except Exception as error:  # the exporters raise whatever they come across
+        raise ConfigError(
+            f"the exporter cannot follow this network: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def _probabilities(
+    network: nn.Module, images: UInt8[np.ndarray, "n height width channel"]
+) -> Float[np.ndarray, "n classes"]:
+    with torch.inference_mode():
+        return network(torch.from_numpy(images).permute(0, 3, 1, 2)).float().softmax(1).numpy()
+
+
+def _raced(network: nn.Module, path: Path, images: np.ndarray) -> dict[int, tuple[float, float]]:
+    """Return medians in ms by batch size, taking turns, each with PyTorch's number of threads."""
+    answer = of_onnx(path, threads=torch.get_num_threads()).ask
+    found = {}
+    for size in (1, COMPARED):
+        batch = np.resize(images, (size, *images.shape[1:]))
+        times: tuple[list[float], list[float]] = ([], [])
+        began = time.perf_counter()
+        for number in range(23):
+            if number > 3 and time.perf_counter() - began > RACE_SECONDS:
+                break
+            for runner, kept in zip((lambda shown: _probabilities(network, shown), answer), times, strict=True):
+                started = time.perf_counter()
+                runner(batch)
+                if number >= 3:  # both have warmed up
+                    kept.append(1000 * (time.perf_counter() - started))
+        found[size] = (statistics.median(times[0]), statistics.median(times[1]))
+    return found

@@ -1,0 +1,257 @@
+"""What a trained network says of pictures that it never saw; imports torch only where a run is asked.
+
+An exported ONNX file needs onnxruntime alone.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from glob import iglob
+from itertools import islice
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from cnnlab.data import archive, folder
+from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, MachineError
+
+# Metadata of an exported file; `cnnlab.export` writes it.
+CLASSES, SHAPE, INPUT = "cnnlab.classes", "cnnlab.image_shape", "cnnlab.input"
+INPUTS = ("uint8", "float")
+
+
+class Oracle(NamedTuple):
+    """Whatever answers: a run's network or an exported file.
+
+    Attributes:
+        classes: The classes' names in label order.
+        image_shape: (height, width, channels) of the images that it takes.
+        ask: Turns images into probabilities.
+    """
+
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    ask: Callable[[UInt8[np.ndarray, "n height width channel"]], Float[np.ndarray, "n classes"]]
+
+
+class Prediction(NamedTuple):
+    """What was said of one picture.
+
+    Attributes:
+        image: Its file; for an image of an npz file with its number in brackets.
+        top: Class and probability, the likeliest first; empty if the picture could not be read.
+        pixels: What the network saw.
+        note: What was done to the picture before: its size, its frames.
+        error: Why it could not be read.
+    """
+
+    image: str
+    top: tuple[tuple[str, float], ...] = ()
+    pixels: UInt8[np.ndarray, "height width channel"] | None = None
+    note: str = ""
+    error: str | None = None
+
+
+def predict(
+    oracle: Oracle,
+    inputs: Iterable[str],
+    *,
+    top_k: int = 5,
+    fit: folder.Fit = "crop",
+    array: str = archive.KEYS["test_images"],
+    batch_size: int = 256,
+) -> Generator[Prediction, None, None]:
+    """Say of each picture what it shows, in the order of the inputs; never more than two batches are in memory.
+
+    Args:
+        oracle: Who is asked.
+        inputs: Picture files, folders (with all below them), patterns such as `photos/*.png`, npz files.
+        top_k: How many classes to name, or all if there are fewer.
+        fit: How a picture becomes the network's size, see `folder.decode`.
+        array: The images' name in npz files.
+        batch_size: Pictures at a time.
+    """
+    items = listed(inputs, array, batch_size)
+    with warnings.catch_warnings(action="ignore"), ThreadPool() as pool:  # of odd metadata
+
+        def started(chunk: list[Any]) -> Any:
+            return pool.map_async(lambda item: _read(item, oracle.image_shape, fit), chunk) if chunk else None
+
+        # While the network works on a batch, the next one is decoded.
+        following = started(list(islice(items, batch_size)))
+        while following is not None:
+            current, following = following, started(list(islice(items, batch_size)))
+            yield from _answered(oracle, current.get(), top_k)
+
+
+def of_run(named: str, accelerator: str = "auto", trusted: Sequence[str] = ()) -> Oracle:
+    """Have a run's network answer.
+
+    Args:
+        named: What `record.find` takes.
+        accelerator: As Lightning calls them.
+        trusted: Packages that may be imported although the run's folder names them.
+    """
+    import torch
+
+    from cnnlab.build import restored
+    from cnnlab.machine import check_accelerator, device_for, keep_freed_memory
+
+    check_accelerator(accelerator, "--accelerator ")
+    keep_freed_memory()
+    run = restored(named, trusted)
+    device = device_for(accelerator)
+    network = run.network.to(device)
+
+    def ask(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            shown = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
+            return network(shown).float().softmax(1).cpu().numpy()
+
+    return Oracle(run.classes, run.image_shape, ask)
+
+
+def of_onnx(path: str | Path, threads: int = 0) -> Oracle:
+    """Have an exported file answer, with onnxruntime alone.
+
+    Args:
+        path: What `cnnlab export` wrote.
+        threads: Of onnxruntime; 0 leaves it to it.
+
+    Raises:
+        CheckpointError: The file is damaged, or `cnnlab export` did not write it.
+        MachineError: onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MachineError("this needs onnxruntime: pip install 'cnnlab[export]'.") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        told = session.get_modelmeta().custom_metadata_map
+    except Exception as error:  # onnxruntime's exceptions have no common class of their own
+        raise CheckpointError(f"{path} can't be loaded: {' '.join(str(error).split())[:200]}") from error
+    try:
+        classes = tuple(map(str, json.loads(told[CLASSES])))
+        height, width, channels = map(int, json.loads(told[SHAPE]))
+        kind = INPUTS.index(told[INPUT])
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} does not name its classes and its input: `cnnlab export` makes one.") from error
+    (name,) = (entry.name for entry in session.get_inputs())
+
+    def ask(images: np.ndarray) -> np.ndarray:
+        shown = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        if INPUTS[kind] == "float":
+            shown = shown.astype(np.float32) / np.float32(255)
+        return session.run(["probabilities"], {name: shown})[0]
+
+    return Oracle(classes, (height, width, channels), ask)
+
+
+class _Item(NamedTuple):
+    """A picture to come: a file, or the pixels of an npz file's, or what is wrong with the input."""
+
+    name: str
+    path: Path | None = None
+    pixels: np.ndarray | None = None
+    error: str | None = None
+
+
+def listed(inputs: Iterable[str], array: str, count: int) -> Iterator[_Item]:
+    """Yield the pictures that the inputs name."""
+    for text in inputs:
+        path = Path(text).expanduser()
+        if path.is_dir():
+            yield from _below(path)
+        elif path.exists():
+            yield from _of_file(path, array, count)
+        elif any(letter in text for letter in "*?["):
+            found = False
+            for match in sorted(iglob(str(path), recursive=True)):  # noqa: PTH207 - pathlib has none for absolute patterns
+                found = True
+                yield from _below(Path(match)) if Path(match).is_dir() else _of_file(Path(match), array, count)
+            if not found:
+                yield _Item(text, error="nothing is called so")
+        else:
+            yield _Item(text, error="there is no such file")
+
+
+def _below(path: Path) -> Iterator[_Item]:
+    """Yield the pictures in a folder and below it; what is hidden or has no picture's ending is passed over."""
+    for place, folders, files in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in folder.EXTENSIONS:
+                yield _Item(str(Path(place, name)), Path(place, name))
+
+
+def _of_file(path: Path, array: str, count: int) -> Iterator[_Item]:
+    if path.suffix.lower() != ".npz":
+        yield _Item(str(path), path)
+        return
+    number = 0
+    try:
+        for piece in archive.pieces(path, array, count):
+            for pixels in piece:
+                yield _Item(f"{path}[{number}]", pixels=pixels)
+                number += 1
+    except CnnlabError as error:
+        yield _Item(str(path), error=str(error))
+
+
+def _read(item: _Item, image_shape: tuple[int, int, int], fit: folder.Fit) -> Prediction:
+    """Return a picture as the network takes it, with nothing said of it yet."""
+    name = item.name.encode(errors="surrogateescape").decode(errors="replace")
+    if item.error is not None:
+        return Prediction(name, error=item.error)
+    *size, channels = image_shape
+    notes = []
+    try:
+        if item.pixels is not None:
+            image, before = item.pixels, item.pixels.shape[:2]
+            if image.shape != image_shape:
+                image = folder.fitted(Image.fromarray(image.squeeze()).convert("RGB"), (size[0], size[1]), fit)
+        else:
+            assert item.path is not None
+            image, before, frames = folder.decoded(item.path, (size[0], size[1]), fit)
+            if frames > 1:
+                notes.append(f"first of {frames} frames")
+        if image.shape[2] > channels:
+            image = np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
+            notes.append("made grey")
+    except Exception as error:  # decoders of broken files raise whatever they come across
+        return Prediction(name, error=" ".join(f"{type(error).__name__}: {error}".split()))
+    if before != tuple(size):
+        notes.insert(0, f"{before[1]}×{before[0]} to {size[1]}×{size[0]}")
+    return Prediction(name, pixels=image, note="; ".join(notes))
+
+
+def _answered(oracle: Oracle, read: Sequence[Prediction], top_k: int) -> Iterator[Prediction]:
+    shown = [prediction.pixels for prediction in read if prediction.pixels is not None]
+    answers = iter(oracle.ask(np.stack(shown)) if shown else ())
+    for prediction in read:
+        if prediction.pixels is None:
+            yield prediction
+            continue
+        probabilities = next(answers)
+        likeliest = np.argsort(-probabilities, kind="stable")[:top_k]
+        yield prediction._replace(
+            top=tuple((oracle.classes[label], float(probabilities[label])) for label in likeliest)
+        )
+
+
+def oracle_for(named: str, accelerator: str = "auto", trusted: Sequence[str] = ()) -> Oracle:
+    """Return who answers for a run or an ONNX file."""
+    if named.lower().endswith(".onnx"):
+        if accelerator not in ("auto", "cpu"):
+            raise ConfigError(f"--accelerator {accelerator}: an ONNX file is run on the CPU.")
+        return of_onnx(named)
+    return of_run(named, accelerator, trusted)

@@ -1,0 +1,265 @@
+"""A run tried out before it begins: a few steps of everything, and what the whole will take."""
+
+import copy
+import math
+import resource
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnlab import build
+from cnnlab.batch import Batch
+from cnnlab.errors import CnnlabError, ConfigError, DivergedError, MachineError
+from cnnlab.record import RUNS
+
+BATCH = 32  # images that are learnt by heart
+STEPS = 200
+SECONDS = 30.0
+TIMED = 20
+LOGS = 30 * 2**20  # TensorBoard, figures and the log of a usual run
+
+
+class Finding(NamedTuple):
+    """What one look found.
+
+    Attributes:
+        what: It was looked at.
+        found: In words.
+        error: What must not be so; None if the run can begin.
+        note: What is worth a second look.
+    """
+
+    what: str
+    found: str
+    error: CnnlabError | None = None
+    note: str = ""
+
+
+def rehearse(cfg: Any) -> None:
+    """Look at a run's data, network, gradients, time, memory and disk, print it all, and end in go or no go.
+
+    `cfg` is the composed config. Nothing is written, but for the data file where it is still to be fetched or drawn.
+
+    Raises:
+        CnnlabError: What stands in the way of the run, with its own exit code.
+    """
+    findings = []
+    for finding in look(build.lab(cfg), cfg.trainer.max_time):
+        findings.append(finding)
+        state = "no" if finding.error else "look" if finding.note else "ok"
+        print(
+            f"{finding.what:<14} {state:<5} {finding.found}{f' ({finding.note})' if finding.note else ''}", flush=True
+        )
+    wrong = [finding.error for finding in findings if finding.error]
+    if wrong:
+        print("no go")
+        raise type(wrong[0])("\n".join(map(str, wrong)))
+    print("go" + ("" if not any(finding.note for finding in findings) else ", with an eye on what says look"))
+
+
+def look(lab: build.Lab, max_time: str | None = None) -> Iterator[Finding]:
+    """Yield what each look finds, the cheap ones first.
+
+    Args:
+        lab: What the run is made of; it is left as it is.
+        max_time: What ends the run before its last epoch.
+    """
+    yield from _data(lab)
+    precision, device = lab.trainer.precision_plugin, lab.trainer.strategy.root_device
+    network = precision.convert_module(lab.classifier.network).to(device)
+    batch = next(_batches(lab, device))
+
+    def loss_of(net: nn.Module, shown: Batch) -> Tensor:
+        with precision.forward_context():
+            logits = net(shown.images)
+        return F.cross_entropy(logits.float(), shown.targets, label_smoothing=lab.classifier.label_smoothing)
+
+    yield from _first_step(copy.deepcopy(network), batch, lab.data.num_classes, loss_of)
+    yield _by_heart(copy.deepcopy(network), lab, device, loss_of)
+    yield from _timed(copy.deepcopy(network), lab, device, loss_of, max_time)
+
+
+def _data(lab: build.Lab) -> Iterator[Finding]:
+    data = lab.data
+    height, width, channels = data.image_shape
+    counts = {"train": len(data.train_indices), "val": len(data.val_indices), "test": len(data.test_targets)}
+    splits = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    yield Finding(
+        "data", f"{splits} images of {height} × {width} × {channels}, {data.num_classes} classes; {data.path}"
+    )
+    sizes = data.train_targets[data.train_indices.to(data.train_targets.device)].bincount(minlength=data.num_classes)
+    least, most = int(sizes.min()), int(sizes.max())
+    note = ""
+    if least == 0:
+        note = f"{data.classes[int(sizes.argmin())]} has no training image"
+    elif most > 10 * least:
+        note = "the largest class is more than ten times the smallest: accuracy will hide the small ones"
+    yield Finding("classes", f"{least:,} to {most:,} training images each", note=note)
+
+
+def _first_step(
+    network: nn.Module, batch: Batch, num_classes: int, loss_of: Callable[[nn.Module, Batch], Tensor]
+) -> Iterator[Finding]:
+    network.train()
+    loss = loss_of(network, batch)
+    value, expected = float(loss.detach()), math.log(num_classes)
+    error = note = None
+    if not math.isfinite(value):
+        error = DivergedError(f"the first loss is {value}: look at the network's layers, or at trainer.precision.")
+    elif not 0.5 * expected <= value <= 2 * expected:
+        note = "a network that knows nothing has about that: look at its last layer and its initialisation"
+    yield Finding("first loss", f"{value:.3f}; ln({num_classes}) is {expected:.3f}", error, note or "")
+    loss.backward()
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    unused = sum(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+    finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
+    norm = math.sqrt(sum(float(gradient.float().square().sum()) for gradient in gradients))
+    if not finite:
+        error = DivergedError("the first gradients are not finite: look at trainer.precision and the network's layers.")
+        yield Finding("gradients", "not finite", error)
+    elif not gradients or norm == 0:
+        yield Finding("gradients", "none", ConfigError("model: no gradient reaches its parameters, it cannot learn."))
+    else:
+        note = f"{unused} parameters get none" if unused else ""
+        yield Finding("gradients", f"finite, norm {norm:.3g}", note=note)
+
+
+def _by_heart(
+    network: nn.Module, lab: build.Lab, device: torch.device, loss_of: Callable[[nn.Module, Batch], Tensor]
+) -> Finding:
+    """Learn a few images by heart: what cannot do that has a mistake in it, whatever the learning rate."""
+    data = lab.data
+    # One pass in the split's order might show a single class.
+    chosen = next(iter(data.batches("train", shuffle=True, batch_size=min(BATCH, len(data.train_indices)))))
+    batch = Batch(*(tensor.to(device) for tensor in chosen))
+    goal = 0.1 * math.log(data.num_classes)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    network.train()
+    began, value, step = time.monotonic(), math.inf, 0
+    while step < STEPS:
+        step += 1
+        optimizer.zero_grad()
+        with lab.trainer.precision_plugin.forward_context():
+            logits = network(batch.images)
+        loss = F.cross_entropy(logits.float(), batch.targets)
+        value = float(loss.detach())
+        if value < goal or not math.isfinite(value) or time.monotonic() - began > SECONDS:
+            break
+        loss.backward()
+        optimizer.step()
+    found = f"{len(batch.targets)} images: loss {value:.3f} after {step} steps of Adam"
+    if value < goal:
+        return Finding("by heart", found)
+    if time.monotonic() - began > SECONDS and math.isfinite(value):
+        return Finding("by heart", found, note=f"not below {goal:.2f} yet after {SECONDS:.0f} s: a slow network")
+    return Finding(
+        "by heart", found,
+        ConfigError(
+            f"model: {len(batch.targets)} images could not be learnt by heart, the loss is still {value:.3f} after "
+            f"{step} steps. Look for a wrong last layer, a missing gradient, or labels of other images."
+        ),
+    )  # fmt: skip
+
+
+def _timed(
+    network: nn.Module,
+    lab: build.Lab,
+    device: torch.device,
+    loss_of: Callable[[nn.Module, Batch], Tensor],
+    max_time: str | None,
+) -> Iterator[Finding]:
+    """Take some of the run's own steps, and count how many there will be."""
+    network.train()
+    optimizer = lab.classifier.optimizer(network)
+    times: list[float] = []
+    began = time.monotonic()
+    for number, batch in enumerate(_batches(lab, device)):
+        if number == TIMED or time.monotonic() - began > SECONDS:
+            break
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        loss = loss_of(network, batch)
+        loss.backward()
+        optimizer.step()
+        float(loss.detach())  # waits for the device
+        times.append(time.perf_counter() - started)
+    step = statistics.median(times[min(3, len(times) - 1) :])
+    network.eval()
+    shown = next(iter(lab.data.batches("test"))).images.to(device)
+    with torch.inference_mode(), lab.trainer.precision_plugin.forward_context():
+        for _ in range(2):  # the first one warms up
+            started = time.perf_counter()
+            float(network(shown).sum())
+            evaluation = (time.perf_counter() - started) / len(shown)
+    yield _time(lab, step, evaluation, max_time)
+    yield _memory(device)
+    weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
+    moments = sum(
+        value.numel() * value.element_size()
+        for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
+    )  # fmt: skip
+    # best and last, and the one that is being written.
+    yield _disk(3 * (weights + moments) + LOGS)
+
+
+def _time(lab: build.Lab, step: float, evaluation: float, max_time: str | None) -> Finding:
+    trainer, data = lab.trainer, lab.data
+    batches = _limited(
+        math.ceil(len(data.train_indices) / data.batch_size / trainer.world_size), trainer.limit_train_batches
+    )
+    epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
+    total = batches * epochs
+    if trainer.max_steps >= 0:
+        total = min(total, trainer.max_steps * trainer.accumulate_grad_batches)
+    if math.isinf(total):
+        return Finding("time", f"{1000 * step:.1f} ms a step; the run has no end", note="give trainer.max_epochs")
+    passes = total / max(batches, 1) / (trainer.check_val_every_n_epoch or 1)
+    images = len(data.val_indices) * passes + len(data.test_targets)
+    seconds = total * step + images * evaluation
+    note = f"trainer.max_time={max_time} may end it before" if max_time else ""
+    return Finding(
+        "time", f"about {timedelta(seconds=round(seconds))} for {total:,.0f} steps of {1000 * step:.1f} ms "
+        f"({1 / step * data.batch_size:,.0f} images/s) and the evaluations, without starting up", note=note,
+    )  # fmt: skip
+
+
+def _limited(batches: int, limit: float | int | None) -> int:
+    if limit is None:
+        return batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def _memory(device: torch.device) -> Finding:
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    found = f"{peak / 2**20:,.0f} MiB so far, the data and a few steps of everything"
+    if device.type == "cuda":
+        free, whole = torch.cuda.mem_get_info(device)
+        used = torch.cuda.max_memory_allocated(device)
+        found += f"; on the device {used / 2**20:,.0f} MiB of {whole / 2**20:,.0f}, {free / 2**20:,.0f} free"
+    return Finding("memory", found)
+
+
+def _disk(needed: int) -> Finding:
+    place = next(path for path in (RUNS.absolute(), *RUNS.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    found = f"{free / 2**30:,.1f} GiB free in {place}, a run takes about {needed / 2**20:,.0f} MiB"
+    if free < needed:
+        error = MachineError(f"the disk is too full: {found}. Free space, or choose another hydra.run.dir.")
+        return Finding("disk", found, error)
+    return Finding("disk", found)
+
+
+def _batches(lab: build.Lab, device: torch.device) -> Iterator[Batch]:
+    """Yield the first epoch's batches as training will see them."""
+    data = lab.data
+    for step, batch in enumerate(data.batches("train", shuffle=True, seed=data.seed, batch_size=data.batch_size)):
+        yield data.augmented(Batch(*(tensor.to(device) for tensor in batch)), epoch=0, step=step)
