@@ -7,8 +7,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from cnnlab import config
+from cnnlab import config, sweep
 from cnnlab.run import Run, command_line, reported
+
+sweep.register()
 
 
 @hydra.main(version_base="1.3", config_path=str(config.CONF), config_name="train")
@@ -24,10 +26,11 @@ def main(cfg: DictConfig) -> float | None:
     sweeping = hydra_cfg.mode == RunMode.MULTIRUN
     with Run(hydra_cfg.runtime.output_dir, seed=cfg.seed, debug=cfg.debug, exit_on_error=not sweeping) as run:
         limits = {name: cfg.trainer[name] for name in ("max_epochs", "max_steps", "max_time")}
-        if cfg.resume and run.is_done(limits):
+        going_on = cfg.resume or (sweeping and run.has_begun)
+        if going_on and run.is_done(limits):
             return run.previous_objective()
         run.start(limits)
-        checkpoint = run.checkpoint_to_resume() if cfg.resume else None
+        checkpoint = run.checkpoint_to_resume() if going_on else None
 
         from cnnlab import build  # torch and Lightning, not before the config is known to be good
 

@@ -83,6 +83,11 @@ class Run:
             "seed": seed,
         }
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the folder holds a run already, as a trial's does when its sweep goes on."""
+        return bool(self._before)
+
     def is_done(self, limits: Mapping[str, Any]) -> bool:
         """Whether the run was completed under the same limits (epochs, steps, time) before."""
         return self._before.get("status") == "completed" and self._before.get("limits") == dict(limits)

@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 ROWS = [
     {"train", "cli"},
     {"commands"},
+    {"sweep"},
     {"export", "comparison", "report"},
     {"evaluation", "prediction", "rehearsal"},
     {"build"},
@@ -26,8 +27,8 @@ ROWS = [
 ]
 HEIGHT = {room: height for height, rooms in enumerate(reversed(ROWS)) for room in rooms}
 ONLY_IN = {
-    "hydra": {"train", "build", "config"},
-    "omegaconf": {"train", "build", "config"},
+    "hydra": {"train", "build", "config", "sweep"},
+    "omegaconf": {"train", "build", "config", "sweep"},
     "matplotlib": {"plots"},
 }
 FILES = [ROOT / "train.py", *sorted((ROOT / "cnnlab").rglob("*.py"))]

@@ -5,6 +5,7 @@ from cnnlab.callbacks.dashboard import Dashboard
 from cnnlab.callbacks.figures import Figures
 from cnnlab.callbacks.history import History
 from cnnlab.callbacks.progress import Progress
+from cnnlab.callbacks.prune import Prune
 from cnnlab.callbacks.stop import StopOnSignal
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "Figures",
     "History",
     "Progress",
+    "Prune",
     "StopOnSignal",
 ]

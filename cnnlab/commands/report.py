@@ -21,12 +21,17 @@ def report(
         list[str] | None, typer.Option("--trust", metavar="PACKAGE", help="Let the run's folder name its classes.")
     ] = None,
 ) -> None:
-    """Write one HTML file that needs nothing else: what ran, what came out, and the command to repeat it."""
+    """Write one HTML file that needs nothing else: what ran, what came out, and the command to repeat it.
+
+    Of a sweep, which may still be running, sweep.csv, sweep.json, sweep.md and the pictures are made anew before.
+    """
     from cnnlab.report import of_run, of_sweep
+    from cnnlab.sweep import summary
 
     folder = Path(run).expanduser()
     try:
-        if (folder / "sweep.json").is_file():
+        if summary.is_sweep(folder):
+            summary.show(summary.write(folder))
             written = of_sweep(folder, output)
         else:
             written = of_run(run, output, data, trust or ())

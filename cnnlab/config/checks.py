@@ -9,11 +9,11 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config.rules import RULES, Rule, anything, filled, like, null, section
-from cnnlab.config.tree import Key, groups, main_file, options, options_with, values_of
+from cnnlab.config.tree import OPTIONAL, Key, groups, main_file, options, options_with, values_of
 from cnnlab.config.words import nearest, nearest_key, refusal, shown
 
 # To the classes of the other groups one may hand further arguments, and choose other classes.
-CLOSED = ("objective", "loss", "data", "trainer")
+CLOSED = ("objective", "loss", "data", "trainer", "search")
 GIVE = {"data.path": "FILE.npz", "model._target_": "PACKAGE.MODULE.CLASS"}
 _REFERENCE = re.compile(r"\$\{(\.*)(\w+(?:\.\w+)*)\}")
 
@@ -127,7 +127,7 @@ def _missing(config: Mapping[str, Any]) -> Iterator[str]:
             for key in value if isinstance(value, Mapping) else ():
                 yield from _absent((name, key), config)
     for group, several in groups().items():
-        if group == "experiment":
+        if group in OPTIONAL:
             continue
         yield from _absent((group,), config)
         section = config.get(group)
@@ -156,6 +156,8 @@ def _in_section(section: Key, content: Mapping[str, Any], config: Mapping[str, A
     names = _names_in(section, config)
     for name, value in content.items():
         key = (*section, str(name))
+        if key == ("search", "space"):
+            continue  # its keys are another run's, and are judged as its overrides
         if names and name not in names:
             yield unknown(".".join(key), config)
         else:

@@ -21,14 +21,18 @@ from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from cnnlab.config import space
 from cnnlab.config.checks import CLOSED, get, mistakes_at, mistakes_in, plain, unknown
 from cnnlab.config.help import help_text
-from cnnlab.config.resume import differences, expand, find
+from cnnlab.config.resume import differences, expand, find, find_sweep
 from cnnlab.config.tree import CONF, ROOT, Key, groups, options
 from cnnlab.config.words import dotted_keys, nearest, refusal, shown
+from cnnlab.errors import ConfigError
 
 MOST_VALUES = 1000  # of one sweep are checked
-BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+SWEEPERS = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra_plugins.cnnlab.Sweeper")
+# Where each trial is a process with a command line of its own, so that the processes it starts get that one.
+ALONE = ("hydra_plugins.cnnlab.Local", "hydra_plugins.cnnlab.Slurm", "hydra_plugins.cnnlab.Ray")
 
 
 # No folder, no record, no log: what only looks leaves nothing behind.
@@ -57,15 +61,21 @@ def preflight(argv: Sequence[str]) -> list[str]:
         return list(argv)
     overrides, mistakes = _parsed(flags.overrides)
     multirun = flags.multirun or any(_sets(override, "hydra.mode", "MULTIRUN") for override in overrides)
+    if not multirun and any(_sets(override, "search") and override.value() for override in overrides):
+        multirun, words = True, [*words, "--multirun"]
     folder = _folder_to_resume(overrides, multirun)
-    if folder:
+    if folder and multirun:
+        overrides = [override for override in overrides if override.key_or_group not in ("resume", "hydra.sweep.dir")]
+        path = QuotedString(str(folder), Quote.single).with_quotes()
+        overrides += _parsed([f"resume={path}", f"hydra.sweep.dir={path}"])[0]
+    elif folder:
         given = [str(override.input_line) for override in overrides if not _sets(override, "resume")]
         overrides = _parsed(expand(folder, given))[0]
     command = _Command(flags, overrides, multirun)
     mistakes += command.mistakes()
     if not folder and command.config.get("resume") is not None:
         mistakes.append("resume is for the command line only: a config can't name the run that goes on")
-    if folder and not mistakes and (changed := differences(folder, command.config)):
+    if folder and not multirun and not mistakes and (changed := differences(folder, command.config)):
         mistakes = [
             f"resume={folder}: a run goes on with the config that it began with",
             *changed,
@@ -165,11 +175,9 @@ def _folder_to_resume(overrides: list[Override], multirun: bool) -> Path | None:
     named = [override.value() for override in overrides if _sets(override, "resume") and not override.is_delete()]
     if not named or named[-1] is None:
         return None
-    if multirun:
-        raise refusal("resume takes a run's folder and goes on with one run at a time: leave out -m")
     if not isinstance(named[-1], str) or not named[-1]:
         raise refusal(f"resume must be a run's folder, or `last`, got {shown(named[-1])}")
-    return find(named[-1])
+    return find_sweep(named[-1]) if multirun else find(named[-1])
 
 
 class _Command:
@@ -183,6 +191,7 @@ class _Command:
         self._multirun = multirun
         self._only_shown = bool(flags.cfg or flags.info)  # and so may be unfinished
         self._main = flags.config_name or "train"
+        self._alone = False
         self._spoilt: set[str] = set()  # sections whose option is wrong: their keys can't be judged
         paths = [str(override.input_line) for override in overrides if _sets(override, "hydra.searchpath")]
         try:
@@ -202,11 +211,15 @@ class _Command:
         if composed is None:
             return found
         self.config = plain(composed)
+        searching = bool(self.config.get("search"))
+        sweeper = get(_whole(composed), "hydra", "sweeper", "_target_")
         found += [
             f"{shown(override.input_line)}: an interval is for a search; here give values, A,B,C"
             for override in self._overrides
-            if override.is_interval_sweep() and get(_whole(composed), "hydra", "sweeper", "_target_") == BASIC_SWEEPER
+            if override.is_interval_sweep() and sweeper in SWEEPERS and not searching
         ]
+        if searching and not found:
+            found += self._in_space(first)
         for index, values in enumerate(swept):
             for other in values[1:]:
                 if self._is_choice(other):  # one composition for each option, not for each combination
@@ -218,6 +231,29 @@ class _Command:
                     note = ""
                 found += [line + note for line in wrong if line not in found and line + note not in found]
         return found
+
+    def _in_space(self, first: list[Override]) -> list[str]:
+        """List what is wrong with a search's space: its form, its keys, the ends of its ranges, its choices."""
+        try:
+            dimensions = space.parse(get(self.config, "search", "space") or {})
+        except ConfigError as error:
+            return str(error).splitlines()
+        found: list[str] = []
+
+        def walk(within: list[Override], dimensions: Sequence[space.Dimension]) -> None:
+            for dimension in dimensions:
+                for line, inner in zip(dimension.ends(), [*dimension.choices.values()] or [(), ()], strict=True):
+                    overrides, wrong = _parsed([line])
+                    if not wrong and any(self._is_choice(override) for override in overrides):
+                        wrong = [text for override in overrides for text in self._wrong_options(override)]
+                    if not wrong:
+                        wrong = self._composed([*within, *overrides])[1]
+                    found.extend(f"search.space: {text}" for text in wrong)
+                    if not wrong:
+                        walk([*within, *overrides], inner)
+
+        walk(first, dimensions)
+        return list(dict.fromkeys(found))
 
     def _values(self, override: Override, found: list[str]) -> list[Override]:
         """Return an override for each value that can be judged; what is wrong goes to `found`."""
@@ -299,13 +335,14 @@ class _Command:
         except Exception as error:
             return None, [_short(error)]
         mistakes = [line for override in overrides if override not in early for line in _applied(override, config)]
+        self._alone = get(_whole(config), "hydra", "launcher", "_target_") in ALONE
         return config, self._without_spoilt(mistakes) + self._judged(plain(config))
 
     def _judged(self, config: dict[str, Any], key: Key | None = None) -> list[str]:
         if self._only_shown:
             return []
         found = mistakes_at(config, key) if key else mistakes_in(config)
-        return self._without_spoilt([*found, *(_several_devices(config) if self._multirun else ())])
+        return self._without_spoilt([*found, *(_several_devices(config) if self._multirun and not self._alone else ())])
 
     def _without_spoilt(self, lines: list[str]) -> list[str]:
         return [line for line in lines if line.split(".")[0] not in self._spoilt]
@@ -369,7 +406,10 @@ def _several_devices(config: dict[str, Any]) -> Iterator[str]:
     # These fork or spawn the other processes. The rest run the whole command line again, -m included, so that
     # each process would go through the sweep on its own.
     if not single and not re.match(r"ddp_(spawn|fork|notebook)", str(strategy)):
-        yield "trainer.devices must be 1 in a sweep: other processes would run other trials"
+        yield (
+            "trainer.devices must be 1 in a sweep: other processes would run other trials; hydra/launcher=local gives "
+            "each trial a process of its own, which may start others"
+        )
 
 
 def _short(error: BaseException) -> str:

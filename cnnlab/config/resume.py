@@ -14,6 +14,8 @@ from cnnlab.config.tree import Key
 from cnnlab.config.words import refusal, shown
 from cnnlab.record import RUNS, Record, is_run, runs
 
+SWEEP = ".sweep/record.json"  # marks a sweep's folder
+
 # How far a run goes, where it runs, what it shows: nothing that a step's result depends on.
 MAY_CHANGE = (
     "resume",
@@ -66,6 +68,25 @@ def find(named: str) -> Path:
     return max(found, key=lambda record: record.touched).folder.absolute()
 
 
+def find_sweep(named: str) -> Path:
+    """Return the absolute path of the sweep that `resume=` names: its folder, or `last` for the newest one.
+
+    Raises:
+        ConfigError: There is no such sweep.
+    """
+    if named != "last":
+        folder = Path(named).expanduser().absolute()
+        if not (folder / SWEEP).is_file():
+            raise refusal(f"resume={named} must be a sweep's folder (with -m), but there is no {SWEEP} in it")
+        if "${" in str(folder):
+            raise refusal(f"resume={named} must not hold ${{, which Hydra would replace: rename the folder")
+        return folder
+    found = list(RUNS.glob(f"**/{SWEEP}"))
+    if not found:
+        raise refusal("resume=last found no sweep below outputs; give the sweep's folder")
+    return max(found, key=lambda record: record.stat().st_mtime_ns).parent.parent.absolute()
+
+
 def expand(folder: Path, given: list[str]) -> list[str]:
     """Return the overrides that go on with a run: its own, then those given now, then its folder.
 
@@ -108,13 +129,21 @@ def differences(folder: Path, config: Mapping[str, Any]) -> list[str]:
     Raises:
         ConfigError: The run's record of its config can't be read.
     """
-    stored = Record(folder).config
-    was, now = _leaves(stored), _leaves(config)
+    return changes(Record(folder).config, config)
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """List the keys that may not change between two configs of one run and did, with both values."""
+    was, now = _leaves(before), _leaves(after)
     return [
         f"{key}: was {_described(was, key)}, now {_described(now, key)}"
         for key in {**was, **now}
-        if was.get(key, ...) != now.get(key, ...) and not any(fnmatchcase(key, kind) for kind in MAY_CHANGE)
+        if not _same(was.get(key, ...), now.get(key, ...)) and not any(fnmatchcase(key, kind) for kind in MAY_CHANGE)
     ]
+
+
+def _same(before: Any, after: Any) -> bool:
+    return bool(before == after) or (before != before and after != after)  # NaN is what it was
 
 
 def _described(leaves: Mapping[str, Any], key: str) -> str:

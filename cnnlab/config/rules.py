@@ -145,6 +145,16 @@ RULES: dict[str, Rule] = {
     "resume": filled | null,
     "debug": flag,
     "check": flag,
+    # search
+    "search.sampler": one_of("tpe", "random", "grid"),
+    "search.pruner": one_of("asha", "median", "none"),
+    "search.n_trials": whole(1),
+    "search.timeout": real(above=0) | null,
+    "search.seeds": whole(2) | null,
+    "search.startup": whole(1),
+    "search.min_epochs": whole(1),
+    "search.reduction": whole(2),
+    "search.batch": whole(1),
     # data
     "data.source": one_of("npz", "cifar10", "cifar100", "shapes"),
     "data.path": filled,

@@ -14,6 +14,9 @@ CONF = ROOT / "conf"
 
 Key = tuple[str, ...]
 
+OPTIONAL = ("experiment", "search")
+"""Groups that a run can do without: a recipe changes values of others, a search is about many runs."""
+
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
@@ -53,7 +56,7 @@ def options(group: str) -> list[str]:
 def _samples() -> list[dict[str, Any]]:
     """List what the files of the tree contribute to a config, each as the part of a config that it is."""
     samples = [{key: value for key, value in main_file().items() if key != "defaults"}]
-    samples.append({group: {} for group in groups() if group != "experiment"})
+    samples.append({group: {} for group in groups() if group not in OPTIONAL})
     for group in groups():
         for option in options(group):
             text, content = _read(CONF / group / f"{option}.yaml")

@@ -1,0 +1,93 @@
+"""Stopping a search's trial that falls behind the others."""
+
+import logging
+from typing import Any, Literal
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from cnnlab.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class Prune(Callback):
+    """Report an Optuna trial's metric every epoch, and end its training when the study has given it up.
+
+    The run ends as any other: its best state is tested, its results are written.
+
+    Args:
+        journal: The study's journal file.
+        study: Its name.
+        number: The trial's number in it.
+        monitor: The metric.
+        pruner: `asha` (asynchronous successive halving; Li et al. 2018, arXiv:1810.05934) or `median`.
+        startup: Trials that `median` waits for.
+        min_epochs: Epochs that every trial gets.
+        reduction: Of so many trials, `asha` lets one go on at each rung.
+    """
+
+    def __init__(
+        self,
+        journal: str,
+        study: str,
+        number: int,
+        monitor: str,
+        pruner: Literal["asha", "median"] = "asha",
+        startup: int = 8,
+        min_epochs: int = 1,
+        reduction: int = 3,
+    ) -> None:
+        self.journal = journal
+        self.study = study
+        self.number = number
+        self.monitor = monitor
+        self.pruner = pruner
+        self.startup = startup
+        self.min_epochs = min_epochs
+        self.reduction = reduction
+        self._trial: Any = None
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._trial = self._opened()
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor not in trainer.callback_metrics:
+            measured = ", ".join(sorted(trainer.callback_metrics))
+            raise ConfigError(f"search.pruner needs {self.monitor} every epoch; measured: {measured}")
+        pruned = False
+        if trainer.is_global_zero:
+            pruned = self._falls_behind(trainer.current_epoch + 1, float(trainer.callback_metrics[self.monitor]))
+        if trainer.world_size > 1:
+            pruned = trainer.strategy.broadcast(pruned)
+        if pruned:
+            log.info(f"pruned after epoch {trainer.current_epoch + 1}: other trials were better by then")
+            trainer.should_stop = True
+
+    def _falls_behind(self, epoch: int, value: float) -> bool:
+        trial = self._trial
+        if epoch not in trial.study._storage.get_trial(trial._trial_id).intermediate_values:
+            trial.report(value, epoch)  # an epoch that was repeated after an interruption is known already
+        if not trial.should_prune():
+            return False
+        trial.set_user_attr("pruned", epoch)
+        return True
+
+    def _opened(self) -> Any:
+        try:
+            import optuna
+            from optuna.storages import journal
+        except ModuleNotFoundError as error:
+            raise ConfigError("search needs Optuna: pip install 'cnnlab[search]'") from error
+        backend = journal.JournalFileBackend(self.journal)
+        pruner = (
+            optuna.pruners.SuccessiveHalvingPruner(min_resource=self.min_epochs, reduction_factor=self.reduction)
+            if self.pruner == "asha"
+            else optuna.pruners.MedianPruner(n_startup_trials=self.startup, n_warmup_steps=self.min_epochs - 1)
+        )
+        study = optuna.load_study(study_name=self.study, storage=optuna.storages.JournalStorage(backend), pruner=pruner)
+        found = study.get_trials(deepcopy=False)[self.number]
+        return optuna.trial.Trial(study, found._trial_id)

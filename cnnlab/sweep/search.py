@@ -1,0 +1,191 @@
+"""A search: Optuna proposes what the next trial is, from the trials so far."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.storages import journal
+from optuna.trial import FrozenTrial, TrialState
+
+from cnnlab.config.space import Dimension
+from cnnlab.errors import ConfigError
+from cnnlab.record import write_json
+from cnnlab.sweep.trial import Trial, name_of
+
+if TYPE_CHECKING:
+    from cnnlab.sweep.sweeper import Sweeper
+
+log = logging.getLogger(__name__)
+
+STUDY = "sweep"
+JOURNAL = "study.journal"
+EPOCHLY = ("val/accuracy", "val/loss")  # objectives that are there after each epoch
+
+
+class Search:
+    """Run a study in a sweep's folder: begin it, go on with it, or join it from another machine.
+
+    Args:
+        sweep: Whose trials they are.
+        dimensions: What varies.
+        seeds: The seeds that each proposal is run with; none for the config's own.
+    """
+
+    def __init__(self, sweep: Sweeper, dimensions: Sequence[Dimension], seeds: Sequence[int]) -> None:
+        assert sweep.search is not None
+        self.sweep = sweep
+        self.dimensions = dimensions
+        self.seeds = list(seeds)
+        self.options: dict[str, Any] = sweep.search
+        self.objective: dict[str, Any] = sweep.folder.record["objective"]
+        if self.options["pruner"] != "none" and self.objective["metric"] not in EPOCHLY:
+            raise ConfigError(
+                f"search.pruner={self.options['pruner']} needs an objective that is measured every epoch, one of "
+                f"{', '.join(EPOCHLY)}; objective.metric is {self.objective['metric']}"
+            )
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.journal = sweep.folder.path / JOURNAL
+        storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(self.journal)))
+        self.study = optuna.create_study(
+            storage=storage,
+            study_name=STUDY,
+            direction="maximize" if self.objective["mode"] == "max" else "minimize",
+            load_if_exists=True,
+        )
+        # A sampler that starts anew with the same seed would propose again what it did.
+        seed = sweep.seed + 1000 * len(self.study.get_trials(deepcopy=False))
+        self.study.sampler = (
+            optuna.samplers.RandomSampler(seed=seed)
+            if self.options["sampler"] == "random"
+            else optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=self.options["startup"], multivariate=True, constant_liar=True
+            )
+        )
+        self._numbers: dict[str, int] = {}  # of the study's trial that a run belongs to
+        self._waiting: list[Trial] = []  # further seeds
+        self._open: dict[int, list[Trial]] = {}  # runs that the study's trials still wait for
+        self._values: dict[int, list[float]] = {}
+        self._until = time.monotonic() + (self.options["timeout"] or float("inf"))
+
+    def run(self) -> None:
+        """Run trials until the study has as many as it shall have, or its time is up."""
+        existing = [trial for trial in self._existing() if trial.state != TrialState.RUNNING]
+        self.sweep.board.plan(self.options["n_trials"] * max(1, len(self.seeds)), len(existing))
+        left = self.options["n_trials"] - len(existing)
+        pool = self.sweep.pool(left * max(1, len(self.seeds)), self.options["batch"])
+        for trial, status in self.sweep.run(pool, self._queue()):
+            self._note(trial, status)
+        self._weigh()
+
+    def _queue(self) -> Iterator[Trial | None]:
+        while True:
+            if not self._waiting and time.monotonic() < self._until:
+                with self.sweep.folder.alone():
+                    self._ask()
+            if self._waiting:
+                yield self._waiting.pop(0)
+            elif self._open:
+                yield None
+            else:
+                return
+
+    def _ask(self) -> None:
+        """Take over a trial that nobody works on any more, or begin a new one if the study shall have more."""
+        existing = self._existing()
+        for frozen in existing:
+            if frozen.state == TrialState.RUNNING and frozen.number not in self._open:
+                owner = frozen.user_attrs.get("owner", "")
+                if owner and self.sweep.folder.is_held(owner):
+                    continue
+                overrides = frozen.user_attrs.get("overrides")
+                if overrides is None:  # killed while it was made
+                    self.study.tell(frozen.number, state=TrialState.FAIL)
+                    continue
+                self._begin(frozen.number, frozen._trial_id, overrides)
+                return
+        if len(existing) < self.options["n_trials"]:
+            trial = self.study.ask()
+            overrides = list(_suggested(trial, self.dimensions))
+            trial.set_user_attr("overrides", overrides)
+            self._begin(trial.number, trial._trial_id, overrides)
+
+    def _begin(self, number: int, trial_id: int, overrides: Sequence[str]) -> None:
+        self.study._storage.set_trial_user_attr(trial_id, "owner", self.sweep.hold)
+        prefix = f"{number:03d}"
+        runs = [
+            Trial(
+                name_of([*overrides, *([] if seed is None else [f"seed={seed}"])], prefix),
+                (*overrides, *([] if seed is None else [f"seed={seed}"])),
+                number * max(1, len(self.seeds)) + index,
+            )
+            for index, seed in enumerate(self.seeds or [None])
+        ]
+        if self.options["pruner"] != "none":  # on the first seed's word
+            runs[0] = replace(runs[0], extra=tuple(self._pruning(number)))
+        self._numbers |= {run.name: number for run in runs}
+        self._open[number], self._values[number] = runs[1:], []
+        self._waiting.append(runs[0])
+
+    def _pruning(self, number: int) -> Iterator[str]:
+        settings = {
+            "_target_": "cnnlab.callbacks.Prune",
+            "journal": f"'{self.journal}'",
+            "study": STUDY,
+            "number": number,
+            "monitor": self.objective["metric"],
+            **{name: self.options[name] for name in ("pruner", "startup", "min_epochs", "reduction")},
+        }
+        for name, value in settings.items():
+            yield f"++callbacks.prune.{name}={value}"
+
+    def _note(self, run: Trial, status: str) -> None:
+        """Tell the study how a run ended, when it was the last that a trial waits for."""
+        number = self._numbers[run.name]
+        folder = self.sweep.folder.trial(run.name)
+        value = folder.record.objective
+        pruned = next(t for t in self._existing() if t.number == number).user_attrs.get("pruned")
+        if status == "interrupted":
+            self._open.pop(number)  # the next start goes on with it
+        elif status != "completed" or value is None:
+            self._open.pop(number)
+            self.study.tell(number, state=TrialState.FAIL)
+        elif pruned is not None:
+            folder.write(pruned=pruned)
+            self._open.pop(number)
+            self.study.tell(number, state=TrialState.PRUNED)
+        else:
+            self._values[number].append(value)
+            self._waiting += [further for further in self._open[number] if further not in self._waiting]
+            self._open[number] = []
+            if len(self._values[number]) == max(1, len(self.seeds)):
+                self._open.pop(number)
+                self.study.tell(number, sum(self._values[number]) / len(self._values[number]))
+
+    def _existing(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _weigh(self) -> None:
+        """Note which settings mattered, for the picture, as soon as there are enough trials to tell."""
+        completed = [trial for trial in self._existing() if trial.state == TrialState.COMPLETE]
+        values = {trial.value for trial in completed}
+        if len(completed) >= 8 and len(values) > 1 and len(completed[0].params) > 1:
+            shares = optuna.importance.get_param_importances(self.study)
+            write_json(self.sweep.folder.inside / "importance.json", shares)
+
+
+def _suggested(trial: optuna.Trial, dimensions: Sequence[Dimension]) -> Iterator[str]:
+    for dimension in dimensions:
+        name, key = dimension.name, dimension.key
+        if dimension.choices:
+            chosen = str(trial.suggest_categorical(name, list(dimension.choices)))
+            yield f"{key}={chosen}"
+            yield from _suggested(trial, dimension.choices[chosen])
+        elif dimension.is_whole:
+            yield f"{key}={trial.suggest_int(name, int(dimension.low), int(dimension.high), log=dimension.log)}"
+        else:
+            yield f"{key}={trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log)!r}"

@@ -1,0 +1,127 @@
+"""A trial: which overrides make it, what its folder is called, and what is written of it there."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnnlab.record import Record, read_json, write_json
+
+LONGEST = 100  # letters of a folder's name
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep.
+
+    Attributes:
+        name: That of its folder.
+        overrides: Those that tell it from the sweep's other trials.
+        number: Its place in the sweep.
+        extra: Overrides that belong to how it is run, not to what it is.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    number: int
+    extra: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What varied: keys and values."""
+        return dict(map(split, self.overrides))
+
+
+def split(override: str) -> tuple[str, str]:
+    """Return an override's key without its plus, and its value without quotes."""
+    key, _, value = override.partition("=")
+    return key.lstrip("+~"), value.strip().strip("'\"")
+
+
+def name_of(overrides: Sequence[str], prefix: str = "") -> str:
+    """Return a folder's name that says what varied: readable, safe in every shell and path, and unique.
+
+    It depends on nothing but the trial itself, so that it stays what it is when a grid grows.
+    """
+    settings = [split(line) for line in overrides]
+    last = [key.rpartition(".")[2] for key, _ in settings]
+    parts = [
+        f"{short if last.count(short) == 1 else key}-{_number(value) if prefix else value}"
+        for short, (key, value) in zip(last, settings, strict=True)
+    ]
+    plain = "_".join([*([prefix] if prefix else []), *parts]) or "trial"
+    safe = re.sub(r"[^\w.+-]+", "-", plain, flags=re.ASCII).strip("-.") or "trial"
+    if (safe != plain or len(safe) > LONGEST) and not prefix:  # what was cut off may have told it from another
+        digest = hashlib.blake2b("\n".join(overrides).encode(), digest_size=3).hexdigest()
+        safe = f"{safe[: LONGEST - 7]}-{digest}"
+    return safe[:LONGEST]
+
+
+def _number(value: str) -> str:
+    try:
+        return value if value.lstrip("-").isdigit() else f"{float(value):.3g}"
+    except ValueError:
+        return value
+
+
+def of_grid(points: Iterable[Sequence[str]]) -> list[Trial]:
+    """Return the trials of a grid, each combination once."""
+    named = {name_of(point): tuple(point) for point in points}
+    return [Trial(name, overrides, number) for number, (name, overrides) in enumerate(named.items())]
+
+
+class Folder:
+    """A trial's folder, as the sweep that it belongs to sees it.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.note: dict[str, Any] = read_json(path / "trial.json")
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """`run.json` as it is now."""
+        return read_json(self.path / "run.json")
+
+    @property
+    def record(self) -> Record:
+        """The run's record as it is now."""
+        return Record(self.path)
+
+    def write(self, **facts: Any) -> None:
+        """Add to `trial.json`."""
+        self.note |= facts
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "trial.json", self.note)
+
+    def is_done(self, limits: dict[str, Any]) -> bool:
+        """Whether the trial was completed in a sweep with these limits (epochs, steps, time)."""
+        return self.run.get("status") == "completed" and self.note.get("limits") == limits
+
+    def begin(self, trial: Trial, limits: dict[str, Any]) -> None:
+        """Note that the trial is about to run."""
+        self.write(
+            number=trial.number,
+            overrides=list(trial.overrides),
+            settings=trial.settings,
+            limits=limits,
+            starts=self.note.get("starts", 0) + 1,
+        )
+
+    def end(self, error: str | None = None) -> str:
+        """Note that the trial has ended, mark it as failed if it didn't do so itself, and return its status."""
+        self.write(starts=0)
+        run = self.run
+        if run.get("status") in (None, "running"):
+            self.fail(error or "ended without a word", run)
+            return "failed"
+        return str(run["status"])
+
+    def fail(self, error: str, run: dict[str, Any] | None = None) -> None:
+        """Mark the trial as failed."""
+        write_json(self.path / "run.json", (self.run if run is None else run) | {"status": "failed", "error": error})
