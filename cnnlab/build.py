@@ -2,12 +2,14 @@
 
 import inspect
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
@@ -404,6 +406,50 @@ def fitted(cfg: DictConfig, run: Run, *, resume: bool = False) -> Lab:
             ) from error
         else:
             return built
+
+
+class Plan(NamedTuple):
+    """The learning rate over a run.
+
+    Attributes:
+        epochs: Places, in epochs from the beginning; the last one is the run's end.
+        lrs: The learning rate of the step that begins there.
+        steps: Optimizer steps of the whole run.
+    """
+
+    epochs: np.ndarray
+    lrs: np.ndarray
+    steps: int
+
+
+def planned(cfg: DictConfig, num_images: int, most: int = 2000) -> Plan:
+    """Compute the learning rate over a run on one device, without the run.
+
+    Args:
+        cfg: The run's config.
+        num_images: Training images, those held out for validation not counted.
+        most: Places at which it is computed.
+
+    Raises:
+        ConfigError: The run's length is not known beforehand.
+    """
+    flags = cfg.trainer
+    batches = math.ceil(num_images / cfg.data.batch_size)
+    limit = flags.limit_train_batches
+    batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit or batches)
+    per_epoch = math.ceil(batches / flags.accumulate_grad_batches)
+    bounds = [flags.max_steps] if flags.max_steps not in (None, -1) else []
+    bounds += [flags.max_epochs * per_epoch] if flags.max_epochs not in (None, -1) else []
+    if not bounds or min(bounds) < 1:
+        raise ConfigError(
+            "a schedule has a shape only where the run has a length: give trainer.max_epochs or max_steps."
+        )
+    steps = min(bounds)
+    factor = make(cfg, "schedule")
+    places = np.unique(np.linspace(0, steps, most).astype(int))
+    # No step begins at the run's end; what the last one had is drawn to there.
+    lrs = [cfg.optimizer.lr * factor(min(int(place), steps - 1), steps) for place in places]
+    return Plan(places / per_epoch, np.array(lrs), steps)
 
 
 def quieten_lightning() -> None:

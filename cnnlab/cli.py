@@ -29,7 +29,9 @@ COMMANDS = {
     "compare": "Compare runs: config, metrics, curves, and whether the difference is real.",
     "runs": "List runs: what each was, how it ended, what it reached.",
     "data": "Fetch, pack and check the npz files that training reads.",
-    "report": "Rebuild a sweep's table and pictures, also while it is running.",
+    "show": "Draw data, convolution, pooling, augmentation, schedules, and the inside of a network.",
+    "report": "Write one HTML file about a run or a sweep.",
+    "dashboard": "Start TensorBoard on a folder of runs.",
 }
 
 

@@ -13,19 +13,24 @@ from tests.conftest import ROOT
 ROWS = [
     {"train", "cli"},
     {"commands"},
-    {"sweep", "export", "comparison"},
+    {"sweep"},
+    {"export", "comparison", "report"},
     {"evaluation", "prediction", "rehearsal"},
     {"build"},
     {"callbacks"},
     {"classifier", "data"},
-    {"augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger"},
-    {"batch", "signals", "record", "trust", "seal", "lock"},
+    {
+        "augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger", "anatomy", "chart",
+    },
+    {"batch", "signals", "record", "trust", "seal", "lock", "tutorial", "page"},
     {"errors"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(reversed(ROWS)) for room in rooms}
 ONLY_IN = {
-    "hydra": {"train", "sweep", "build", "config"},
-    "omegaconf": {"train", "sweep", "build", "config"},
+    {
+        "augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger", "anatomy", "chart",
+    },
+    {"batch", "signals", "record", "trust", "seal", "lock", "tutorial", "page"},
     "matplotlib": {"plots"},
 }
 FILES = [ROOT / "train.py", *sorted((ROOT / "cnnlab").rglob("*.py"))]

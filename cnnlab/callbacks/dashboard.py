@@ -1,20 +1,23 @@
-"""What TensorBoard shows besides curves and pictures: its layout, the network's graph, the HParams tab."""
+"""What TensorBoard shows besides curves and pictures: layout, graph, precision and recall, summary, HParams tab."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 from torch.jit import TracerWarning
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from typing_extensions import override
 
 from cnnlab.callbacks.checkpoint import Checkpoint, plain
-from cnnlab.callbacks.figures import data_of, first_batch
+from cnnlab.callbacks.figures import data_of, first_batch, gathered
 from cnnlab.callbacks.history import writers
+from cnnlab.classifier import Classifier
 from cnnlab.record import read_json
 
 LAYOUT = {
@@ -33,11 +36,16 @@ SETTINGS = (
     "schedule.*", "loss.*", "callbacks.ema.*", "callbacks.early_stopping.*", "trainer.max_*", "trainer.precision",
     "trainer.accumulate_grad_batches", "trainer.gradient_clip_*", "trainer.limit_train_batches",
 )  # fmt: skip
+PR_CURVES = 20  # classes at most that have one of their own
 RESULTS = ".results"  # how the event file ends that holds them
 
 
 class Dashboard(Callback):
-    """Arrange TensorBoard for a run: train and validation on one chart, the graph, the run's real results."""
+    """Arrange TensorBoard for a run: train and validation on one chart, the graph, the run's real results.
+
+    Behind the test come a curve of precision and recall for each class (up to 20, and one of all together) and a text
+    with the run's results and settings.
+    """
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,6 +76,8 @@ class Dashboard(Callback):
         # Not under their own names: there they are a curve's last points.
         results = {f"best/{name}": value for name, value in best.items() if name.startswith("val/")}
         results |= plain(trainer.callback_metrics)
+        data = data_of(trainer)
+        answers = gathered(pl_module) if data is not None and isinstance(pl_module, Classifier) else None
         for writer in writers(trainer):
             # TensorBoard leaves a file for good when there is a newer one.
             writer.flush()
@@ -77,6 +87,10 @@ class Dashboard(Callback):
             with SummaryWriter(writer.log_dir, filename_suffix=RESULTS) as last:
                 for name, value in results.items():
                     last.add_scalar(name, value, trainer.current_epoch)
+                last.add_text("summary", as_tables(results, settings(pl_module.hparams.get("config", {}))))
+                if data is not None and answers is not None and len(answers[1]):
+                    for name, right, probabilities in curves(answers[0], answers[1], data.classes):
+                        last.add_pr_curve(f"precision_recall/{name}", right, probabilities, trainer.current_epoch)
                 # Without the list of an experiment's settings and metrics: TensorBoard makes one of all runs' then,
                 # and shows first in which settings they differ; a run's own list would hide the others'.
                 told = varied(trainer) or settings(pl_module.hparams.get("config", {}))
@@ -94,6 +108,28 @@ def varied(trainer: Trainer) -> dict[str, str | float]:
         except ValueError:
             found[key] = value
     return found
+
+
+def curves(logits: Tensor, targets: Tensor, classes: Sequence[str]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield (name, whether it is of the class, probability of the class) for all classes together and for each."""
+    probabilities = logits.softmax(1)
+    right = torch.nn.functional.one_hot(targets, len(classes))
+    yield "all classes", right.flatten(), probabilities.flatten()
+    if len(classes) <= PR_CURVES:
+        for label, name in enumerate(classes):
+            yield name, right[:, label], probabilities[:, label]
+
+
+def as_tables(results: Mapping[str, float], settings: Mapping[str, str | float]) -> str:
+    """Return a run's results and settings as tables in Markdown."""
+
+    def table(left: str, right: str, rows: Iterable[tuple[str, object]]) -> str:
+        # As code, so that no name becomes a link or a picture.
+        lines = (f"| {name} | `{str(value).replace('|', '/').replace('`', '')}` |" for name, value in rows)
+        return "\n".join([f"| {left} | {right} |", "|---|---|", *lines])
+
+    shown = ((name, f"{value:.4f}") for name, value in sorted(results.items()))
+    return f"{table('result', 'value', shown)}\n\n{table('setting', 'value', settings.items())}"
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, str | float]:

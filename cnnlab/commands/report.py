@@ -1,18 +1,43 @@
-"""`cnnlab report`: rebuild a sweep's table and pictures."""
+"""`cnnlab report`: one HTML file about a run or a sweep."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cnnlab.sweep import summary
+from cnnlab.errors import MachineError, PartialError
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep's folder; it may still be running.")],
+    run: Annotated[str, typer.Argument(metavar="RUN|SWEEP", help="A run's or a sweep's folder, `last` or `best`.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file. [default: report.html in the folder]")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The npz file, where it is no longer where it was.")] = None,
+    trust: Annotated[
+        list[str] | None, typer.Option("--trust", metavar="PACKAGE", help="Let the run's folder name its classes.")
+    ] = None,
 ) -> None:
-    """Write sweep.csv, sweep.json, sweep.md and figures/ anew, and print the table."""
-    summary.show(summary.write(folder))
+    """Write one HTML file that needs nothing else: what ran, what came out, and the command to repeat it.
+
+    Of a sweep, which may still be running, sweep.csv, sweep.json, sweep.md and the pictures are made anew before.
+    """
+    from cnnlab.report import of_run, of_sweep
+    from cnnlab.sweep import summary
+
+    folder = Path(run).expanduser()
+    try:
+        if summary.is_sweep(folder):
+            summary.show(summary.write(folder))
+            written = of_sweep(folder, output)
+        else:
+            written = of_run(run, output, data, trust or ())
+    except OSError as error:
+        place = error.filename or output or run
+        raise MachineError(f"cannot write {place}: {error.strerror}. Give another --output.") from error
+    print(written.path)
+    if written.missing:
+        raise PartialError(f"{written.path} lacks the evaluation: {written.missing}")

@@ -99,6 +99,28 @@ def preflight(argv: Sequence[str]) -> list[str]:
     return [*(str(override.input_line) for override in overrides), *words]
 
 
+def composed(lines: Sequence[str]) -> DictConfig:
+    """Return the config that train.py would compose from overrides, without its `hydra` part.
+
+    Args:
+        lines: The overrides of one run.
+
+    Raises:
+        ConfigError: Something is wrong; the message has one line for each mistake.
+    """
+    flags, words = _flags(lines)
+    if words:
+        raise refusal(f"{words[0]}: a setting is written KEY=VALUE")
+    overrides, mistakes = _parsed(flags.overrides)
+    if any(_sets(override, "resume") for override in overrides):
+        mistakes.append("resume is for train.py: here give the settings themselves")
+    command = _Command(flags, overrides, multirun=False)
+    mistakes += command.mistakes()
+    if mistakes:
+        raise refusal(*mistakes)
+    return OmegaConf.create(command.config)
+
+
 def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Read Hydra's flags, which may stand anywhere, and return with them the words that are no overrides."""
 

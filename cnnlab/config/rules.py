@@ -146,6 +146,7 @@ RULES: dict[str, Rule] = {
     "debug": flag,
     "trusted": each(matching(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "a package or module")),
     "on_divergence": one_of("stop", "rollback"),
+    "check": flag,
     # search
     "search.sampler": one_of("tpe", "random", "grid"),
     "search.pruner": one_of("asha", "median", "none"),
@@ -156,7 +157,6 @@ RULES: dict[str, Rule] = {
     "search.min_epochs": whole(1),
     "search.reduction": whole(2),
     "search.batch": whole(1),
-    "check": flag,
     # data
     "data.source": one_of("npz", "cifar10", "cifar100", "shapes"),
     "data.path": filled,

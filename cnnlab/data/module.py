@@ -172,6 +172,24 @@ class ImageData(LightningDataModule):
         self._generator.manual_seed(mix_seed(self.seed, epoch, step, rank))
         return self.augment(batch, self._generator, epoch)
 
+    def seen(self, positions: Sequence[int], epoch: int) -> Tensor:
+        """Return what training on one device sees of some training images in an epoch.
+
+        Args:
+            positions: Which of the training split's images.
+            epoch: The epoch, from 0.
+        """
+        stream = self.batches("train", shuffle=True, seed=self.seed, batch_size=self.batch_size)
+        order = stream.order(epoch)
+        images = []
+        for position in positions:
+            number, place = divmod(int((order == position).nonzero()), self.batch_size)
+            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+            rows = self.train_indices[chosen]
+            batch = Batch(self.train_images[rows].permute(0, 3, 1, 2), self.train_targets[rows], chosen)
+            images.append(self.augmented(batch, epoch, epoch * len(stream) + number).images[place])
+        return torch.stack(images)
+
     def _keep_on(self, device: torch.device) -> bool:
         if device.type == "cpu" or self.resident != "auto":
             return self.resident == "device" or device.type == "cpu"

@@ -1,0 +1,376 @@
+"""`cnnlab show`: the tutorial's pictures, and those of daily work; each a PNG file."""
+
+import importlib.util
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from jaxtyping import UInt8
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from cnnlab import tutorial
+from cnnlab.data import archive, folder, shapes
+from cnnlab.errors import ConfigError, DataError, MachineError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cnnlab import anatomy, build, plots
+    from cnnlab.data import ImageData
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Draw data, convolution, pooling, augmentation, schedules, and the inside of a network; each as a PNG file.",
+)
+
+_PHOTOGRAPH = 640  # pixels of the longer side that are worth drawing
+# What a data set that is fetched or drawn will hold, while its file isn't there yet.
+_KNOWN = {"cifar10": (50_000, 10), "cifar100": (50_000, 100), "shapes": (20_000, 10)}
+
+
+class _Kind(StrEnum):
+    MAX = "max"
+    AVG = "avg"
+
+
+_Output = Annotated[Path | None, typer.Option("--output", "-o", help="The PNG file to write.")]
+_Open = Annotated[bool, typer.Option("--open", help="Open the picture, where there is a screen.")]
+_Picture = Annotated[
+    Path | None, typer.Argument(metavar="IMAGE", help="A picture of any size. [default: a photograph]")
+]
+_Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="OVERRIDES", help="Settings as for train.py: GROUP=OPTION, KEY=VALUE.")
+]
+_Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, a checkpoint, `last` or `best`.")]
+_Trust = Annotated[
+    list[str] | None, typer.Option("--trust", metavar="PACKAGE", help="Let the run's folder name its classes.")
+]
+
+
+@app.command()
+def data(overrides: _Overrides = None, output: _Output = None, open: _Open = False) -> Path:
+    """Show a data set: its first ten images with their names, and ten of each class.
+
+    OVERRIDES name it as for train.py (data=shapes); an npz file's path will do.
+    """
+    from cnnlab.plots.tutorial import data_overview
+
+    words = overrides or []
+    if len(words) == 1 and words[0].endswith(".npz") and "=" not in words[0]:
+        found = archive.read(words[0])
+        images, targets, classes = found.train_images, found.train_targets, found.classes
+    else:
+        module = _data_module(_composed(words))
+        images, targets = module.train_images.numpy(), module.train_targets.numpy()
+        classes = module.classes
+    if len(classes) > 200:
+        raise ConfigError(f"show data draws up to 200 classes, got {len(classes)}.")
+    of_class = [images[np.flatnonzero(targets == label)[:10]] for label in range(len(classes))]
+    first = images[:10]
+    figure = data_overview(first, [classes[target] for target in targets[:10]], of_class, classes)
+    return _written(figure, output or Path("show_data.png"), open)
+
+
+@app.command()
+def convolution(
+    image: _Picture = None,
+    kernel: Annotated[
+        str, typer.Option(help=f"{', '.join(tutorial.KERNELS)}, or a square matrix in JSON: [[0,1,0],[1,-4,1],[0,1,0]]")
+    ] = "edges",
+    padding: Annotated[int | None, typer.Option(help="Rows of zeros around. [default: what keeps the size]")] = None,
+    stride: Annotated[int, typer.Option(help="Pixels from one place of the kernel to the next.")] = 1,
+    output: _Output = None,
+    open: _Open = False,
+) -> Path:
+    """Show what a kernel makes of a picture, and how the result's size comes about."""
+    from cnnlab.plots.tutorial import convolution as drawn
+
+    weights = tutorial.kernel(kernel)
+    side = len(weights)
+    padding = (side - 1) // 2 if padding is None else padding
+    pixels = _photograph(image).astype(float)
+    for length in pixels.shape[:2]:
+        tutorial.output_size(length, side, padding, stride)  # a mistake is told before anything is computed
+    # A kernel that sums to nothing finds differences of brightness, one by one: colours would only confuse.
+    differences = abs(weights.sum()) < 1e-9
+    result = tutorial.convolve(tutorial.grey(pixels) if differences else pixels, weights, padding, stride)
+    if differences:
+        note = "of the brightness; black is no change, white a large one in either direction"
+        result = np.abs(result) * 255 / max(float(np.quantile(np.abs(result), 0.995)), 1e-9)
+    else:
+        note = "of each colour channel; what lies outside 0 to 255 is cut off"
+    sizes = "; ".join(
+        f"{name}: ({length} − {side} + 2·{padding}) / {stride} + 1 = {got}"
+        for name, length, got in zip(("height", "width"), pixels.shape, result.shape, strict=False)
+    )
+    figure = drawn(pixels, weights, result, f"(W − K + 2P) / S + 1, rounded down;  {sizes}", f"Result {note}")
+    return _written(figure, output or Path("show_convolution.png"), open)
+
+
+@app.command()
+def pooling(
+    image: _Picture = None,
+    size: Annotated[int, typer.Option(help="Side of the picture's patches, in pixels.")] = 8,
+    output: _Output = None,
+    open: _Open = False,
+) -> Path:
+    """Show max and average pooling: a 4 × 4 map becomes 2 × 2, and a picture becomes small."""
+    from cnnlab.plots.tutorial import pooling as drawn
+
+    numbers = tutorial.example()
+    pixels = _photograph(image).astype(float)
+    small = [tutorial.pool(numbers[:, :, None], 2, kind)[:, :, 0] for kind in ("max", "avg")]
+    pooled = [tutorial.pool(pixels, size, kind) for kind in ("max", "avg")]
+    figure = drawn(numbers, (small[0], small[1]), pixels, (pooled[0], pooled[1]), size)
+    return _written(figure, output or Path("show_pooling.png"), open)
+
+
+@app.command()
+def filters(
+    run: _Run,
+    layer: Annotated[str | None, typer.Option(help="A convolution's name. [default: the first one]")] = None,
+    trust: _Trust = None,
+    output: _Output = None,
+    open: _Open = False,
+) -> Path:
+    """Show the filters that a run's network learned."""
+    from cnnlab import anatomy, build
+    from cnnlab.plots import network
+
+    found = build.restored(run, trust or ())
+    name, weights = anatomy.filters(found.network, layer)
+    return _written(network.filters(weights, name), output or _beside(found, "filters"), open)
+
+
+@app.command()
+def activations(
+    run: _Run,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture of any size.")],
+    label: Annotated[str | None, typer.Option(help="The class to explain. [default: the predicted one]")] = None,
+    trust: _Trust = None,
+    output: _Output = None,
+    open: _Open = False,
+) -> Path:
+    """Show what each layer of a run's network makes of a picture, and where the network looked.
+
+    The picture is cropped to a square and scaled to the size that the network was trained on.
+    """
+    from cnnlab import anatomy, build
+    from cnnlab.plots import network
+
+    found = build.restored(run, trust or ())
+    if label is not None and label not in found.classes:
+        raise ConfigError(f"--label must be one of {', '.join(found.classes)}, got {label}.")
+    height, width, channels = found.image_shape
+    pixels = _decoded(image, (height, width))
+    if channels == 1:
+        pixels = np.rint(tutorial.grey(pixels.astype(float))).astype(np.uint8)
+    focus = anatomy.focus(found.network, pixels, None if label is None else found.classes.index(label))
+    verdict = f"{found.classes[focus.label]}, {focus.probability:.1%} sure"
+    figure = network.activations(pixels, anatomy.activations(found.network, pixels), focus.heat, verdict, focus.layer)
+    return _written(figure, output or _beside(found, "activations"), open)
+
+
+@app.command()
+def augment(
+    overrides: _Overrides = None,
+    count: Annotated[int, typer.Option(help="How many images.")] = 6,
+    epochs: Annotated[int, typer.Option(help="How many epochs.")] = 8,
+    output: _Output = None,
+    open: _Open = False,
+) -> Path:
+    """Show what the network sees: the same images over the epochs, as train.py with these OVERRIDES would."""
+    from cnnlab.callbacks.figures import displayable
+    from cnnlab.plots import network
+
+    if not 1 <= count <= 20:
+        raise ConfigError(f"--count must be between 1 and 20, got {count}.")
+    if not 1 <= epochs <= 12:
+        raise ConfigError(f"--epochs must be between 1 and 12, got {epochs}.")
+    cfg = _composed(overrides or [])
+    module = _data_module(cfg)
+    indices = module.train_indices[:count].numpy()
+    seen = [displayable(module.seen(range(len(indices)), epoch)) for epoch in range(epochs)]
+    names = [module.classes[target] for target in module.train_targets[indices].tolist()]
+    steps = ", ".join(str(name) for name, node in (cfg.augment or {}).items() if node is not None)
+    figure = network.augmented(module.train_images[indices].numpy(), seen, names, steps or "no augmentation")
+    return _written(figure, output or Path("show_augment.png"), open)
+
+
+@app.command()
+def schedule(overrides: _Overrides = None, output: _Output = None, open: _Open = False) -> Path:
+    """Show the learning rate over the run that train.py would make of these OVERRIDES."""
+    from cnnlab import build
+    from cnnlab.plots import network
+
+    cfg = _composed(overrides or [])
+    plan = build.planned(cfg, _training_images(cfg))
+    title = f"{build.make(cfg, 'schedule')!r}, optimizer.lr={cfg.optimizer.lr:g}"
+    figure = network.schedule(plan.epochs, plan.lrs, plan.steps, title)
+    return _written(figure, output or Path("show_schedule.png"), open)
+
+
+@app.command()
+def model(
+    run_or_overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN|OVERRIDES", help="A run, or settings as for train.py. [default: those of train.py]"
+        ),
+    ] = None,
+    trust: _Trust = None,
+    output: _Output = None,
+    open: _Open = False,
+) -> Path:
+    """Show a network's layers with their outputs' shapes, parameters and floating-point operations for an image."""
+    from cnnlab import anatomy, build
+    from cnnlab.plots import network
+
+    words = run_or_overrides or []
+    if len(words) == 1 and "=" not in words[0]:
+        found = build.restored(words[0], trust or ())
+        net, image_shape, place = found.network, found.image_shape, _beside(found, "model")
+    else:
+        net, image_shape = _untrained(_composed(words))
+        place = Path("show_model.png")
+    layers = anatomy.layers(net, image_shape)
+    Console().print(_layer_table(layers))
+    # Layers that only reshape or cut off have no row of their own in the picture of a deep network.
+    shown = layers if len(layers) <= 30 else [layer for layer in layers if layer.flops]
+    figure = network.layers(
+        [layer.name for layer in shown],
+        [_size(layer.shape) for layer in shown],
+        [layer.parameters for layer in shown],
+        [layer.flops for layer in shown],
+        _totals(layers),
+    )
+    return _written(figure, output or place, open)
+
+
+def _layer_table(layers: "list[anatomy.Layer]") -> Table:
+    table = Table("layer", "kind", "output", *(Column(name, justify="right") for name in ("parameters", "FLOPs")))
+    for layer in layers:
+        cells = (f"{number:,}" if number else "" for number in (layer.parameters, layer.flops))
+        table.add_row(escape(layer.name), escape(layer.kind), _size(layer.shape), *cells)
+    table.add_section()
+    table.add_row("all", "", "", *(f"{number:,}" for number in _totals(layers)))
+    return table
+
+
+def _totals(layers: "list[anatomy.Layer]") -> tuple[int, int]:
+    return sum(layer.parameters for layer in layers), sum(layer.flops for layer in layers)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))
+
+
+def _composed(overrides: list[str]) -> Any:
+    from cnnlab import config
+
+    # For classes of the user's own, as `cnnlab train` does.
+    sys.path.append(str(Path.cwd()))
+    return config.composed(overrides)
+
+
+def _data_module(cfg: Any) -> "ImageData":
+    from cnnlab import build
+
+    return build.data(cfg)
+
+
+def _training_images(cfg: Any) -> int:
+    """Count a run's training images, from the file's header alone."""
+    path = Path(cfg.data.path)
+    if path.exists():
+        key = cfg.data.get("keys", {}).get("train_targets", archive.KEYS["train_targets"])
+        layouts = archive.layouts(path)
+        if key not in layouts:
+            raise DataError(f"{path} lacks {key}; `cnnlab data check {path}` says what it holds.")
+        count = layouts[key].shape[0]
+    elif cfg.data.source in _KNOWN:
+        count = _KNOWN[cfg.data.source][0]
+    else:
+        raise DataError(f"data.path={path}: there is no such file.")
+    return count - cfg.data.val_size
+
+
+def _untrained(cfg: Any) -> "tuple[nn.Module, tuple[int, int, int]]":
+    """Build the network of a config; data that would be fetched first is not."""
+    from cnnlab import build
+
+    if Path(cfg.data.path).exists() or cfg.data.source not in _KNOWN:
+        module = _data_module(cfg)
+        classes, image_shape = module.classes, module.image_shape
+    else:
+        classes, image_shape = tuple(map(str, range(_KNOWN[cfg.data.source][1]))), (32, 32, 3)
+    neutral = [0.5] * image_shape[2]
+    network = build.build_network(cfg, classes=classes, image_shape=image_shape, mean=neutral, std=neutral)
+    return network.eval(), image_shape
+
+
+def _photograph(path: Path | None) -> UInt8[np.ndarray, "height width 3"]:
+    """Return a picture in its own proportions, scaled down where it is larger than one can see."""
+    if path is None:
+        path = _matplotlib_photograph()
+        if path is None:
+            scene = Image.fromarray(shapes.draw("test", 10, 0)[0][7])
+            return np.asarray(scene.resize((320, 320), Image.Resampling.BICUBIC))
+    try:
+        with Image.open(path, formats=folder.FORMATS) as picture:
+            width, height = picture.size
+            if picture.getexif().get(0x0112, 1) >= 5:  # EXIF's orientation: it lies on its side
+                width, height = height, width
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    scale = min(1.0, _PHOTOGRAPH / max(width, height))
+    return _decoded(path, (max(1, round(height * scale)), max(1, round(width * scale))))
+
+
+def _decoded(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
+    try:
+        return folder.decode(path, size)
+    except Exception as error:  # decoders of broken files raise whatever they come across
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} can't be read as a picture: {' '.join(str(error).split())[:200]}")
+
+
+def _matplotlib_photograph() -> Path | None:
+    """Return the photograph that matplotlib brings along: a portrait of Grace Hopper, by the US Navy."""
+    spec = importlib.util.find_spec("matplotlib")
+    path = Path(spec.origin or "").parent / "mpl-data" / "sample_data" / "grace_hopper.jpg" if spec else None
+    return path if path is not None and path.is_file() else None
+
+
+def _beside(found: "build.Restored", name: str) -> Path:
+    """Return where the picture of a run goes: to its others, or here if its checkpoint stands alone."""
+    return found.record.folder / "figures" / f"{name}.png" if found.record else Path(f"show_{name}.png")
+
+
+def _written(figure: "plots.Figure", path: Path, open: bool) -> Path:
+    """Write the picture, and say where."""
+    from cnnlab import plots
+
+    if open and sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise MachineError("--open: there is no screen here. Leave it out; the picture is a file in any case.")
+    content = plots.to_png(figure)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise MachineError(f"cannot write {path}: {error.strerror}. Choose another --output.") from error
+    print(path)
+    if open:
+        typer.launch(str(path))
+    return path

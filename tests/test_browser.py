@@ -1,0 +1,183 @@
+"""TensorBoard as `cnnlab dashboard` starts it, and the report, in a real browser.
+
+The screenshots stay in the folder that CNNLAB_SCREENSHOTS names; the README shows some of them.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, Train, run_process
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    # selenium 4.51 leaves its sockets to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+if not (CHROMIUM and DRIVER) and not os.environ.get("CI"):
+    pytestmark.append(
+        pytest.mark.skip(reason="there is no chromium with its chromedriver: apt install chromium-driver")
+    )
+
+CUSTOM = "tf-custom-scalar-multi-line-chart-card"
+# All text and all elements, those inside web components too.
+EVERYTHING = """
+const found = [];
+(function walk(node) {
+  found.push(node);
+  if (node.shadowRoot) walk(node.shadowRoot);
+  for (const child of node.children || []) walk(child);
+})(document.documentElement);
+"""
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in (
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,800",
+        f"--user-data-dir={tmp_path / 'browser'}",
+    ):  # fmt: skip
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@contextmanager
+def dashboard(folder: Path) -> Iterator[str]:
+    """Start `cnnlab dashboard` in a process of its own; yield its address; end it as Ctrl-C does."""
+    code = "import sys; from cnnlab.cli import app; sys.argv[0] = 'cnnlab'; app()"
+    command = [sys.executable, "-c", code, "dashboard", str(folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().split()[0]
+            assert address.startswith("http://127.0.0.1:")
+            yield address
+        finally:
+            process.send_signal(subprocess.signal.SIGINT)  # type: ignore[attr-defined]
+            assert process.wait(20) == 130
+
+
+def until(what: str, seconds: float, holds: Callable[[], Any]) -> Any:
+    """Wait until something holds, and return it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := holds():
+            return found
+        time.sleep(0.5)
+    raise AssertionError(f"after {seconds} s: {what}")
+
+
+def text(browser: Any) -> str:
+    return browser.execute_script(
+        EVERYTHING + "return found.map(n => n.shadowRoot ? '' : (n.innerText || '')).join('\\n');"
+    )
+
+
+def curves(browser: Any, card: str) -> list[int]:
+    """Count the curves in each chart, `card` being the charts' element, in the order of the page."""
+    return browser.execute_script(
+        EVERYTHING
+        + """
+        return found.filter(node => node.localName === arguments[0]).map(card => {
+          let curves = 0;
+          (function walk(node) {
+            const drawn = node.localName === 'path' && getComputedStyle(node).fill === 'none';
+            if (drawn && node.getTotalLength() > 50) curves += 1;
+            if (node.shadowRoot) walk(node.shadowRoot);
+            for (const child of node.children || []) walk(child);
+          })(card);
+          return curves;
+        });
+        """,
+        card,
+    )
+
+
+def pictures(browser: Any) -> int:
+    """Count the pictures of TensorBoard's that are loaded and shown."""
+    return browser.execute_script(
+        EVERYTHING
+        + """
+        return found.filter(node => node.localName === 'img' && node.src.includes('individualImage')
+                                    && node.naturalWidth > 100 && node.offsetWidth > 50).length;
+        """
+    )
+
+
+def keep(browser: Any, name: str) -> None:
+    folder = os.environ.get("CNNLAB_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        browser.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+
+@pytest.fixture
+def outputs(train: Train, tmp_path: Path) -> Path:
+    """A finished run and a finished sweep."""
+    folder = tmp_path / "outputs"
+    train("trainer.max_epochs=3", folder=folder / "run", figures=True)
+    return folder
+
+
+def test_a_run_opens_on_training_and_validation_in_one_chart(outputs: Path, browser: Any):
+    with dashboard(outputs / "run") as address:
+        browser.get(address)
+        # Nothing is clicked: two curves of loss, two of accuracy, then loss of every step, rate and speed.
+        charts = until("five charts with their curves", 60, lambda: complete(curves(browser, CUSTOM), [2, 2, 1, 1, 1]))
+        assert len(charts) == 5
+        keep(browser, "dashboard")
+        browser.get(f"{address}#images")
+        until("pictures are shown", 60, lambda: pictures(browser) >= 3)
+        keep(browser, "dashboard_images")
+        browser.get(f"{address}#pr_curves")
+        until("curves of precision and recall", 60, lambda: complete(curves(browser, "tf-pr-curve-card"), [1, 1]))
+        browser.get(f"{address}#text")
+        until("the run's summary", 60, lambda: "test/accuracy" in text(browser) and "optimizer.lr" in text(browser))
+        browser.get(f"{address}#timeseries")
+        until("Time Series has charts", 60, lambda: "train/loss_epoch" in text(browser))
+
+
+def test_a_sweep_shows_its_trials_side_by_side(small: list[str], tmp_path: Path, browser: Any):
+    folder = tmp_path / "sweep"
+    trained = run_process(
+        "-m", *small, "optimizer.lr=0.02,0.05", "seed=0,1", f"hydra.sweep.dir='{folder}'", "~callbacks.figures"
+    )
+    assert trained.returncode == 0, trained.stderr
+    with dashboard(folder) as address:
+        browser.get(address)
+        until("two curves a trial", 60, lambda: complete(curves(browser, CUSTOM), [8, 8]))
+        keep(browser, "dashboard_sweep")
+        browser.get(f"{address}#hparams")
+        table = until(
+            "HParams", 60, lambda: "optimizer.lr" in (found := text(browser)) and "test/accuracy" in found and found
+        )
+        assert "0.05" in table
+        keep(browser, "dashboard_hparams")
+
+
+def complete(found: list[int], least: list[int]) -> list[int]:
+    """Return the counts if they are at least these, else nothing."""
+    enough = len(found) >= len(least) and all(count >= wanted for count, wanted in zip(found, least, strict=False))
+    return found if enough else []

@@ -1,0 +1,199 @@
+"""The report: one file that needs nothing else, says what happened, and runs nobody's code."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import html5lib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cnnlab import chart, page, report
+from cnnlab.commands.report import report as command
+from cnnlab.errors import ConfigError, MachineError, PartialError
+from cnnlab.page import Html
+from tests.conftest import Train, drawn, read
+
+EVIL = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>"
+
+
+def parsed(path: Path) -> str:
+    """Return a page, once it is known to be valid HTML that refers to nothing outside."""
+    content = path.read_text(encoding="utf-8")
+    tree = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(content)
+    ids = [element.get("id") for element in tree.iter() if element.get("id")]
+    assert len(ids) == len(set(ids))
+    for element in tree.iter():
+        assert element.tag not in ("script", "link", "iframe", "object", "embed", "base", "form"), element.tag
+        for name, value in element.attrib.items():
+            assert not str(name).startswith("on"), name
+            if name in ("src", "href", "srcset", "poster", "data", "action", "xlink:href"):
+                assert value.startswith("data:image/png;base64,") or (value[0] == "#" and value[1:] in ids), value[:80]
+            assert "url(" not in value
+        if element.tag == "img":
+            assert element.get("alt")
+    assert "url(" not in page.STYLE
+    assert "@import" not in page.STYLE
+    return content
+
+
+def words(content: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", content))
+
+
+def test_the_page_of_a_run_says_what_it_is_asked_for(train: Train, tmp_path: Path):
+    run = train("augment=flip_crop", "optimizer.lr=0.02")
+    path = report.of_run(str(run)).path
+    assert path == run / "report.html"
+    content = parsed(path)
+    said = words(content)
+    for heading in (
+        "Result", "What ran", "The same again", "Curves", "Confusion matrix", "Classes", "Calibration", "Predictions",
+        "Mistakes", "Learned filters", "Throughput", "Environment", "Config",
+    ):  # fmt: skip
+        assert f"<h2>{heading}</h2>" in content
+    metrics = read(run / "metrics.json")
+    assert f"{metrics['test/accuracy']:.2%}" in said
+    assert f"{metrics['test/loss']:.4f}" in said
+    assert f"{metrics['val/loss']:.4f}" in said
+    assert "augment=flip_crop" in said
+    assert "hydra.run.dir" not in words(content.partition('id="the-same-again"')[2].partition("</section>")[0])
+    assert torch.__version__ in said
+    assert "prefers-color-scheme: dark" in content
+    assert "@media print" in content
+    confusion = read(run / "evaluation.json")["confusion"]
+    cells = content.partition('class="matrix"')[2].partition("</table>")[0]
+    assert [int(cell) for cell in re.findall(r"<td[^>]*>(\d+)</td>", cells)] == np.array(confusion).ravel().tolist()
+
+
+def test_a_strangers_words_do_nothing(train: Train, npz: Path, tmp_path: Path):
+    evil = tmp_path / "evil.npz"
+    with np.load(npz) as arrays:
+        names = np.array([f"{EVIL}{label}\x00\x1b" if label else "\ud800odd" for label in range(10)], dtype=object)
+        np.savez(evil, **dict(arrays))
+    run = train(f"data.path='{evil}'", "trainer.max_epochs=1")
+    for checkpoint in (run / "checkpoints").glob("*.ckpt"):
+        content = torch.load(checkpoint, weights_only=True)
+        content["hyper_parameters"]["classes"] = names.tolist()
+        content["hyper_parameters"]["config"]["data"]["classes"] = names.tolist()
+        torch.save(content, checkpoint)
+    record = read(run / "run.json")
+    record |= {"command": EVIL, "device": EVIL, "versions": {EVIL: EVIL}, "git": {"commit": EVIL}, "started": EVIL}
+    record["status"] = EVIL
+    (run / "run.json").write_text(json.dumps(record))
+    config = run / ".hydra" / "config.yaml"
+    config.write_text(config.read_text() + f"evil: {json.dumps(EVIL)}\n")
+    (run / ".hydra" / "overrides.yaml").write_text(f"- {json.dumps(f'+a={EVIL}')}\n")
+    folder = run.rename(tmp_path / "<script>alert(2)<")
+    content = parsed(report.of_run(str(folder)).path)
+    assert "Confusion matrix" in content
+    assert "&lt;script&gt;alert(1)" in content
+    assert "<script" not in content
+    assert "onerror=alert" not in re.sub(r"&lt;img src=x onerror=alert\(1\)&gt;", "", content)
+
+
+def test_a_run_without_checkpoint_or_data_has_a_page_too(train: Train, npz: Path, tmp_path: Path):
+    copy = tmp_path / "copy.npz"
+    shutil.copy(npz, copy)
+    run = train(f"data.path='{copy}'", "trainer.max_epochs=1")
+    copy.unlink()
+    with pytest.raises(PartialError, match=r"lacks the evaluation: .*copy.npz"):
+        command(str(run))
+    said = words(parsed(run / "report.html"))
+    assert "Not evaluated" in said
+    assert "Learned filters" in said
+    command(str(run), data=npz)
+    assert "Not evaluated" not in words(parsed(run / "report.html"))
+
+    shutil.rmtree(run / "checkpoints")
+    for name in ("metrics.json", "history.csv"):
+        (run / name).unlink()
+    (run / "run.json").write_text(json.dumps({"status": "failed", "error": "out of memory"}))
+    command(str(run), output=tmp_path / "failed.html")
+    said = words(parsed(tmp_path / "failed.html"))
+    assert "Failed: out of memory" in said
+    assert "Confusion matrix" not in said
+
+
+def test_a_hundred_classes_make_a_picture_of_the_matrix(train: Train, tmp_path: Path):
+    many = tmp_path / "many.npz"
+    (images, _), (test, _) = drawn(400, 10, 0), drawn(100, 10, 1)
+    np.savez(many, X_train=images, y_train=np.arange(400) % 100, X_test=test, y_test=np.arange(100))
+    run = train(f"data.path='{many}'", "trainer.max_epochs=1", "data.val_size=0")
+    content = parsed(report.of_run(str(run)).path)
+    assert "The commonest confusions" in content
+    assert 'class="matrix"' not in content
+    assert "top5 accuracy" in content
+
+
+def test_the_page_of_a_sweep_has_its_table_and_pictures(tmp_path: Path):
+    folder = tmp_path / "sweep"
+    (folder / "figures").mkdir(parents=True)
+    Image.new("RGB", (400, 300), "white").save(folder / "figures" / "trials.png")
+    trials: list[dict] = [
+        {"name": str(number), "settings": {"optimizer.lr": lr, EVIL: "1"}, "status": status, "error": error,
+         "objective": value, "metrics": {"test/accuracy": value}, "epochs": 2, "seconds": 3.0,
+         "images_per_second": 1000.0}
+        for number, (lr, status, error, value) in enumerate(
+            [("0.1", "completed", None, 0.7), ("0.01", "completed", None, 0.5), (EVIL, "failed", EVIL, None)]
+        )
+    ]  # fmt: skip
+    for trial in trials[:2]:
+        place = folder / str(trial["name"])
+        place.mkdir()
+        (place / "history.csv").write_text("epoch,val/accuracy\n0,0.4\n1,0.7\n")
+    groups = [
+        {"settings": {"optimizer.lr": "0.1"}, "n": 2, "mean": 0.7, "sd": 0.01, "interval_95": [0.6, 0.8],
+         "test/accuracy": 0.7, "trials": ["0"]},
+    ]  # fmt: skip
+    told = {"command": EVIL, "objective": {"metric": "val/accuracy", "mode": "max"}, "winner": "train.py a=1 <b>",
+            "counts": {"completed": 2, "failed": 1}, "groups": groups, "trials": trials}  # fmt: skip
+    (folder / "sweep.json").write_text(json.dumps(told))
+    content = parsed(report.of_sweep(folder).path)
+    said = words(content)
+    assert "0.7000 ± 0.0100" in said
+    assert "train.py a=1 &lt;b&gt;" in said
+    assert content.count("data:image/png") == 1
+    assert content.count("<polyline") >= 2
+    (folder / "sweep.json").write_text("{}")
+    with pytest.raises(ConfigError, match="missing or damaged"):
+        report.of_sweep(folder)
+
+
+def test_what_cannot_be_written_or_is_no_run_is_told(train: Train, tmp_path: Path):
+    run = train("trainer.max_epochs=1")
+    with pytest.raises(MachineError, match="cannot write"):
+        command(str(run), output=run / "run.json" / "report.html")
+    with pytest.raises(ConfigError, match="RUN must be"):
+        command(str(tmp_path / "nowhere"))
+    shutil.move(run / "checkpoints" / "best.ckpt", tmp_path / "alone.ckpt")
+    with pytest.raises(ConfigError, match="stands alone"):
+        command(str(tmp_path / "alone.ckpt"))
+
+
+def test_only_html_enters_a_page_as_html():
+    assert page.tag("p", "<b>", Html("<i>"), title='"') == '<p title="&quot;">&lt;b&gt;<i></p>'
+    assert page.text("a\x00b\ud800") == "a�b�"
+
+
+@pytest.mark.parametrize("ends", [(0, 1), (0, 0.0003), (-5, 12), (0.2, 0.21), (0, 60_000), (1e-9, 2e-9), (0, 1e7)])
+def test_ticks_are_few_and_round_and_inside(ends):
+    low, high = ends
+    found = chart.ticks(low, high)
+    assert 2 <= len(found) <= 6
+    assert low - 1e-9 <= found[0] <= found[-1] <= high + 1e-9
+    steps = np.diff(found)
+    np.testing.assert_allclose(steps, steps[0])
+    assert f"{steps[0]:.0e}"[0] in "125"
+
+
+def test_a_curve_with_gaps_is_drawn_in_pieces():
+    nan = float("nan")
+    drawn_chart = chart.lines("Loss", [chart.Line("training", range(6), [1, 2, nan, 3, 4, nan])], "epoch")
+    assert drawn_chart.count("<polyline") == 2
+    assert chart.lines("Loss", [chart.Line("training", [0], [nan])], "epoch") == ""
+    flat = chart.lines("Loss", [chart.Line("training", [3], [0.0])], "epoch")
+    assert "nan" not in flat
