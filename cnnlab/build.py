@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
@@ -43,6 +44,8 @@ from cnnlab.optimizer import parameter_groups
 from cnnlab.record import Record, find
 
 log = logging.getLogger(__name__)
+
+SAMPLE = 5000  # training images that an initialisation may look at
 
 
 class Lab(NamedTuple):
@@ -93,6 +96,7 @@ def lab(cfg: DictConfig) -> Lab:
     network = build_network(
         cfg, classes=images.classes, image_shape=images.image_shape, mean=images.mean, std=images.std
     )
+    initialise(network, cfg, images)
     trainer = build_trainer(cfg, validate=len(images.val_indices) > 0)
     classifier = Classifier(
         network,
@@ -149,7 +153,7 @@ def build_network(
     image_shape: tuple[int, int, int],
     mean: Sequence[float],
     std: Sequence[float],
-) -> nn.Module:
+) -> nn.Sequential:
     """Build the network for images of (height, width, channels), their normalisation in front."""
     height, width, channels = image_shape
     body = make(
@@ -161,6 +165,36 @@ def build_network(
         # In place, so that the checkpoint's names stay what they are.
         network.compile()
     return network
+
+
+def initialise(network: nn.Sequential, cfg: DictConfig, images: ImageData) -> None:
+    """Set the weights that the network begins with: those of `init`, then those of the run that `init_from` names.
+
+    Raises:
+        ConfigError: An initialisation does not suit the network, or there is no such run.
+        CheckpointError: None of the run's weights has a name and shape of the network's.
+    """
+    steps = [make(cfg, f"init.{name}") for name, node in (cfg.init or {}).items() if node is not None]
+    if steps:
+        sample = images.train_images[images.train_indices[:SAMPLE]].permute(0, 3, 1, 2)
+        normalize, body = network[0], network[1]
+        for step in steps:
+            step(body, normalize(sample))
+    if cfg.init_from is not None:
+        checkpoint = find(cfg.init_from).checkpoint
+        saved = network_weights(read_checkpoint(checkpoint))
+        own = network.state_dict()
+        # The statistics of the images are this run's own: they are not weights.
+        fitting = {
+            name: value
+            for name, value in saved.items()
+            if name in own and value.shape == own[name].shape and not name.startswith("normalize.")
+        }
+        if not fitting:
+            raise CheckpointError(f"init_from={cfg.init_from}: {checkpoint} is another network's: no weight fits.")
+        network.load_state_dict(fitting, strict=False)
+        left = [name for name in own if name not in fitting and not name.startswith("normalize.")]
+        log.info(f"init_from: {len(fitting)} tensors from {checkpoint}" + (f"; new: {', '.join(left)}" if left else ""))
 
 
 class Restored(NamedTuple):
@@ -209,29 +243,32 @@ def restored(named: str, trusted: Sequence[str] = ()) -> Restored:
     cfg = OmegaConf.create({"model": {**model, "compile": False}})
     unknown = [0.5] * channels  # the checkpoint brings mean and standard deviation
     network = build_network(cfg, classes=classes, image_shape=(height, width, channels), mean=unknown, std=unknown)
-    prefix = "network."
-    weights = {
-        name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)
-    }
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(network_weights(content))
     except (RuntimeError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{checkpoint} is another network's: {' '.join(str(error).split())[:300]}") from error
     network.eval()
     return Restored(network, OmegaConf.create(config), tuple(classes), (height, width, channels), checkpoint, record)
 
 
+def network_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a checkpoint under their names in the network."""
+    prefix = "network."
+    weights = checkpoint["state_dict"]
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
 def optimizer_builder(cfg: DictConfig) -> Callable[[nn.Module], Optimizer]:
     """Return what builds the optimizer once the network is on its device."""
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.optimizer, resolve=True))
     optimizer = located("optimizer", options.pop("_target_"))
-    decay_bias_and_norm = options.pop("decay_bias_and_norm", True)
+    grouping = {name: options.pop(name) for name in ("decay_bias_and_norm", "norm_bias_factor") if name in options}
     if options.get("fused", False) is None:
         # A fused optimizer unscales float16 gradients itself, after Lightning would have clipped them.
         options["fused"] = not (cfg.trainer.precision == "16-mixed" and cfg.trainer.gradient_clip_val)
 
     def build(network: nn.Module) -> Optimizer:
-        groups = parameter_groups(network, options["weight_decay"], decay_bias_and_norm)
+        groups = parameter_groups(network, options["weight_decay"], lr=options["lr"], **grouping)
         try:
             return optimizer(groups, **options)
         except (TypeError, ValueError) as error:

@@ -3,7 +3,9 @@
 from cnnlab.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from cnnlab.callbacks.dashboard import Dashboard
 from cnnlab.callbacks.figures import Figures
+from cnnlab.callbacks.freeze import Freeze
 from cnnlab.callbacks.history import History
+from cnnlab.callbacks.lookahead import Lookahead
 from cnnlab.callbacks.progress import Progress
 from cnnlab.callbacks.stop import StopOnSignal
 
@@ -12,7 +14,9 @@ __all__ = [
     "Checkpoint",
     "Dashboard",
     "Figures",
+    "Freeze",
     "History",
+    "Lookahead",
     "Progress",
     "StopOnSignal",
 ]
