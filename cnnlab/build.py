@@ -80,8 +80,8 @@ class Lab(NamedTuple):
         }
 
 
-def lab(cfg: DictConfig) -> Lab:
-    """Build a run from its config.
+def lab(cfg: DictConfig, images: ImageData | None = None) -> Lab:
+    """Build a run from its config; `images` are its data if they were built before.
 
     Raises:
         ConfigError: A class does not take the arguments it is given.
@@ -92,7 +92,7 @@ def lab(cfg: DictConfig) -> Lab:
     keep_freed_memory()
     check_accelerator(cfg.trainer.accelerator)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    images = data(cfg)
+    images = images or data(cfg)
     network = build_network(
         cfg, classes=images.classes, image_shape=images.image_shape, mean=images.mean, std=images.std
     )

@@ -22,6 +22,7 @@ app = typer.Typer(
 
 # What --help says; each is the module cnnlab.commands.<name>, imported when it is called and not before.
 COMMANDS = {
+    "benchmark": "Measure how fast a config trains on this machine, and what would be faster.",
     "data": "Fetch, pack and check the npz files that training reads.",
 }
 

@@ -13,10 +13,11 @@ from tests.conftest import ROOT
 ROWS = [
     {"train", "cli"},
     {"commands"},
+    {"benchmark"},
     {"build"},
     {"callbacks"},
     {"classifier", "data"},
-    {"augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine"},
+    {"augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "init"},
     {"batch", "signals", "record", "trust"},
     {"errors"},
 ]
