@@ -5,12 +5,11 @@ import multiprocessing
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -257,9 +256,9 @@ def versions() -> dict[str, str]:
 def _serve(pipe: Connection, kind: Kind, overrides: list[str]) -> None:
     """Be a side: build what trains, say what it is, and answer questions until nobody asks."""
     begun = time.perf_counter()
-    sys.stdout = Path(os.devnull).open("w")  # for progress bars, which cost time but are not to be seen
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        # Progress bars cost what they cost, but are not to be seen.
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), tempfile.TemporaryDirectory() as folder:
             from cnnlab.benchmark import sides  # imports torch, which counts as start-up
 
             one = sides.KINDS[kind](overrides, Path(folder), begun)
