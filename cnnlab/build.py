@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
@@ -47,6 +48,8 @@ from cnnlab.record import Record, find
 from cnnlab.run import Run, is_out_of_memory
 
 log = logging.getLogger(__name__)
+
+SAMPLE = 5000  # training images that an initialisation may look at
 
 
 MOST_ROLLBACKS = 8
@@ -91,12 +94,14 @@ class Lab(NamedTuple):
         }
 
 
-def lab(cfg: DictConfig, rollbacks: int = 0) -> Lab:
+def lab(cfg: DictConfig, images: ImageData | None = None, *, rollbacks: int = 0, begun: bool = False) -> Lab:
     """Build a run from its config.
 
     Args:
         cfg: The run's config.
+        images: Its data, if they were read before.
         rollbacks: How often the learning rate is halved.
+        begun: Whether a checkpoint will bring the weights.
 
     Raises:
         ConfigError: A class does not take the arguments it is given.
@@ -107,10 +112,12 @@ def lab(cfg: DictConfig, rollbacks: int = 0) -> Lab:
     keep_freed_memory()
     check_accelerator(cfg.trainer.accelerator)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    images = data(cfg)
+    images = images or data(cfg)
     network = build_network(
         cfg, classes=images.classes, image_shape=images.image_shape, mean=images.mean, std=images.std
     )
+    if not begun:
+        initialise(network, cfg, images)
     trainer = build_trainer(cfg, validate=len(images.val_indices) > 0, rollbacks=rollbacks)
     classifier = Classifier(
         network,
@@ -142,7 +149,8 @@ def composition(config: Mapping[str, Any]) -> dict[str, Any]:
     hydra = HydraConfig.get()
     choices = {name: option for name, option in hydra.runtime.choices.items() if not name.startswith("hydra/")}
     # Hydra keeps no record of the groups that take several options: their keys are the options' names.
-    choices["augment"] = [name for name, node in (config["augment"] or {}).items() if node is not None]
+    for group in ("augment", "init"):
+        choices[group] = [name for name, node in (config[group] or {}).items() if node is not None]
     return {"choices": choices, "overrides": list(hydra.overrides.task), "cwd": hydra.runtime.cwd}
 
 
@@ -181,7 +189,7 @@ def build_network(
     image_shape: tuple[int, int, int],
     mean: Sequence[float],
     std: Sequence[float],
-) -> nn.Module:
+) -> nn.Sequential:
     """Build the network for images of (height, width, channels), their normalisation in front."""
     height, width, channels = image_shape
     body = make(
@@ -193,6 +201,36 @@ def build_network(
         # In place, so that the checkpoint's names stay what they are.
         network.compile()
     return network
+
+
+def initialise(network: nn.Sequential, cfg: DictConfig, images: ImageData) -> None:
+    """Set the weights that the network begins with: those of `init`, then those of the run that `init_from` names.
+
+    Raises:
+        ConfigError: An initialisation does not suit the network, or there is no such run.
+        CheckpointError: None of the run's weights has a name and shape of the network's.
+    """
+    steps = [make(cfg, f"init.{name}") for name, node in (cfg.init or {}).items() if node is not None]
+    if steps:
+        sample = images.train_images[images.train_indices[:SAMPLE]].permute(0, 3, 1, 2)
+        normalize, body = network[0], network[1]
+        for step in steps:
+            step(body, normalize(sample))
+    if cfg.init_from is not None:
+        checkpoint = find(cfg.init_from).checkpoint
+        saved = network_weights(read_checkpoint(checkpoint))
+        own = network.state_dict()
+        # The statistics of the images are this run's own: they are not weights.
+        fitting = {
+            name: value
+            for name, value in saved.items()
+            if name in own and value.shape == own[name].shape and not name.startswith("normalize.")
+        }
+        if not fitting:
+            raise CheckpointError(f"init_from={cfg.init_from}: {checkpoint} is another network's: no weight fits.")
+        network.load_state_dict(fitting, strict=False)
+        left = [name for name in own if name not in fitting and not name.startswith("normalize.")]
+        log.info(f"init_from: {len(fitting)} tensors from {checkpoint}" + (f"; new: {', '.join(left)}" if left else ""))
 
 
 class Restored(NamedTuple):
@@ -246,12 +284,8 @@ def restored(named: str, trusted: Sequence[str] = ()) -> Restored:
     cfg = OmegaConf.create({"model": {**model, "compile": False}})
     unknown = [0.5] * channels  # the checkpoint brings mean and standard deviation
     network = build_network(cfg, classes=classes, image_shape=(height, width, channels), mean=unknown, std=unknown)
-    prefix = "network."
-    weights = {
-        name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)
-    }
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(network_weights(content))
     except (RuntimeError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{checkpoint} is another network's: {' '.join(str(error).split())[:300]}") from error
     network.eval()
@@ -307,17 +341,24 @@ def _found(run: Restored) -> Path:
     raise DataError(f"the run's data.path={path}: there is no {looked}. Give the file with --data FILE.")
 
 
+def network_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a checkpoint under their names in the network."""
+    prefix = "network."
+    weights = checkpoint["state_dict"]
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
 def optimizer_builder(cfg: DictConfig) -> Callable[[nn.Module], Optimizer]:
     """Return what builds the optimizer once the network is on its device."""
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.optimizer, resolve=True))
     optimizer = located("optimizer", options.pop("_target_"))
-    decay_bias_and_norm = options.pop("decay_bias_and_norm", True)
+    grouping = {name: options.pop(name) for name in ("decay_bias_and_norm", "norm_bias_factor") if name in options}
     if options.get("fused", False) is None:
         # A fused optimizer unscales float16 gradients itself, after Lightning would have clipped them.
         options["fused"] = not (cfg.trainer.precision == "16-mixed" and cfg.trainer.gradient_clip_val)
 
     def build(network: nn.Module) -> Optimizer:
-        groups = parameter_groups(network, options["weight_decay"], decay_bias_and_norm)
+        groups = parameter_groups(network, options["weight_decay"], lr=options["lr"], **grouping)
         try:
             return optimizer(groups, **options)
         except (TypeError, ValueError) as error:
@@ -385,7 +426,7 @@ def fitted(cfg: DictConfig, run: Run, *, resume: bool = False) -> Lab:
     checkpoint = run.checkpoint_to_resume() if resume else None
     rollbacks = 0
     while True:
-        built = lab(cfg, rollbacks)
+        built = lab(cfg, rollbacks=rollbacks, begun=checkpoint is not None)
         run.describe(**built.facts())
         try:
             built.fit(checkpoint)

@@ -28,6 +28,7 @@ COMMANDS = {
     "export": "Write a run's network as ONNX, torch.export or safetensors.",
     "compare": "Compare runs: config, metrics, curves, and whether the difference is real.",
     "runs": "List runs: what each was, how it ended, what it reached.",
+    "benchmark": "Measure how fast a config trains on this machine, and what would be faster.",
     "data": "Fetch, pack and check the npz files that training reads.",
     "show": "Draw data, convolution, pooling, augmentation, schedules, and the inside of a network.",
     "report": "Write one HTML file about a run or a sweep.",

@@ -14,23 +14,20 @@ ROWS = [
     {"train", "cli"},
     {"commands"},
     {"sweep"},
-    {"export", "comparison", "report"},
+    {"benchmark", "export", "comparison", "report"},
     {"evaluation", "prediction", "rehearsal"},
     {"build"},
     {"callbacks"},
     {"classifier", "data"},
-    {
-        "augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger", "anatomy", "chart",
-    },
+    {"augment", "init", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger"}
+    | {"anatomy", "chart"},
     {"batch", "signals", "record", "trust", "seal", "lock", "tutorial", "page"},
     {"errors"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(reversed(ROWS)) for room in rooms}
 ONLY_IN = {
-    {
-        "augment", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger", "anatomy", "chart",
-    },
-    {"batch", "signals", "record", "trust", "seal", "lock", "tutorial", "page"},
+    "hydra": {"train", "sweep", "build", "config"},
+    "omegaconf": {"train", "sweep", "build", "config"},
     "matplotlib": {"plots"},
 }
 FILES = [ROOT / "train.py", *sorted((ROOT / "cnnlab").rglob("*.py"))]

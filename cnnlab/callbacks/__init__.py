@@ -4,7 +4,9 @@ from cnnlab.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from cnnlab.callbacks.dashboard import Dashboard
 from cnnlab.callbacks.divergence import Divergence
 from cnnlab.callbacks.figures import Figures
+from cnnlab.callbacks.freeze import Freeze
 from cnnlab.callbacks.history import History
+from cnnlab.callbacks.lookahead import Lookahead
 from cnnlab.callbacks.progress import Progress
 from cnnlab.callbacks.prune import Prune
 from cnnlab.callbacks.stop import StopOnSignal
@@ -15,7 +17,9 @@ __all__ = [
     "Dashboard",
     "Divergence",
     "Figures",
+    "Freeze",
     "History",
+    "Lookahead",
     "Progress",
     "Prune",
     "StopOnSignal",

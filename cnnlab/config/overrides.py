@@ -99,11 +99,12 @@ def preflight(argv: Sequence[str]) -> list[str]:
     return [*(str(override.input_line) for override in overrides), *words]
 
 
-def composed(lines: Sequence[str]) -> DictConfig:
+def composed(lines: Sequence[str], folder: Path | None = None) -> DictConfig:
     """Return the config that train.py would compose from overrides, without its `hydra` part.
 
     Args:
         lines: The overrides of one run.
+        folder: Stands for the run's wherever the config refers to that.
 
     Raises:
         ConfigError: Something is wrong; the message has one line for each mistake.
@@ -118,7 +119,13 @@ def composed(lines: Sequence[str]) -> DictConfig:
     mistakes += command.mistakes()
     if mistakes:
         raise refusal(*mistakes)
-    return OmegaConf.create(command.config)
+    return OmegaConf.create(command.config if folder is None else _placed(command.config, str(folder)))
+
+
+def _placed(content: Any, folder: str) -> Any:
+    if isinstance(content, dict):
+        return {key: _placed(value, folder) for key, value in content.items()}
+    return content.replace("${hydra:runtime.output_dir}", folder) if isinstance(content, str) else content
 
 
 def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -265,7 +272,7 @@ class _Command:
             for dimension in dimensions:
                 for line, inner in zip(dimension.ends(), [*dimension.choices.values()] or [(), ()], strict=True):
                     overrides, wrong = _parsed([line])
-                    if not wrong and any(self._is_choice(override) for override in overrides):
+                    if not wrong and any(self.is_choice(override) for override in overrides):
                         wrong = [text for override in overrides for text in self._wrong_options(override)]
                     if not wrong:
                         wrong = self._composed([*within, *overrides])[1]

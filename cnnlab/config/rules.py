@@ -142,6 +142,7 @@ RULES: dict[str, Rule] = {
     "objective.metric": filled,
     "objective.mode": _mode,
     "loss.label_smoothing": real(0, 1),
+    "init_from": filled | null,
     "resume": filled | null,
     "debug": flag,
     "trusted": each(matching(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "a package or module")),
@@ -182,6 +183,11 @@ RULES: dict[str, Rule] = {
     "model.shortcut": one_of("pad", "projection"),
     "model.depth": whole(10),
     "model.width": whole(1),
+    "model.convs": whole(1),
+    "model.residual": flag,
+    "model.whiten_kernel": whole(1),
+    "model.norm_momentum": real(above=0, high=1),
+    "model.logit_scale": real(above=0),
     "model.channels_last": flag,
     "model.compile": flag,
     # optimizer
@@ -198,7 +204,11 @@ RULES: dict[str, Rule] = {
     "optimizer.ns_steps": whole(1),
     "optimizer.normalize": flag,
     "optimizer.decay_bias_and_norm": flag,
+    "optimizer.norm_bias_factor": real(above=0),
     "optimizer.fused": flag | null,
+    # init
+    "init.whiten.count": whole(2),
+    "init.whiten.eps": real(0),
     # schedule
     "schedule.warmup": real(0, below=1),
     "schedule.start_factor": real(0),
@@ -225,6 +235,11 @@ RULES: dict[str, Rule] = {
     "callbacks.early_stopping.min_delta": real(0),
     "callbacks.early_stopping.check_finite": flag,
     "callbacks.ema.decay": real(0, 1),
+    "callbacks.lookahead.every_n_steps": whole(1),
+    "callbacks.lookahead.momentum": real(0, below=1),
+    "callbacks.freeze.parameters": each(filled),
+    "callbacks.freeze.from_epoch": whole(0),
+    "callbacks.freeze.until_epoch": whole(1) | null,
     # trainer: every flag of pytorch_lightning.Trainer
     "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu") | section,
     "trainer.strategy": matching(

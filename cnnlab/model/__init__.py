@@ -3,5 +3,6 @@
 from cnnlab.model.convnet import ConvNet
 from cnnlab.model.layers import Normalize, normalised
 from cnnlab.model.resnet import ResNet, WideResNet
+from cnnlab.model.speednet import SpeedNet
 
-__all__ = ["ConvNet", "Normalize", "ResNet", "WideResNet", "normalised"]
+__all__ = ["ConvNet", "Normalize", "ResNet", "SpeedNet", "WideResNet", "normalised"]

@@ -24,6 +24,8 @@ BLUE = "#0072B2"
 VERMILION = "#D55E00"
 INK = "#333333"
 PALE = "#BBBBBB"
+# Of the parts of a step: neighbours far apart in lightness too.
+_PARTS = ("#56B4E9", "#E69F00", "#0072B2", "#F0E442", "#009E73", "#CC79A7", "#BBBBBB")
 # For things of one kind side by side, such as runs.
 SERIES = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
 
@@ -277,6 +279,33 @@ def reliability(bins: Sequence[Mapping[str, Any]], error: float) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(PercentFormatter(xmax=1))
     upper.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    return figure
+
+
+def step_parts(measured: Mapping[str, Any]) -> Figure:
+    """Show what a training step's time goes into, beside the steps that it was held against.
+
+    Args:
+        measured: What `cnnlab benchmark --json` writes: `parts_ms`, `step_ms`, `against`.
+    """
+    others = measured["against"]
+    bars = ["cnnlab", *others]
+    figure = _figure((_WIDTH, 1.5 + 0.5 * len(bars)))
+    axes = _axes(figure.subplots(), f"Milliseconds a step of {measured['batch_size']} images", "")
+    axes.grid(visible=False)
+    start = 0.0
+    for (name, part), colour in zip(measured["parts_ms"].items(), _PARTS, strict=True):
+        axes.barh(0, part, left=start, height=0.6, color=colour, edgecolor="white", label=f"{name} {part:.2f}")
+        start += part
+    for row, other in enumerate(others.values(), start=1):
+        axes.barh(row, other["step_ms"], height=0.6, color=PALE)
+        text = f"{other['step_ms']:.2f} (ratio {other['ratio']:.2f})"
+        axes.annotate(text, (other["step_ms"], row), (4, 0), textcoords="offset points", va="center", color=INK)
+    axes.set_yticks(range(len(bars)), bars)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.25 * max([start, *(other["step_ms"] for other in others.values())]))
+    axes.xaxis.set_major_locator(MaxNLocator(8))
+    axes.legend(ncols=4, frameon=False, fontsize=8, labelcolor=INK, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 

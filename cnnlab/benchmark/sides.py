@@ -1,0 +1,389 @@
+"""What a benchmark lets run against each other: the Trainer as train.py runs it, and the loops that people write.
+
+Each class is one side, in a process of its own: it is built once, then trains blocks of steps and says how long they
+took.
+"""
+
+import copy
+import math
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchmetrics.classification import MulticlassAccuracy
+from typing_extensions import override
+
+from cnnlab import build
+from cnnlab.batch import Batch
+from cnnlab.config import composed
+from cnnlab.data import ImageData
+from cnnlab.machine import describe_device
+
+WARM_UP = 5
+"""Steps of a block before its clock starts."""
+SOUND_STEPS = 20
+
+
+class Clock(Callback):
+    """Time the steps of a training between the warm-up and the end."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.begun = self.ended = math.nan
+        self.loss: Tensor | None = None
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.loss = outputs["loss"]
+        if trainer.global_step == WARM_UP:
+            self.begun = now(pl_module.device)
+        elif trainer.global_step == WARM_UP + self.steps:
+            self.ended = now(pl_module.device)
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds a step."""
+        return (self.ended - self.begun) / self.steps
+
+
+class LabSide:
+    """The Trainer, with everything that train.py records.
+
+    Args:
+        overrides: Of train.py.
+        folder: Where the runs may write.
+        begun: When the process began, on the clock of `time.perf_counter`.
+    """
+
+    def __init__(self, overrides: Sequence[str], folder: Path, begun: float) -> None:
+        started = time.perf_counter()
+        self.folder = folder
+        self.cfg = composed(overrides, folder)
+        self.cfg.trainer.max_epochs = -1
+        self.cfg.trainer.limit_val_batches = 0
+        self.cfg.trainer.enable_progress_bar = False
+        images = build.data(self.cfg)
+        read = time.perf_counter()
+        self.lab = self._lab(1, images)
+        built = time.perf_counter()
+        self.lab.fit()
+        self.start_up = {
+            "imports": started - begun, "data": read - started, "build": built - read,
+            "first step": time.perf_counter() - built,
+        }  # fmt: skip
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the other process wants to know."""
+        device = self.device
+        return {
+            "hardware": hardware(device),
+            "device_type": device.type,
+            "precision": str(self.lab.trainer.precision),
+            "batch_size": self.cfg.data.batch_size,
+            "flops_per_image": self._flops(),
+            "start_up_seconds": self.start_up,
+            "switches": [
+                f"trainer.precision={self.cfg.trainer.precision or '32-true'}",
+                f"model.channels_last={self.cfg.model.channels_last}".lower(),
+                f"model.compile={self.cfg.model.compile}".lower(),
+                f"data.batch_size={self.cfg.data.batch_size}",
+            ],
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where it trains."""
+        return self.lab.trainer.strategy.root_device
+
+    def train(self, steps: int) -> float:
+        """Train a block of steps with a new Trainer and return the seconds a step."""
+        clock = Clock(steps)
+        lab = self._lab(WARM_UP + steps, self.lab.data, clock)
+        lab.fit()
+        return clock.step_seconds
+
+    def losses(self) -> tuple[float, float]:
+        """Return the loss of the twentieth step, and that in float32 without compilation on the same batches."""
+        plain = copy.deepcopy(self.cfg)
+        plain.trainer.precision = "32-true"
+        plain.model.compile = False
+        found = []
+        for cfg in (self.cfg, plain):
+            clock = Clock(0)
+            self._lab(SOUND_STEPS, self.lab.data, clock, cfg=cfg).fit()
+            assert clock.loss is not None
+            found.append(float(clock.loss))
+        return found[0], found[1]
+
+    def parts(self, steps: int) -> dict[str, float]:
+        """Return the ms that the parts of a step take, each the median over some steps of a loop of its own."""
+        lab, device = self.lab, self.device
+        network, data = lab.classifier.network.to(device).train(), lab.data
+        optimizer = lab.classifier.optimizer(network)
+        strategy = lab.trainer.strategy
+        times: dict[str, list[float]] = {
+            name: [] for name in ("data", "augmentation", "forward", "backward", "optimizer")
+        }
+        batches = endless(data)
+        for step in range(WARM_UP + steps):
+            marks = [now(device)]
+            batch = data.transfer_batch_to_device(next(batches), device, 0)
+            marks.append(now(device))
+            batch = data.augmented(batch, 0, step)
+            marks.append(now(device))
+            with strategy.precision_plugin.train_step_context():
+                loss = F.cross_entropy(
+                    network(batch.images), batch.targets, label_smoothing=lab.classifier.label_smoothing
+                )
+            marks.append(now(device))
+            loss.backward()
+            marks.append(now(device))
+            optimizer.step()
+            optimizer.zero_grad()
+            marks.append(now(device))
+            if step >= WARM_UP:
+                for name, begun, ended in zip(times, marks[:-1], marks[1:], strict=True):
+                    times[name].append(ended - begun)
+        found = {name: 1000 * statistics.median(values) for name, values in times.items()}
+        found["recording"] = 1000 * self._recording(steps)
+        return found
+
+    def matmul_flops(self) -> float:
+        """Return the floating-point operations a second of a large matrix product, the best of several."""
+        size = 4096 if self.device.type == "cuda" else 1024
+        precision = self.lab.trainer.precision
+        kind = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
+        matrix = torch.randn(size, size, device=self.device, dtype=kind)
+        taken = []
+        for _ in range(20):
+            begun = now(self.device)
+            matrix @ matrix
+            taken.append(now(self.device) - begun)
+        return 2 * size**3 / min(taken)
+
+    def inference(self, seconds: float) -> dict[str, Any]:
+        """Return the images a second of evaluation with its metrics, and the ms that predicting a batch takes."""
+        data, classifier, device = self.lab.data, self.lab.classifier, self.device
+        network = classifier.network.to(device).eval()
+        found: dict[str, Any] = {"prediction_ms": {}}
+        with torch.inference_mode():
+            classifier.test_metrics.to(device)
+            count, begun = 0, now(device)
+            for number, batch in enumerate(self._repeated(seconds)):
+                batch = data.transfer_batch_to_device(batch, device, 0)
+                classifier._evaluate(batch, classifier.test_metrics)
+                if number == 0:
+                    begun = now(device)
+                else:
+                    count += len(batch.targets)
+            found["evaluation_images_per_second"] = count / (now(device) - begun)
+            for size in (1, 256):
+                images = data.test_images[:size].permute(0, 3, 1, 2).to(device)
+                taken = []
+                for _ in range(30):
+                    begun = now(device)
+                    network(images)
+                    taken.append(now(device) - begun)
+                found["prediction_ms"][str(len(images))] = 1000 * statistics.median(taken)
+        classifier.test_metrics.reset()
+        return found
+
+    def peak_mib(self) -> float:
+        """Return the most memory that the device (a CPU: this process) has held."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    def _lab(self, steps: int, images: ImageData, *callbacks: Callback, cfg: Any = None) -> build.Lab:
+        cfg = copy.deepcopy(cfg or self.cfg)
+        cfg.trainer.max_steps = steps
+        lab = build.lab(cfg, images)
+        lab.trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+        return lab
+
+    def _flops(self) -> float:
+        data = self.lab.data
+        network = build.build_network(
+            self.cfg, classes=data.classes, image_shape=data.image_shape, mean=data.mean, std=data.std
+        ).train()
+        batch = next(iter(data.batches("train", batch_size=8)))
+        with FlopCounterMode(display=False) as counter:
+            F.cross_entropy(network(batch.images.cpu()), batch.targets.cpu()).backward()
+        return counter.get_total_flops() / len(batch.targets)
+
+    def _recording(self, steps: int) -> float:
+        """Return the seconds that the callbacks take in a step."""
+        spent = [0.0]
+        lab = self._lab(WARM_UP + steps, self.lab.data)
+        for callback in lab.trainer.callbacks:  # type: ignore[attr-defined]
+            for hook in ("on_train_batch_start", "on_train_batch_end"):
+                setattr(callback, hook, timed(getattr(callback, hook), spent))
+        lab.fit()
+        return spent[0] / (WARM_UP + steps)
+
+    def _repeated(self, seconds: float) -> Iterator[Batch]:
+        begun = time.perf_counter()
+        while True:
+            yield from self.lab.data.batches("test")
+            if time.perf_counter() - begun > seconds:
+                return
+
+
+class PlainSide:
+    """A loop in plain PyTorch: float images on the device, a random slice a step, the loss read back in each.
+
+    The network is the same one, as people write it: in channels-first memory, its input normalised beforehand.
+    """
+
+    def __init__(self, overrides: Sequence[str], folder: Path, begun: float) -> None:
+        cfg = composed(overrides, folder)
+        data = build.data(cfg)
+        self.device = build.build_trainer(cfg).strategy.root_device
+        cfg.model.channels_last = False
+        torch.manual_seed(cfg.seed)
+        network = build.build_network(
+            cfg, classes=data.classes, image_shape=data.image_shape, mean=data.mean, std=data.std
+        )
+        mean, std = (torch.tensor(list(values)).view(1, -1, 1, 1) for values in (data.mean, data.std))
+        images = data.train_images[data.train_indices].permute(0, 3, 1, 2)
+        self.images = ((images.float() / 255 - mean) / std).contiguous().to(self.device)
+        self.targets = data.train_targets[data.train_indices].to(self.device)
+        self.network = network[1].to(self.device)
+        cfg.optimizer.fused = None
+        self.optimizer = build.optimizer_builder(cfg)(self.network)
+        self.batch_size = cfg.data.batch_size
+        self.losses: list[float] = []
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the other process wants to know."""
+        return {"batch_size": self.batch_size}
+
+    def train(self, steps: int) -> float:
+        """Train a block of steps and return the seconds a step."""
+        begun = math.nan
+        for step, chosen in enumerate(islice(self._slices(), WARM_UP + steps)):
+            if step == WARM_UP:
+                begun = now(self.device)
+            self.optimizer.zero_grad()
+            loss = F.cross_entropy(self.network(self.images[chosen]), self.targets[chosen])
+            loss.backward()
+            self.optimizer.step()
+            self.losses.append(loss.item())
+        return (now(self.device) - begun) / steps
+
+    def _slices(self) -> Iterator[Tensor]:
+        while True:
+            yield from torch.randperm(len(self.images), device=self.device).split(self.batch_size)
+
+
+class DataLoaderSide:
+    """Lightning as templates use it: a DataLoader that collates sample by sample, the loss on the progress bar."""
+
+    def __init__(self, overrides: Sequence[str], folder: Path, begun: float) -> None:
+        self.plain = PlainSide(overrides, folder, begun)
+        self.folder = folder
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the other process wants to know."""
+        return self.plain.facts()
+
+    def train(self, steps: int) -> float:
+        """Train a block of steps with a new Trainer and return the seconds a step."""
+        build.quieten_lightning()
+        clock = Clock(steps)
+        trainer = Trainer(
+            max_steps=WARM_UP + steps, max_epochs=-1, callbacks=[clock], enable_model_summary=False,
+            logger=TensorBoardLogger(self.folder), default_root_dir=self.folder,
+        )  # fmt: skip
+        dataset = TensorDataset(self.plain.images.cpu(), self.plain.targets.cpu())
+        trainer.fit(_Template(self.plain), DataLoader(dataset, self.plain.batch_size, shuffle=True))
+        return clock.step_seconds
+
+
+class _Template(LightningModule):
+    def __init__(self, plain: PlainSide) -> None:
+        super().__init__()
+        self.network = plain.network
+        self.built = plain.optimizer
+        self.train_accuracy = MulticlassAccuracy(plain.network(plain.images[:2]).shape[1], average="micro")
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, targets = batch
+        logits = self.network(images)
+        loss = F.cross_entropy(logits, targets)
+        self.train_accuracy(logits, targets)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
+        return loss
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.built
+
+
+KINDS: dict[str, type[Any]] = {"lab": LabSide, "plain": PlainSide, "dataloader": DataLoaderSide}
+
+
+def now(device: torch.device) -> float:
+    """Return the time in seconds when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+def endless(data: ImageData) -> Iterator[Batch]:
+    """Yield training batches, epoch after epoch."""
+    batches = data.batches("train", batch_size=data.batch_size, shuffle=True)
+    epoch = 0
+    while True:
+        batches.set_epoch(epoch)
+        yield from batches
+        epoch += 1
+
+
+def timed(hook: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    """Return a hook that adds the seconds it takes to `spent`."""
+
+    def measured(*arguments: Any, **named: Any) -> Any:
+        begun = time.perf_counter()
+        try:
+            return hook(*arguments, **named)
+        finally:
+            spent[0] += time.perf_counter() - begun
+
+    return measured
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Return what the machine is."""
+    names = [line for line in read_lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
+    return {
+        "device": describe_device(device),
+        "cpu": names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine(),
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_features": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return a text file's lines; none if there is no file."""
+    return path.read_text().splitlines() if path.exists() else []

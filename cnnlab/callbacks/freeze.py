@@ -1,0 +1,74 @@
+"""Parameters that are trained for a part of the run only."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.optim import SGD, Optimizer
+from typing_extensions import override
+
+from cnnlab.errors import ConfigError
+
+
+class Freeze(Callback):
+    """Keep parameters as they are during some epochs.
+
+    Args:
+        parameters: Their names in the network, with wildcards: `body.features.*`. A name with `!` in front takes
+            parameters back out.
+        from_epoch: The first epoch in which they are frozen.
+        until_epoch: The first one in which they are trained again; null: never.
+
+    Raises:
+        ConfigError: No parameter has such a name.
+    """
+
+    def __init__(self, parameters: Sequence[str], from_epoch: int = 0, until_epoch: int | None = None) -> None:
+        self.parameters = list(parameters)
+        self.from_epoch = from_epoch
+        self.until_epoch = until_epoch
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        named = {
+            name.removeprefix("network."): parameter
+            for name, parameter in pl_module.named_parameters()
+            if parameter.requires_grad
+        }
+        self._chosen = [parameter for name, parameter in named.items() if self._chooses(name)]
+        if not self._chosen:
+            shown = ", ".join(list(named)[:12])
+            raise ConfigError(f"callbacks.freeze.parameters={self.parameters} fits no trained parameter: {shown}, ...")
+        self._apply(trainer)
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._apply(trainer)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for parameter in self._chosen:
+            parameter.requires_grad = True
+
+    def _chooses(self, name: str) -> bool:
+        wanted = any(fnmatchcase(name, pattern) for pattern in self.parameters if not pattern.startswith("!"))
+        return wanted and not any(fnmatchcase(name, pattern[1:]) for pattern in self.parameters if pattern[0] == "!")
+
+    def _apply(self, trainer: Trainer) -> None:
+        epoch = trainer.current_epoch
+        frozen = self.from_epoch <= epoch and (self.until_epoch is None or epoch < self.until_epoch)
+        for parameter in self._chosen:
+            # Without a gradient the optimizer leaves it alone, momentum and weight decay included.
+            parameter.requires_grad = not frozen
+        if not frozen:
+            for optimizer in trainer.optimizers:
+                self._begin_momentum(optimizer)
+
+    def _begin_momentum(self, optimizer: Optimizer) -> None:
+        # The fused SGD takes momentum for all parameters of a group or for none; zero is what it begins with.
+        for group in optimizer.param_groups:
+            begun = [parameter for parameter in group["params"] if "momentum_buffer" in optimizer.state[parameter]]
+            for parameter in group["params"] if begun and isinstance(optimizer, SGD) else ():
+                if optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -1,0 +1,77 @@
+"""Slow weights behind the fast ones."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+
+class Lookahead(Callback):
+    """Pull the weights back to their own slow average every few steps, and end on the average.
+
+    Every `every_n_steps` optimizer steps the slow weights move to the fast ones by 1 - momentum^every·(t/T)³, where
+    t/T is the share of the run that is over, and the fast ones are set to them: hardly any pull in the beginning, a
+    strong one at the end. Buffers such as the running statistics of norms are averaged alike.
+
+    Args:
+        every_n_steps: Optimizer steps between two pulls.
+        momentum: Of a single step, at the end of the run.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Source: Zhang et al. 2019, arXiv:1907.08610, with the rising momentum of Jordan 2024, arXiv:2404.00498, section 3.4.
+    """
+
+    def __init__(self, every_n_steps: int = 5, momentum: float = 0.95) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}.")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be at least 0 and below 1, got {momentum}.")
+        self.every_n_steps = every_n_steps
+        self.momentum = momentum
+        self.slow: list[Tensor] | None = None
+        self._stepped = 0
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        fast = averaged(pl_module)
+        if self.slow is None:
+            self.slow = [value.clone() for value in fast]
+        self.slow = [slow.to(value.device) for slow, value in zip(self.slow, fast, strict=True)]
+        self._stepped = trainer.global_step
+        self._total_steps = trainer.estimated_stepping_batches
+
+    @override
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._stepped:
+            return  # gradients are still being accumulated
+        self._stepped = step
+        at_end = step >= self._total_steps
+        if step % self.every_n_steps and not at_end:
+            return
+        assert self.slow is not None
+        fast = averaged(pl_module)
+        if not at_end:
+            share = 1 - self.momentum**self.every_n_steps * (step / self._total_steps) ** 3
+            torch._foreach_lerp_(self.slow, fast, share)
+        torch._foreach_copy_(fast, self.slow)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.slow is None else {"slow": self.slow}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.slow = state_dict.get("slow")
+
+
+def averaged(module: LightningModule) -> list[Tensor]:
+    """Return the parameters and buffers that an average is taken of: those with fractions."""
+    return [value.detach() for value in (*module.parameters(), *module.buffers()) if value.is_floating_point()]

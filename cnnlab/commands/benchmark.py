@@ -1,0 +1,107 @@
+"""`cnnlab benchmark`: how fast a config trains here, where the time goes, and what would be faster."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from cnnlab.config import composed
+from cnnlab.errors import ConfigError
+from cnnlab.record import write_text
+
+app = typer.Typer(add_completion=False)
+
+
+class _Kind(StrEnum):
+    PLAIN = "plain"
+    DATALOADER = "dataloader"
+
+
+@app.command(epilog="cnnlab benchmark model=resnet18 data.batch_size=512 --against plain")
+def benchmark(
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As for train.py.")] = None,
+    against: Annotated[
+        list[_Kind] | None,
+        typer.Option(help="Train in turn with a plain PyTorch loop, or with Lightning over a DataLoader; repeatable."),
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SWITCHES",
+            help="Try precision, channels_last, compile, batch_size (with commas between); prints the fastest.",
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Blocks of steps; medians over them are shown.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.1, help="About how long a block takes.")] = 4.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw the parts of a step into this PNG file.")] = None,
+) -> None:
+    """Measure how fast a config trains on this machine."""
+    from cnnlab import benchmark as measure
+
+    lines = overrides or []
+    composed(lines)  # what is wrong is said at once
+    console = Console()
+    with console.status("starting") as status:
+        if sweep is not None:
+            if against or figure:
+                raise ConfigError("--sweep compares settings with each other: leave out --against and --figure.")
+            names = [name.strip() for name in sweep.split(",") if name.strip()]
+            tried, best = measure.sweep(lines, names, seconds=seconds, told=status.update)
+            content: dict[str, Any] = {
+                "overrides": lines, "tried": [vars(one) for one in tried], "best": best, "versions": measure.versions(),
+            }  # fmt: skip
+        else:
+            kinds: list[Any] = [kind.value for kind in against or ()]
+            content = measure.report(lines, kinds, rounds=rounds, seconds=seconds, told=status.update)
+    if json_file:
+        write_text(json_file, json.dumps(content, indent=2) + "\n")
+    if figure:
+        from cnnlab import plots
+
+        figure.write_bytes(plots.to_png(plots.step_parts(content)))
+    console.print(_sweep_table(content) if sweep is not None else _table(content), soft_wrap=True)
+    if sweep is not None:
+        shown = " ".join(content["best"]) or "nothing is faster than the config as it is"
+        console.print(f"Fastest: {shown}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(content: dict[str, Any]) -> Table:
+    hardware = content["hardware"]
+    table = Table(
+        "", Column(justify="right"), "",
+        title=f"{hardware['cpu']}, {hardware['device']}", title_justify="left", show_header=False,
+    )  # fmt: skip
+    table.add_row("training", f"{content['images_per_second']:,.0f}", "images/s")
+    table.add_row("a step", f"{content['step_ms']:.2f}", f"ms, {content['batch_size']} images")
+    for name, part in content["parts_ms"].items():
+        table.add_row(f"  {name}", f"{part:.2f}", f"ms, {part / content['step_ms']:.0%}")
+    table.add_row(
+        "arithmetic", f"{content['flops_per_second'] / 1e9:,.0f}",
+        f"GFLOP/s, {content['share_of_matmul_rate']:.0%} of a matrix product's on this machine",
+    )  # fmt: skip
+    table.add_row("evaluation", f"{content['evaluation_images_per_second']:,.0f}", "images/s")
+    for size, taken in content["prediction_ms"].items():
+        table.add_row("prediction", f"{taken:.2f}", f"ms, batch of {size}")
+    table.add_row("peak memory", f"{content['peak_mib']:,.0f}", "MiB")
+    for name, taken in content["start_up_seconds"].items():
+        table.add_row(f"start-up: {name}", f"{taken:.2f}", "s")
+    for kind, other in content["against"].items():
+        rounds = other["ratio_rounds"]
+        table.add_row(
+            f"against {kind}", f"{other['ratio']:.2f}",
+            f"of its {other['step_ms']:.2f} ms ({len(rounds)} rounds: {min(rounds):.2f}–{max(rounds):.2f})",
+        )  # fmt: skip
+    return table
+
+
+def _sweep_table(content: dict[str, Any]) -> Table:
+    table = Table("setting", Column("images/s", justify="right"), "")
+    for one in content["tried"]:
+        speed = one["images_per_second"]
+        table.add_row(" ".join(one["overrides"]), "" if speed is None else f"{speed:,.0f}", one["verdict"])
+    return table
