@@ -175,6 +175,7 @@ class Pool:
 
     def _spawn(self, argv: list[str], folder: Path, environment: dict[str, str], held: int | None) -> Any:
         environment.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(self.threads)))
+        environment |= search_path()
         with (folder / OUTPUT).open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, sys.argv[0], *argv], stdin=subprocess.DEVNULL, stdout=output,
@@ -227,6 +228,13 @@ def cause_of(code: int) -> str | None:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     return f"the process ended with exit code {code}" if code else None
+
+
+def search_path() -> dict[str, str]:
+    """Return what a new process needs to find the user's own networks where this one does: beside the sweep."""
+    if str(Path.cwd()) not in sys.path:
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path.cwd())]))}
 
 
 def visible_gpus() -> list[str]:
