@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
@@ -207,6 +208,20 @@ def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             yield logger.experiment
+
+
+def append_again(system: LocalFileSystem, filename: bytes, content: bytes, binary_mode: bool = False) -> None:
+    """Append to an event file as TensorBoard does, but make its folder again where somebody deleted it."""
+    try:
+        append(system, filename, content, binary_mode)
+    except FileNotFoundError:
+        Path(os.fsdecode(filename)).parent.mkdir(parents=True, exist_ok=True)
+        append(system, filename, content, binary_mode)
+
+
+# Its thread would die of it, and the run with the thread.
+append = LocalFileSystem.append
+LocalFileSystem.append = append_again
 
 
 def describe(row: Mapping[str, Any], max_epochs: int | None) -> str:
