@@ -101,7 +101,9 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._flush()
         self._pause()
-        sums = trainer.strategy.reduce(torch.tensor(self._sums, dtype=torch.float64), reduce_op="sum")
+        # Processes on GPUs have no way to add up what lies elsewhere; and not every single device has doubles.
+        device = trainer.strategy.root_device if trainer.world_size > 1 else "cpu"
+        sums = trainer.strategy.reduce(torch.tensor(self._sums, dtype=torch.float64, device=device), reduce_op="sum")
         loss_sum, correct, images = sums.tolist()
         train = {"train/loss": loss_sum / images, "train/accuracy": correct / images}
         pl_module.log_dict(train, logger=False)  # so that an objective or early stopping can be about them
