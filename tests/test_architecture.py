@@ -1,12 +1,16 @@
 """The structure that the contributing guide promises."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT
 
@@ -73,6 +77,17 @@ def test_command_line_imports_neither_torch_nor_lightning():
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_ci_installs_a_locked_version_of_every_dependency():
+    """`bash .ci/lock` makes the file anew."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["test"]]]
+    pins = re.findall(r"(?m)^([\w.-]+)==([\w.]+)", (ROOT / ".ci" / "locked.txt").read_text())
+    locked = {canonicalize_name(name): version for name, version in pins}
+    for requirement in wanted:
+        if requirement.name != "torch":
+            assert locked.get(canonicalize_name(requirement.name), "0") in requirement.specifier, requirement
 
 
 def test_top_level_is_fixed():

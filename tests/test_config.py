@@ -18,10 +18,11 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from cnnlab import lock
 from cnnlab.config import CONF, ROOT, check, preflight
 from cnnlab.config.rules import RULES
 from cnnlab.config.tree import chosen, groups, options
-from cnnlab.errors import ConfigError
+from cnnlab.errors import ConfigError, DataError, MachineError, UnsafeError
 
 COMPOSED: dict[tuple, DictConfig] = {}
 
@@ -593,6 +594,76 @@ def test_resume_takes_nothing_of_hydra_from_the_folder(tmp_path):
     ]
     (folder / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(hostile))
     assert preflight([f"resume={folder}"])[:2] == ["seed=0", f"resume='{folder}'"]
+
+
+FOREIGN = {
+    "+callbacks.x={_target_: os.system, command: ls}": r"callbacks\.x\._target_=os\.system",
+    "model._target_=mynet.Net": r"trusted=\[mynet\]",
+    "trainer.plugins={_target_: os.system}": r"trainer\.plugins\._target_",
+    "+optimizer.x=${oc.env:HOME}": "would be computed",
+    "logger.tensorboard.save_dir=/tmp/x": "is a place",
+    "trainer.default_root_dir=../x": "is a place",
+}
+
+
+@pytest.mark.parametrize("line", FOREIGN)
+def test_what_a_folder_asks_for_beyond_known_classes_is_refused_unless_given_again(tmp_path, line):
+    folder = record_run(tmp_path / "run")
+    (folder / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml([line, "trusted=[mynet, os]"]))
+    (folder / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(composed(line)))
+    with pytest.raises(UnsafeError, match=FOREIGN[line]):
+        preflight([f"resume={folder}"])
+    assert line in preflight([f"resume={folder}", line])
+
+
+def test_the_person_at_the_keyboard_can_trust_a_package_and_choose_own_options(tmp_path):
+    folder = record_run(tmp_path / "run", "model._target_=mynet.Net")
+    preflight([f"resume={folder}", "trusted=[mynet]"])
+    own = tmp_path / "conf" / "model"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("_target_: mynet.Net\nchannels_last: false\ncompile: false\n")
+    folder = record_run(tmp_path / "other")
+    (folder / ".hydra" / "overrides.yaml").write_text("- model=mine\n")
+    mine = {"_target_": "mynet.Net", "channels_last": False, "compile": False}
+    (folder / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml({**composed(), "model": mine}))
+    assert "model=mine" in preflight([f"resume={folder}", "--config-dir", str(tmp_path / "conf")])
+
+
+def test_a_folder_with_a_link_that_leads_outside_is_refused(tmp_path):
+    folder = record_run(tmp_path / "run")
+    (folder / "inside").symlink_to(folder / ".hydra")
+    preflight([f"resume={folder}"])
+    (folder / "train.log").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnsafeError, match=r"train\.log is a link"):
+        preflight([f"resume={folder}"])
+
+
+def test_data_is_never_drawn_where_only_a_folder_says(tmp_path):
+    folder = record_run(tmp_path / "run", "data=shapes", f"data.path={tmp_path}/new.npz")
+    with pytest.raises(DataError, match=r"give data\.path"):
+        preflight([f"resume={folder}"])
+    preflight([f"resume={folder}", f"data.path={tmp_path}/new.npz"])
+
+
+def test_hydras_own_rerun_which_unpickles_is_refused():
+    with pytest.raises(UnsafeError, match="resume=FOLDER"):
+        preflight(["--experimental-rerun", "config.pickle"])
+
+
+def test_a_new_run_never_begins_in_the_folder_of_another(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"")
+    assert "resume=" in mistakes(f"hydra.run.dir={tmp_path}/run")[0]
+
+
+def test_a_folder_that_is_being_written_is_refused_at_once(tmp_path):
+    folder = record_run(tmp_path / "run")
+    held = lock.take(folder)
+    for argv in ([f"resume={folder}"], [f"hydra.run.dir={folder}"]):
+        with pytest.raises(MachineError, match=f"process {os.getpid()} on"):
+            preflight(argv)
+    lock.leave(held)
+    preflight([f"resume={folder}"])
 
 
 @pytest.mark.parametrize("name", ["overrides.yaml", "config.yaml"])

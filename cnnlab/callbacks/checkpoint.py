@@ -233,7 +233,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         # True whatever the environment says: a checkpoint is data.
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "was not an allowed global" in str(error):
+        if re.search(r"(?i)unsupported|not an allowed global", str(error)):
             raise UnsafeError(f"{path} holds more than tensors and plain containers and was not loaded.") from error
         raise CheckpointError(f"{path} is damaged and cannot be loaded.") from error
     except Exception as error:  # torch promises nothing about which ones, for a file of chance

@@ -100,7 +100,8 @@ class Divergence(Callback):
             found = f"the gradient of step {steps[at]} is not finite"
         diverged = at is not None
         if trainer.world_size > 1:  # stop together, or one would wait for the other
-            diverged = bool(trainer.strategy.reduce(torch.tensor(int(diverged)), reduce_op="max"))
+            told = torch.tensor(int(diverged), device=trainer.strategy.root_device)
+            diverged = bool(trainer.strategy.reduce(told, reduce_op="max"))
             found = found or f"another process' loss or gradient, by step {steps[-1]}, is not finite"
         if not diverged:
             return

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
@@ -100,7 +101,9 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._flush()
         self._pause()
-        sums = trainer.strategy.reduce(torch.tensor(self._sums, dtype=torch.float64), reduce_op="sum")
+        # Processes on GPUs have no way to add up what lies elsewhere; and not every single device has doubles.
+        device = trainer.strategy.root_device if trainer.world_size > 1 else "cpu"
+        sums = trainer.strategy.reduce(torch.tensor(self._sums, dtype=torch.float64, device=device), reduce_op="sum")
         loss_sum, correct, images = sums.tolist()
         train = {"train/loss": loss_sum / images, "train/accuracy": correct / images}
         pl_module.log_dict(train, logger=False)  # so that an objective or early stopping can be about them
@@ -207,6 +210,20 @@ def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             yield logger.experiment
+
+
+def append_again(system: LocalFileSystem, filename: bytes, content: bytes, binary_mode: bool = False) -> None:
+    """Append to an event file as TensorBoard does, but make its folder again where somebody deleted it."""
+    try:
+        append(system, filename, content, binary_mode)
+    except FileNotFoundError:
+        Path(os.fsdecode(filename)).parent.mkdir(parents=True, exist_ok=True)
+        append(system, filename, content, binary_mode)
+
+
+# Its thread would die of it, and the run with the thread.
+append = LocalFileSystem.append
+LocalFileSystem.append = append_again
 
 
 def describe(row: Mapping[str, Any], max_epochs: int | None) -> str:

@@ -62,7 +62,8 @@ class StopOnSignal(Callback):
 def stop_together(trainer: Trainer, signum: int, *, between_steps: bool = False) -> None:
     """Stop if a signal came to any of the run's processes: all behind the same batch, or one would wait for another."""
     if trainer.world_size > 1:
-        signum = int(trainer.strategy.reduce(torch.tensor(signum), reduce_op="max"))
+        told = torch.tensor(signum, device=trainer.strategy.root_device)
+        signum = int(trainer.strategy.reduce(told, reduce_op="max"))
     if signum:
         raise Stopped(signum, between_steps=between_steps)
 
