@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from cnnlab import signals
-from cnnlab.errors import CnnlabError, MachineError, Stopped
+from cnnlab.errors import CnnlabError, MachineError, Stopped, report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -97,10 +97,22 @@ def _run(command: Callable[[], object], debug: bool) -> None:
     try:
         with signals.handled():
             command()
-    except CnnlabError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"cnnlab: error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except Stopped as stop:
         sys.exit(stop.exit_code)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        known: CnnlabError
+        if isinstance(error, CnnlabError):
+            known = error
+        else:
+            from cnnlab.run import understood  # not before: it takes a tenth of a second
+
+            known = understood(error)
+        report(known)
+        if type(known) is CnnlabError and known is not error and not debug:
+            print(
+                f"cnnlab: the same with --debug shows the traceback: cnnlab --debug {' '.join(sys.argv[1:])}",
+                file=sys.stderr,
+            )
+        sys.exit(known.exit_code)

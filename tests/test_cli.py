@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import cnnlab
-from cnnlab.cli import app
+from cnnlab.cli import COMMANDS, app
 
 PACKAGE = Path(cnnlab.__file__).parent
 CALL = [sys.executable, "-c", "import sys; sys.argv[0] = 'cnnlab'; from cnnlab.cli import app; app()"]
@@ -84,6 +84,44 @@ def test_help_names_every_command_and_imports_none_of_them():
     assert all(any(f" {name} " in line for line in shown) for name in ("train", *last.split()[:-1]))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_of_each_command_comes_without_torch_within_a_second(command):
+    code = (
+        "import resource, sys; sys.argv = ['cnnlab', *sys.argv[1:]]; from cnnlab.cli import app\n"
+        "try: app()\n"
+        "finally:\n"
+        "    used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "    print('torch' in sys.modules, used.ru_utime + used.ru_stime < 1)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True, check=True)
+    *shown, last = ran.stdout.splitlines()
+    assert last == "False True"
+    assert any(f"Usage: cnnlab {command}" in line for line in shown)
+
+
+def test_what_nobody_foresaw_is_one_line_too(call, monkeypatch):
+    def fail(*args, **options):
+        raise ZeroDivisionError("nobody foresaw this")
+
+    monkeypatch.setattr("cnnlab.ledger.rows", fail)
+    code, _, err = call("runs", ".")
+    assert code == 1
+    assert err.splitlines()[0] == "cnnlab: error: unexpected ZeroDivisionError: nobody foresaw this"
+    assert "--debug" in err
+    assert "Traceback" not in err
+    assert "Traceback" in call("runs", ".", "--debug")[2]
+
+
+def test_a_folder_that_may_not_be_written_is_the_machines_fault(call, monkeypatch):
+    def fail(*args, **options):
+        raise PermissionError(13, "Permission denied", "evaluation.json")
+
+    monkeypatch.setattr("cnnlab.ledger.rows", fail)
+    code, _, err = call("runs", ".")
+    assert code == 5
+    assert "cannot write evaluation.json" in err
 
 
 @pytest.mark.parametrize("args", [["data"], ["data", "--help"], ["data", "pack", "--help"], []])
