@@ -37,8 +37,8 @@ ROWS = [
 ]
 HEIGHT = {room: height for height, rooms in enumerate(reversed(ROWS)) for room in rooms}
 ONLY_IN = {
-    "hydra": {"train", "build", "config", "sweep"},
-    "omegaconf": {"train", "build", "config", "sweep"},
+    "hydra": {"train", "sweep", "build", "config"},
+    "omegaconf": {"train", "sweep", "build", "config"},
     "matplotlib": {"plots"},
 }
 FILES = [ROOT / "train.py", *sorted((ROOT / "cnnlab").rglob("*.py"))]
@@ -79,7 +79,7 @@ def test_every_room_has_a_row():
 
 def test_command_line_imports_neither_torch_nor_lightning():
     code = (
-        "import sys, train, cnnlab.cli, cnnlab.run, cnnlab.config\n"
+        "import sys, train, cnnlab.cli, cnnlab.run, cnnlab.config, cnnlab.sweep\n"
         "print([name for name in ('torch', 'pytorch_lightning', 'matplotlib', 'numpy') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

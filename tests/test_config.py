@@ -616,8 +616,8 @@ def test_resume_of_no_run_is_refused(argv):
     assert "a run's folder" in line
 
 
-def test_resume_of_a_sweep_is_refused(tmp_path):
-    assert "one run at a time" in mistakes("-m", f"resume={record_run(tmp_path / 'run')}", "seed=1,2")[0]
+def test_a_sweep_does_not_go_on_in_a_runs_folder(tmp_path):
+    assert "must be a sweep's folder" in mistakes("-m", f"resume={record_run(tmp_path / 'run')}", "seed=1,2")[0]
 
 
 # --- as processes ----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ CONF = ROOT / "conf"
 OPTIONS = sorted(
     (group.name, option.stem)
     for group in CONF.iterdir()
-    if group.is_dir() and group.name not in ("hydra", "experiment")
+    if group.is_dir() and group.name not in ("hydra", "experiment", "search")  # searches: tests/test_sweep_search.py
     for option in group.glob("*.yaml")
 )
 NEEDS = {"kornia": "kornia", "wandb": "wandb", "mlflow": "mlflow"}

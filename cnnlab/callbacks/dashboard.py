@@ -18,6 +18,7 @@ from cnnlab.callbacks.checkpoint import Checkpoint, plain
 from cnnlab.callbacks.figures import data_of, first_batch, gathered
 from cnnlab.callbacks.history import writers
 from cnnlab.classifier import Classifier
+from cnnlab.record import read_json
 
 LAYOUT = {
     "Training": {
@@ -50,7 +51,7 @@ class Dashboard(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         config = pl_module.hparams.get("config", {})
         for logger in trainer.loggers:
-            logger.log_hyperparams(settings(config))
+            logger.log_hyperparams(varied(trainer) or settings(config))
         if trainer.ckpt_path:
             return  # a run that goes on has the rest already
         data = data_of(trainer)
@@ -92,7 +93,8 @@ class Dashboard(Callback):
                         last.add_pr_curve(f"precision_recall/{name}", right, probabilities, trainer.current_epoch)
                 # Without the list of an experiment's settings and metrics: TensorBoard makes one of all runs' then,
                 # and shows first in which settings they differ; a run's own list would hide the others'.
-                _, start, end = hparams(settings(pl_module.hparams.get("config", {})), {})
+                told = varied(trainer) or settings(pl_module.hparams.get("config", {}))
+                _, start, end = hparams(told, {})
                 for summary in (start, end):
                     last._get_file_writer().add_summary(summary)
 
@@ -117,6 +119,17 @@ def as_tables(results: Mapping[str, float], settings: Mapping[str, str | float])
 
     shown = ((name, f"{value:.4f}") for name, value in sorted(results.items()))
     return f"{table('result', 'value', shown)}\n\n{table('setting', 'value', settings.items())}"
+
+
+def varied(trainer: Trainer) -> dict[str, str | float]:
+    """Return what tells a trial from the others of its sweep; nothing where the run is none of a sweep's."""
+    found: dict[str, str | float] = {}
+    for key, value in read_json(Path(trainer.default_root_dir) / "trial.json").get("settings", {}).items():
+        try:
+            found[key] = float(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, str | float]:

@@ -121,6 +121,14 @@ class SweepFolder:
                     time.sleep(0.2)
         return own
 
+    def release(self) -> None:
+        """Say that this process has ended its work here; trials that still live hold the folder on."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+            for path in self.inside.glob("*.hold"):
+                self.is_held(path.stem)  # removes what nobody holds
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep the other processes that work here waiting."""

@@ -1,6 +1,7 @@
 """The launchers `slurm` and `ray`: each trial a command on some machine of a cluster that shares a file system."""
 
 import fcntl
+import importlib.util
 import signal
 import subprocess
 import sys
@@ -81,11 +82,14 @@ def _ignore_warning() -> None:
 class _Cluster(Launcher):
     """What the launchers share: they start trials for `hydra/sweeper=cnnlab`."""
 
-    task: TaskFunction
     config: DictConfig
+    extra: str
+    package: str
 
     @override
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if importlib.util.find_spec(self.package) is None:
+            raise ConfigError(f"hydra/launcher={self.extra} needs {self.package}: pip install 'cnnlab[{self.extra}]'")
         self.config = config
 
     @override
@@ -103,6 +107,8 @@ class Slurm(_Cluster):
         parameters: Those of submitit's executor, as `timeout_min` and `slurm_partition`.
     """
 
+    extra, package = "slurm", "submitit"
+
     def __init__(
         self,
         n_jobs: int = 32,
@@ -117,10 +123,8 @@ class Slurm(_Cluster):
 
     def pool(self, trials: int) -> "Jobs":
         """Return where trials run."""
-        try:
-            import submitit
-        except ModuleNotFoundError as error:
-            raise ConfigError("hydra/launcher=slurm needs submitit: pip install 'cnnlab[slurm]'") from error
+        import submitit
+
         assert isinstance(self.parameters, dict)
         given = {str(name): value for name, value in self.parameters.items() if value is not None}
         if self.cluster == "local":
@@ -188,6 +192,8 @@ class Ray(_Cluster):
         num_gpus: Likewise.
     """
 
+    extra, package = "ray", "ray"
+
     def __init__(
         self, address: str | None = "auto", n_jobs: int | None = None, num_cpus: float = 1, num_gpus: float = 0
     ) -> None:
@@ -198,10 +204,8 @@ class Ray(_Cluster):
 
     def pool(self, trials: int) -> "Tasks":
         """Return where trials run."""
-        try:
-            import ray
-        except ModuleNotFoundError as error:
-            raise ConfigError("hydra/launcher=ray needs Ray: pip install 'cnnlab[ray]'") from error
+        import ray
+
         try:
             ray.init(address=self.address, log_to_driver=False, ignore_reinit_error=True)
         except ConnectionError as error:

@@ -1,5 +1,6 @@
 """The sweeper: which trials there are, which of them still have to run, and the table at the end."""
 
+import importlib.util
 import logging
 import shlex
 import sys
@@ -101,6 +102,8 @@ class Sweeper(HydraSweeper):
             config.hydra.sweep.dir = str(self.folder.path)
         wanted = OmegaConf.to_container(config.search, resolve=True) if config.get("search") else None
         self.search = cast(dict[str, Any] | None, wanted)
+        if self.search and self.search["sampler"] != "grid" and importlib.util.find_spec("optuna") is None:
+            raise ConfigError(f"search.sampler={self.search['sampler']} needs Optuna: pip install 'cnnlab[search]'")
         self.hands: Any = Plugins.instance().instantiate_launcher(
             config=config, hydra_context=hydra_context, task_function=task_function
         )
@@ -115,8 +118,15 @@ class Sweeper(HydraSweeper):
         """
         parser = OverridesParser.create(config_loader=self.context.config_loader)
         lines = [line for line in parser.parse_overrides(arguments) if not _is_ours(line)]
-        self.swept = [line for line in lines if line.is_sweep_override()]
-        self.base = [str(line.input_line) for line in lines if not line.is_sweep_override()]
+        # What varied when the sweep began varies still, even if one value is left of it, and in the same order: a
+        # trial's name must stay what it is.
+        known = [] if self.search else list(self.folder.record.get("keys", []))
+        varies = {id(line): line.is_sweep_override() or split(str(line.input_line))[0] in known for line in lines}
+        self.base = [str(line.input_line) for line in lines if not varies[id(line)]]
+        self.swept = sorted(
+            (line for line in lines if varies[id(line)]),
+            key=lambda line: (*known, split(str(line.input_line))[0]).index(split(str(line.input_line))[0]),
+        )
         if not self.folder.is_new and not self.resuming:
             raise ConfigError(f"{self.folder.path} holds a sweep already: go on with it by resume={self.folder.path}")
         try:
@@ -125,12 +135,14 @@ class Sweeper(HydraSweeper):
         except Stopped as stop:
             print(f"cnnlab: stopped by {stop}; go on with: {self._resume_command()}", file=sys.stderr)
             sys.exit(stop.exit_code)
+        finally:
+            self.folder.release()
 
     def _sweep(self) -> None:
         trials = None if self.search and self.search["sampler"] != "grid" else of_grid(self._points())
         keys = list(dict.fromkeys(key for line in self.swept for key in [split(str(line.input_line))[0]]))
         if self.search:
-            keys += [key for dimension in space.parse(self.search["space"]) for key in _keys_of(dimension)]
+            keys += [key for dimension in self._space() for key in _keys_of(dimension)]
             if self.search["seeds"]:
                 keys.append("seed")
         config = self._plain_config()
@@ -266,18 +278,26 @@ class Sweeper(HydraSweeper):
         axes = [self._values(line) for line in self.swept]
         if self.search and (seeds := self._seeds()):
             axes.append([f"seed={seed}" for seed in seeds])
-        within = list(space.grid(space.parse(self.search["space"]))) if self.search else [[]]
+        within = list(space.grid(self._space()))
         for inner in within:
             for outer in product(*axes):
                 yield [*inner, *outer]
 
     def _values(self, line: Override) -> list[str]:
+        if not line.is_sweep_override():
+            return [str(line.input_line)]
         return [f"{line.get_key_element()}={text}" for text in line.sweep_string_iterator()]
+
+    def _space(self) -> tuple[space.Dimension, ...]:
+        """Return the config's search space, without the keys that the command line gives values to."""
+        if self.search is None:
+            return ()
+        given = {split(line)[0] for line in [*self.base, *(str(line.input_line) for line in self.swept)]}
+        return tuple(dimension for dimension in space.parse(self.search["space"]) if dimension.key not in given)
 
     def _dimensions(self) -> list[space.Dimension]:
         """Return the search space: that of the config, and what the command line sweeps over."""
-        assert self.search is not None
-        found = list(space.parse(self.search["space"]))
+        found = list(self._space())
         for line in self.swept:
             key = line.get_key_element().lstrip("+")
             if key == "seed":

@@ -1,0 +1,219 @@
+"""Names of trials, the table, what is refused, and what is passed over."""
+
+import json
+import math
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cnnlab.config import preflight, space
+from cnnlab.errors import ConfigError, PartialError
+from cnnlab.record import write_json
+from cnnlab.sweep import summary
+from cnnlab.sweep.trial import name_of, of_grid
+from tests.conftest import ROOT, read
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch):
+    """Run a sweep in this process; return its folder."""
+
+    def run(*overrides: str, folder: str = "sweep") -> Path:
+        import train as script
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as train.py has it
+        place = [] if any(line.startswith("resume=") for line in overrides) else [f"hydra.sweep.dir={folder}"]
+        base = ["trainer.max_epochs=1" if line.startswith("trainer.max") else line for line in small]
+        quick = ["callbacks.figures=null", "callbacks.dashboard=null", "logger=none"]
+        given = {line.partition("=")[0] for line in overrides}
+        base = [line for line in [*base, *quick] if line.partition("=")[0] not in given]
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *preflight(["-m", *base, *overrides, *place])])
+        script.main()
+        return tmp_path / folder
+
+    return run
+
+
+def done(folder: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/run.json")}
+
+
+def test_names_say_what_varied_and_nothing_a_path_cannot_hold():
+    assert name_of(["optimizer.lr=0.1", "seed=0"]) == "lr-0.1_seed-0"
+    assert name_of(["model.width=8", "+head.width=9"]) == "model.width-8_head.width-9"
+    odd = name_of(["augment=[flip_crop,cutout]", "data.path='a b/ü=$.npz'"])
+    assert set(odd) <= set("abcdefghijklmnopqrstuvwxyz0123456789_.+-")
+    long = [name_of([f"data.path={'x' * 300}{end}"]) for end in "ab"]
+    assert len(set(long)) == 2
+    assert max(map(len, long)) <= 100
+
+
+def test_names_stay_when_the_grid_grows():
+    small, large = (
+        {trial.name for trial in of_grid([f"lr={lr}", f"seed={seed}"] for lr in rates for seed in range(2))}
+        for rates in (["0.1"], ["1", "0.1", "0.01"])
+    )
+    assert small < large
+
+
+def test_sweep_ends_in_a_table_and_goes_on_where_it_was(sweep):
+    folder = sweep("optimizer.lr=0.1,0.001", "seed=0,1")
+    assert {path.name for path in folder.iterdir()} == {
+        ".sweep", "figures", "sweep.csv", "sweep.json", "sweep.md",
+        "lr-0.1_seed-0", "lr-0.1_seed-1", "lr-0.001_seed-0", "lr-0.001_seed-1",
+    }  # fmt: skip
+    table = read(folder / "sweep.json")
+    assert table["counts"] == {"completed": 4}
+    best, worst = table["groups"]
+    assert best["settings"] == {"optimizer.lr": "0.1"}
+    values = [read(folder / f"lr-0.1_seed-{seed}" / "metrics.json")["objective"] for seed in range(2)]
+    assert best["mean"] == pytest.approx(statistics.fmean(values))
+    assert best["sd"] == pytest.approx(statistics.stdev(values))
+    assert worst["mean"] < best["mean"]
+    assert table["winner"].endswith("optimizer.lr=0.1 seed=0")
+    assert (folder / "sweep.csv").read_text().splitlines()[0].startswith("optimizer.lr,seed,status,objective,")
+    assert {path.stem for path in (folder / "figures").iterdir()} == {
+        "objective_by_value", "learning_curves", "parallel_coordinates", "objective_by_time",
+    }  # fmt: skip
+
+    # A larger grid: what is done stays untouched, what is new is added.
+    before = done(folder)
+    sweep("optimizer.lr=0.1,0.01,0.001", "seed=0,1", "resume=sweep")
+    after = done(folder)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"lr-0.01_seed-0", "lr-0.01_seed-1"}
+    assert read(folder / "sweep.json")["counts"] == {"completed": 6}
+
+    # More epochs: every trial goes on.
+    sweep("optimizer.lr=0.1", "seed=0", "trainer.max_epochs=2", "resume=sweep")
+    history = (folder / "lr-0.1_seed-0" / "history.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in history] == ["epoch", "0", "1"]
+
+    # Another base: refused, with what differs.
+    with pytest.raises(ConfigError, match=r"data.batch_size: was 32, now 16") as refused:
+        sweep("optimizer.lr=0.1,0.001", "seed=0,1", "data.batch_size=16", "resume=sweep")
+    assert "it began as: " in str(refused.value)
+    with pytest.raises(ConfigError, match="holds a sweep already"):
+        sweep("optimizer.lr=0.1,0.001", "seed=0,1")
+
+
+def test_winners_command_repeats_the_winner_to_the_bit(sweep, tmp_path, monkeypatch):
+    import shlex
+
+    import train as script
+
+    folder = sweep("optimizer.lr=0.1,0.001")
+    words = shlex.split(read(folder / "sweep.json")["winner"])
+    monkeypatch.setattr(
+        sys, "argv", [str(ROOT / "train.py"), *preflight([*words[words.index("train") + 1 :], "hydra.run.dir=again"])]
+    )
+    script.main()
+    assert read(tmp_path / "again" / "metrics.json") == read(folder / "lr-0.1" / "metrics.json")
+
+
+def test_failed_trials_are_named_and_run_again(sweep, tmp_path):
+    with pytest.raises(PartialError, match=r"1 of 2 trials failed: val_size-399\nrun them again with: .* resume="):
+        sweep("data.val_size=80,399")
+    assert read(tmp_path / "sweep" / "val_size-399" / "run.json")["status"] == "failed"
+    before = done(tmp_path / "sweep")
+    with pytest.raises(PartialError):
+        sweep("data.val_size=80,399", "resume=sweep")
+    after = done(tmp_path / "sweep")
+    assert after["val_size-80"] == before["val_size-80"]
+    assert after["val_size-399"] > before["val_size-399"]
+
+
+def test_a_finished_sweep_of_200_is_passed_over_in_seconds(sweep, tmp_path):
+    folder = sweep("seed=0,1")
+    for seed in range(2, 200):
+        shutil.copytree(folder / "seed-0", folder / f"seed-{seed}")
+        note = read(folder / "seed-0" / "trial.json")
+        write_json(
+            folder / f"seed-{seed}" / "trial.json",
+            note | {"number": seed, "overrides": [f"seed={seed}"], "settings": {"seed": str(seed)}},
+        )
+    before = done(folder)
+    began = time.monotonic()
+    sweep("seed=range(200)", "resume=sweep")
+    seconds = time.monotonic() - began
+    assert done(folder) == before
+    assert read(folder / "sweep.json")["counts"] == {"completed": 200}
+    assert seconds < 15, f"{seconds / 200 * 1000:.0f} ms a trial"
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["-m", "resume=nowhere", "seed=0,1"], "must be a sweep's folder"),
+        (["search=tpe", "search.pruner=ash"], "did you mean asha?"),
+        (["search=tpe", "++search.space={optimizer.lrr:[0.1]}"], "optimizer.lrr is no key of this config"),
+        (["search=tpe", "++search.space={model:[lenet,resnet99]}"], "no such option"),
+        (["search=tpe", "search.space={optimizer.lr:{low:-1,log:false}}"], "optimizer.lr must be a number above 0"),
+        (["search=tpe", "search.space={optimizer.lr:{low:2}}"], "low must be less than high"),
+        (["-m", "seed=0,1", "trainer.devices=2"], "hydra/launcher=local gives each trial a process of its own"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(argv, part, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=part.replace("?", r"\?")):
+        preflight(argv)
+    assert not list(tmp_path.iterdir())
+
+
+def test_search_needs_no_flag_and_local_trials_may_use_several_devices():
+    assert "--multirun" in preflight(["search=tpe"])
+    preflight(["-m", "seed=0,1", "trainer.devices=2", "trainer.accelerator=cpu", "hydra/launcher=local"])
+
+
+def test_space_of_choices_that_open_spaces_makes_a_grid():
+    found = space.parse(
+        {"optimizer": {"sgd": {"optimizer.lr": {"low": 0.01, "high": 1.0, "log": True, "steps": 3}}, "adam": None}}
+    )
+    assert list(space.grid(found)) == [
+        ["optimizer=sgd", "optimizer.lr=0.01"],
+        ["optimizer=sgd", "optimizer.lr=0.1"],
+        ["optimizer=sgd", "optimizer.lr=1.0"],
+        ["optimizer=adam"],
+    ]
+
+
+@pytest.mark.parametrize(("n", "quantile"), [(2, 12.706), (11, 2.228), (31, 2.042), (41, 2.0211), (121, 1.9799)])
+def test_interval_is_students(n: int, quantile: float):
+    values = [float(index % 2) for index in range(n)]
+    _, sd, half = summary.interval(values)
+    assert sd is not None
+    assert half is not None
+    assert half * math.sqrt(n) / sd == pytest.approx(quantile, rel=1e-3)
+    assert summary.interval([0.5]) == (0.5, None, None)
+
+
+def test_report_reads_a_sweep_that_is_still_running(tmp_path: Path):
+    (tmp_path / ".sweep").mkdir()
+    record = {
+        "objective": {"metric": "val/loss", "mode": "min"},
+        "command": "c",
+        "planned": 3,
+        "base": [],
+        "program": "p",
+    }
+    (tmp_path / ".sweep" / "record.json").write_text(json.dumps(record))
+    for number, (status, value) in enumerate([("completed", 0.5), ("completed", 0.3), ("running", None)]):
+        folder = tmp_path / f"lr-{number}"
+        folder.mkdir()
+        write_json(
+            folder / "trial.json", {"number": number, "overrides": [f"lr={number}"], "settings": {"lr": str(number)}}
+        )
+        write_json(folder / "run.json", {"status": status, "seconds": 1.0, "started": "2026-01-01T00:00:00+00:00"})
+        if value is not None:
+            write_json(folder / "metrics.json", {"val/loss": value, "objective": value})
+    table = summary.write(tmp_path)
+    assert [row.name for row in table.rows] == ["lr-1", "lr-0", "lr-2"], "less is better, and nothing comes last"
+    assert read(tmp_path / "sweep.json")["counts"] == {"completed": 2, "running": 1}
+    assert table.winner == "p lr=1"
+    with pytest.raises(ConfigError, match="no sweep's folder"):
+        summary.read(tmp_path / "lr-0")
