@@ -16,7 +16,7 @@ Usual commands
   {program} -m optimizer.lr=0.1,0.01 seed=0,1,2  a sweep: every combination
   {program} resume=last                          go on with the newest run, or with resume=FOLDER
   {program} check=true model=resnet18            try it out first: go or no go, time, memory
-  tensorboard --logdir outputs                          the curves
+  cnnlab dashboard                                      the curves
 
 Groups, with their options (* is the default; [a,b] takes several, applied in order)
 {groups}
