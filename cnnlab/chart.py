@@ -76,10 +76,11 @@ def lines(
                 parts.append(tag("polyline", class_=curve.style, points=" ".join(f"{a},{b}" for a, b in points)))
             if len(points) == 1 or (curve.dots and len(points) <= 30 and curve.style != "pale"):
                 parts += [tag("circle", class_=f"dots-{curve.style}", cx=a, cy=b, r=2.5) for a, b in points]
-    keys = [tag("span", _sample(curve.style), curve.name, class_="key") for curve in curves] if len(curves) > 1 else []
+    styles = {curve.name: curve.style for curve in curves}  # several curves may share a name
+    keys = [tag("span", _sample(style), name, class_="key") for name, style in styles.items() if len(styles) > 1]
     drawing = tag(
         "svg", *parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img",
-        aria_label=f"{title} by {x}: {', '.join(curve.name for curve in curves)}",
+        aria_label=f"{title} by {x}: {', '.join(styles)}",
     )  # fmt: skip
     return tag("figure", tag("figcaption", title, *keys), drawing, class_="chart")
 

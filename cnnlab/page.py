@@ -226,6 +226,7 @@ figure { margin: 0; }
 .gallery figcaption { font-size: .82rem; line-height: 1.3; }
 img { max-width: 100%; height: auto; }
 .pixels { display: block; width: 100%; image-rendering: pixelated; border-radius: 2px; }
+figure > .paper + figcaption { margin-top: .3rem; color: var(--soft); font-size: .85rem; }
 .paper { display: block; background: #fff; border-radius: .4rem; }
 pre {
   margin: .5rem 0; padding: .75rem .9rem; border-radius: .5rem; background: var(--panel); white-space: pre-wrap;
@@ -236,6 +237,8 @@ summary { cursor: pointer; color: var(--blue); }
 @media (max-width: 30rem) {
   dl div { grid-template-columns: 1fr; }
   body { padding-inline: .85rem; }
+  table { font-size: .82rem; }
+  th, td { padding: .25rem .35rem; }
   .bar { display: none; }
   .matrix { font-size: .68rem; }
   .matrix th { padding: .2rem .15rem; }

@@ -484,8 +484,8 @@ def _trial_curves(folder: Path, trials: Sequence[Mapping[str, Any]], metric: str
 
 
 def _pictures(folder: Path) -> Html:
-    """Return the sweep's own pictures, on the white paper that they were drawn for."""
-    found = sorted((folder / "figures").glob("*.png"))
+    """Return the sweep's own pictures, on the white paper that they were drawn for; the curves stand above."""
+    found = sorted(path for path in (folder / "figures").glob("*.png") if path.stem != "learning_curves")
     shown = [(png(path.read_bytes(), path.stem, class_="paper"), path.stem.replace("_", " ")) for path in found]
     figures = (tag("figure", image, tag("figcaption", name)) for image, name in shown)
     return tag("div", *figures, class_="charts") if shown else Html()

@@ -182,7 +182,7 @@ class Run:
         table.add_row("folder", str(self.folder))
         folder = shlex.quote(str(self.folder))
         program = "python train.py" if Path("train.py").is_file() else "cnnlab train"
-        table.add_row("next", f"tensorboard --logdir {folder}")
+        table.add_row("next", f"cnnlab dashboard {folder}")
         table.add_row("", f"{program} resume={folder} trainer.max_epochs=...")
         # Wide: a line that the terminal wraps is still one line to whoever copies it.
         console = Console(file=io.StringIO(), width=1000, markup=False, highlight=False)

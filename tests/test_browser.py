@@ -26,7 +26,7 @@ pytestmark = [
     # selenium 4.51 leaves its sockets to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-if not (CHROMIUM and DRIVER) and not os.environ.get("CI"):
+if not (CHROMIUM and DRIVER) and not os.environ.get("CNNLAB_NEEDS_BROWSER"):
     pytestmark.append(
         pytest.mark.skip(reason="there is no chromium with its chromedriver: apt install chromium-driver")
     )

@@ -1,5 +1,6 @@
 """Every command in the README is one that works, and its Python runs."""
 
+import importlib
 import re
 import shlex
 import shutil
@@ -29,9 +30,9 @@ COMMANDS = [
     for part in line.partition("  #")[0].split("&&")
     if part.strip()
 ]
-# Run by others: `.ci/run` installs and tests as the README says, and tests/test_dashboard.py starts TensorBoard.
+# Run by others: `.ci/run` installs and tests as the README says, and tests/test_browser.py starts the dashboard.
 ELSEWHERE = {
-    "pip install -e .", "pip install -e '.[test]'", "pytest", "tensorboard --logdir outputs", "pre-commit install",
+    "pip install -e .", "pip install -e '.[test]'", "pytest", "cnnlab dashboard", "pre-commit install",
     "bash .ci/run", "pip install -e '.[search]'", "pip install -e '.[slurm]'",
 }  # fmt: skip
 SHORT = ["trainer.fast_dev_run=1", "data.val_size=80", "data.batch_size=32"]
@@ -51,21 +52,41 @@ def home(tmp_path_factory: pytest.TempPathFactory, npz: Path) -> Path:
         for number in range(100):
             pixels = random.integers(0, 255, (40, 50, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / "photos" / label / f"{number}.png")
+    Image.fromarray(pixels).resize((300, 200)).save(folder / "photo.jpg")
     (own,) = [block for block in blocks("python") if "class MyNet" in block]
     (folder / "mynet.py").write_text(own)
     return folder
 
 
+@pytest.fixture
+def finished(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that `last` finds."""
+    if not list(home.glob("outputs/run/checkpoints/best.ckpt")):
+        arguments = ["hydra.run.dir=outputs/run", "trainer.max_epochs=1", "~callbacks.figures", *SHORT[1:]]
+        monkeypatch.chdir(home)
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *preflight(arguments)])
+        import train as script
+
+        script.main()
+
+
 def test_every_command_is_known():
     assert len(COMMANDS) > 15
     for command in COMMANDS:
-        assert command in ELSEWHERE or re.match(r"python train\.py|cnnlab (train|data) ", command), command
+        assert command in ELSEWHERE or re.match(r"python train\.py|cnnlab (train|data|show|report) ", command), command
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ELSEWHERE])
-def test_command_works(command: str, home: Path, monkeypatch: pytest.MonkeyPatch):
+def test_command_works(command: str, home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
     monkeypatch.chdir(home)
     program, *words = shlex.split(command)
+    if program == "cnnlab" and words[0] in ("show", "report"):
+        if "last" in words:
+            request.getfixturevalue("finished")
+        if words[0] == "show" and words[1] in ("data", "augment", "schedule", "model") and "last" not in words:
+            words += SHORT[1:]
+        importlib.import_module(f"cnnlab.commands.{words[0]}").app(words[1:], standalone_mode=False)
+        return
     if program == "cnnlab" and words[0] == "data":
         if words[1] == "fetch":
             words.append("--help")  # the download itself is tested on a server of its own

@@ -19,7 +19,7 @@ Usual commands
   {program} search=asha search.n_trials=30       a search for the best values
   {program} resume=last                          go on with the newest run, or with resume=FOLDER
   {program} check=true model=resnet18            try it out first: go or no go, time, memory
-  tensorboard --logdir outputs                          the curves
+  cnnlab dashboard                                      the curves
 
 Groups, with their options (* is the default; [a,b] takes several, applied in order)
 {groups}
