@@ -126,6 +126,7 @@ def lab(cfg: DictConfig, images: ImageData | None = None, *, rollbacks: int = 0,
         schedule=make(cfg, "schedule"),
         label_smoothing=cfg.loss.label_smoothing,
         seed=cfg.seed,
+        tta=cfg.eval.tta,
     )
     # Plain containers, so that a checkpoint holds no code and can be used without its run's folder.
     classifier.save_hyperparameters(

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from cnnlab.batch import PADDING, Batch, mix_seed
 from cnnlab.schedule import Constant
+from cnnlab.tta import TTA, augmented
 
 
 class Classifier(LightningModule):
@@ -28,6 +29,7 @@ class Classifier(LightningModule):
         schedule: Learning rate's factor at (step, total_steps); None keeps the learning rate.
         label_smoothing: Share of the target that is spread evenly over all classes, 0 to 1.
         seed: Decides dropout, together with the step.
+        tta: Test-time augmentation, see `tta.augmented`; validation has none.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Classifier(LightningModule):
         schedule: Callable[[int, int], float] | None = None,
         label_smoothing: float = 0.0,
         seed: int = 0,
+        tta: TTA = "none",
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing <= 1:
@@ -48,6 +51,7 @@ class Classifier(LightningModule):
         self.schedule = schedule
         self.label_smoothing = label_smoothing
         self.seed = seed
+        self.tta = tta
         self.val_metrics = evaluation_metrics(num_classes, "val/")
         self.test_metrics = evaluation_metrics(num_classes, "test/", full=True)
         self.test_outputs: list[tuple[Tensor, ...]] = []
@@ -82,7 +86,7 @@ class Classifier(LightningModule):
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, self.val_metrics)
+        self._evaluate(self.network, batch, self.val_metrics)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -94,7 +98,7 @@ class Classifier(LightningModule):
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        logits = self._evaluate(batch, self.test_metrics)
+        logits = self._evaluate(augmented(self.network, self.tta), batch, self.test_metrics)
         self.test_outputs.append((logits, batch.targets, batch.indices))
 
     @override
@@ -110,8 +114,8 @@ class Classifier(LightningModule):
         scheduler = LambdaLR(optimizer, lambda step: schedule(step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _evaluate(self, batch: Batch, metrics: MetricCollection) -> Tensor:
-        logits = self.network(batch.images).float()
+    def _evaluate(self, network: Callable[[Tensor], Tensor], batch: Batch, metrics: MetricCollection) -> Tensor:
+        logits = network(batch.images).float()
         update(metrics, logits, batch.targets)
         return logits
 

@@ -28,7 +28,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -47,9 +47,9 @@ from cnnlab.data import ImageData
 from cnnlab.errors import DataError
 from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
 from cnnlab.record import write_bytes, write_text
+from cnnlab.tta import TTA, augmented
 
 Split = Literal["test", "val", "train"]
-TTA = Literal["none", "mirror", "mirror_translate"]
 
 MISTAKES = 100
 BINS = 15
@@ -78,7 +78,7 @@ def evaluate(
     *,
     data: str | Path | None = None,
     split: Split = "test",
-    tta: TTA = "none",
+    tta: TTA | None = None,
     accelerator: str = "auto",
     precision: str | None = None,
     batch_size: int | None = None,
@@ -93,8 +93,7 @@ def evaluate(
         run: What `record.find` takes: a run's folder, a checkpoint file, `last` or `best`.
         data: Another npz file with the same classes.
         split: Which of its images.
-        tta: Test-time augmentation: `mirror` averages over each image and its mirror image, `mirror_translate` over
-            these and the two moved by a pixel.
+        tta: Test-time augmentation, see `tta.augmented`; the run's by default.
         accelerator: As Lightning calls them.
         precision: As Lightning calls them; the run's by default.
         batch_size: Images at a time; the run's by default.
@@ -114,9 +113,11 @@ def evaluate(
     batches = images.batches(split)
     if len(batches) == 0:
         raise DataError(f"{images.path}: the {split} split holds no images (data.val_size={len(images.val_indices)}).")
+    of_run: TTA = state.config.get("eval", {}).get("tta", "none")
+    tta = tta or of_run
     found = answers(state.network, batches, images.num_classes, fabric=fabric, tta=tta)
     pixels, digest = _pixels(images, split)
-    place = _place(state, split, tta, None if data is None else (Path(data).stem, digest))
+    place = _place(state, split, None if tta == of_run else tta, None if data is None else (Path(data).stem, digest))
     content = {
         "format": 1,
         "checkpoint": str(state.checkpoint),
@@ -182,7 +183,7 @@ def answers(
         batches: The split, in order.
         num_classes: Number of classes.
         fabric: Device and precision; by default Lightning chooses a device, and 32 bits.
-        tta: See `evaluate`.
+        tta: Test-time augmentation, see `tta.augmented`.
     """
     fabric = fabric or fabric_for("auto", None)
     model = fabric.setup_module(network.eval())
@@ -202,34 +203,6 @@ def answers(
             raise DataError(f"the network's loss is {values['loss']}: its weights, or the precision, are not usable.")
         together = torch.cat(logits).cpu(), torch.cat(targets).cpu()
     return Answers(*together, values, time.perf_counter() - started)
-
-
-def augmented(network: Callable[[Tensor], Tensor], tta: TTA) -> Callable[[Tensor], Tensor]:
-    """Return a network that looks at each image in several ways and averages its logits.
-
-    Source: `mirror` and `mirror_translate` of Keller Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU",
-    arXiv:2404.00498, section 3.6: half the weight is on the image in its place, a quarter on each move.
-    """
-    if tta == "none":
-        return network
-
-    def mirror(images: Tensor) -> Tensor:
-        return (network(images) + network(images.flip(3))) / 2
-
-    def mirror_translate(images: Tensor) -> Tensor:
-        return mirror(images) / 2 + (mirror(moved(images, -1)) + mirror(moved(images, 1))) / 4
-
-    return mirror if tta == "mirror" else mirror_translate
-
-
-def moved(images: Tensor, by: Literal[-1, 1]) -> Tensor:
-    """Move images a pixel up and left (-1), or down and right (1); the edge that comes in mirrors what lies inside."""
-    for axis in (2, 3):
-        length = images.shape[axis]
-        places = (torch.arange(length, device=images.device) - by).abs()
-        places = torch.where(places >= length, 2 * (length - 1) - places, places).clamp(min=0)
-        images = images.index_select(axis, places)
-    return images
 
 
 def summary(logits: Float[Tensor, "n classes"], targets: Int64[Tensor, "n"], classes: Sequence[str]) -> dict[str, Any]:
@@ -311,7 +284,7 @@ def _pixels(images: ImageData, split: Split) -> tuple[UInt8[np.ndarray, "n heigh
     return pixels, digest.hexdigest()
 
 
-def _place(state: Restored, split: Split, tta: TTA, other: tuple[str, str] | None) -> Path:
+def _place(state: Restored, split: Split, tta: TTA | None, other: tuple[str, str] | None) -> Path:
     """Return where an evaluation's files stand, without their endings: what is evaluated decides, and nothing else."""
     parts = ["evaluation"]
     if state.record is None:
@@ -320,8 +293,8 @@ def _place(state: Restored, split: Split, tta: TTA, other: tuple[str, str] | Non
         parts.append(state.checkpoint.stem)
     if split != "test":
         parts.append(split)
-    if tta != "none":
-        parts.append(tta)
+    if tta is not None:
+        parts.append(tta if tta != "none" else "plain")
     if other is not None:
         parts += [other[0], other[1][:6]]
     folder = state.record.folder if state.record else state.checkpoint.parent

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from cnnlab.errors import DataError, MachineError
-from cnnlab.evaluation import TTA, Split, answers, augmented, calibration, evaluate, moved, summary, wilson
+from cnnlab.evaluation import Split, answers, calibration, evaluate, summary, wilson
+from cnnlab.tta import TTA, augmented, moved
 from tests.conftest import Train, drawn, read
 
 
@@ -157,3 +158,16 @@ def test_the_answers_are_the_networks_own(npz: Path):
     with torch.inference_mode():
         (batch,) = data.batches("test")
         assert torch.equal(found.logits, network(batch.images))
+
+
+def test_evaluate_repeats_the_runs_own_augmented_test(train: Train):
+    folder = train("eval.tta=mirror_translate")
+    own = evaluate(str(folder), figures=False)
+    told = read(folder / "metrics.json")
+    assert own.content["tta"] == "mirror_translate"
+    assert own.path == folder / "evaluation.json"
+    for name, value in own.content["metrics"].items():
+        assert value == told[f"test/{name}"], name
+    plain = evaluate(str(folder), figures=False, tta="none")
+    assert plain.path == folder / "evaluation-plain.json"
+    assert plain.content["metrics"]["loss"] != told["test/loss"]

@@ -155,7 +155,7 @@ def report(
             "matmul_flops_per_second": limit,
             "share_of_matmul_rate": flops / limit,
             "start_up_seconds": lab.facts["start_up_seconds"],
-            **lab.ask("inference", seconds),
+            **lab.ask("inference"),
             "peak_mib": lab.ask("peak_mib"),
             "against": {other.kind: _held_against(lab, other) for other in started[1:]},
         }

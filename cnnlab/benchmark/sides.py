@@ -30,6 +30,7 @@ from cnnlab import build
 from cnnlab.batch import Batch
 from cnnlab.config import composed
 from cnnlab.data import ImageData
+from cnnlab.evaluation import answers, fabric_for
 from cnnlab.machine import describe_device
 
 WARM_UP = 5
@@ -176,22 +177,19 @@ class LabSide:
             taken.append(now(self.device) - begun)
         return 2 * size**3 / min(taken)
 
-    def inference(self, seconds: float) -> dict[str, Any]:
+    def inference(self) -> dict[str, Any]:
         """Return the images a second of evaluation with its metrics, and the ms that predicting a batch takes."""
         data, classifier, device = self.lab.data, self.lab.classifier, self.device
         network = classifier.network.to(device).eval()
-        found: dict[str, Any] = {"prediction_ms": {}}
+        fabric = fabric_for(device.type, str(self.lab.trainer.precision))
+        taken = [
+            answers(copy.deepcopy(classifier.network), data.batches("test"), data.num_classes, fabric=fabric).seconds
+            for _ in range(2)
+        ]
+        found: dict[str, Any] = {
+            "evaluation_images_per_second": len(data.test_targets) / min(taken), "prediction_ms": {},
+        }  # fmt: skip
         with torch.inference_mode():
-            classifier.test_metrics.to(device)
-            count, begun = 0, now(device)
-            for number, batch in enumerate(self._repeated(seconds)):
-                batch = data.transfer_batch_to_device(batch, device, 0)
-                classifier._evaluate(batch, classifier.test_metrics)
-                if number == 0:
-                    begun = now(device)
-                else:
-                    count += len(batch.targets)
-            found["evaluation_images_per_second"] = count / (now(device) - begun)
             for size in (1, 256):
                 images = data.test_images[:size].permute(0, 3, 1, 2).to(device)
                 taken = []
@@ -200,7 +198,6 @@ class LabSide:
                     network(images)
                     taken.append(now(device) - begun)
                 found["prediction_ms"][str(len(images))] = 1000 * statistics.median(taken)
-        classifier.test_metrics.reset()
         return found
 
     def peak_mib(self) -> float:
@@ -235,13 +232,6 @@ class LabSide:
                 setattr(callback, hook, timed(getattr(callback, hook), spent))
         lab.fit()
         return spent[0] / (WARM_UP + steps)
-
-    def _repeated(self, seconds: float) -> Iterator[Batch]:
-        begun = time.perf_counter()
-        while True:
-            yield from self.lab.data.batches("test")
-            if time.perf_counter() - begun > seconds:
-                return
 
 
 class PlainSide:

@@ -27,8 +27,11 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="Another npz file with the same classes.")] = None,
     split: Annotated[_Split, typer.Option(help="Which of its images.")] = _Split.TEST,
     tta: Annotated[
-        _TTA, typer.Option(help="Average over each image and its mirror image, and these moved by a pixel.")
-    ] = _TTA.NONE,
+        _TTA | None,
+        typer.Option(
+            help="Average over each image and its mirror image, and these moved by a pixel. [default: the run's]"
+        ),
+    ] = None,
     accelerator: Annotated[str, typer.Option(help="The device: cpu, gpu, mps, or what is there.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed, ... [default: the run's]")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time. [default: the run's]")] = None,
@@ -45,7 +48,7 @@ def evaluate(
     from cnnlab.evaluation import evaluate
 
     done = evaluate(
-        run, data=data, split=split.value, tta=tta.value, accelerator=accelerator, precision=precision,
+        run, data=data, split=split.value, tta=tta.value if tta else None, accelerator=accelerator, precision=precision,
         batch_size=batch_size, figures=figures, trusted=trust or (),
     )  # fmt: skip
     _show(done.content)

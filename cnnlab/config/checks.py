@@ -13,7 +13,7 @@ from cnnlab.config.tree import OPTIONAL, Key, groups, main_file, options, option
 from cnnlab.config.words import nearest, nearest_key, refusal, shown
 
 # To the classes of the other groups one may hand further arguments, and choose other classes.
-CLOSED = ("objective", "loss", "data", "trainer", "search")
+CLOSED = ("objective", "loss", "eval", "data", "trainer", "search")
 GIVE = {"data.path": "FILE.npz", "model._target_": "PACKAGE.MODULE.CLASS"}
 _REFERENCE = re.compile(r"\$\{(\.*)(\w+(?:\.\w+)*)\}")
 

@@ -142,6 +142,7 @@ RULES: dict[str, Rule] = {
     "objective.metric": filled,
     "objective.mode": _mode,
     "loss.label_smoothing": real(0, 1),
+    "eval.tta": one_of("none", "mirror", "mirror_translate"),
     "init_from": filled | null,
     "resume": filled | null,
     "debug": flag,
