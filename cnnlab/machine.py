@@ -37,9 +37,9 @@ def check_precision(name: str | int | None, device: torch.device) -> None:
     """
     if str(name) in ("16-mixed", "16") and device.type == "cpu":
         raise MachineError(f"trainer.precision={name} needs a GPU, and this is a CPU. Use bf16-mixed or 32-true.")
-    if str(name).startswith("bf16") and device.type == "cuda":
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise MachineError(f"trainer.precision={name}: this GPU has no bfloat16. Use 16-mixed or 32-true.")
+    on_gpu = str(name).startswith("bf16") and device.type == "cuda"
+    if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise MachineError(f"trainer.precision={name}: this GPU has no bfloat16. Use 16-mixed or 32-true.")
 
 
 def describe_device(device: torch.device) -> str:
