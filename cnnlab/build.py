@@ -41,7 +41,7 @@ from cnnlab.callbacks.checkpoint import first_line, plain, read_checkpoint
 from cnnlab.classifier import Classifier
 from cnnlab.data import ImageData, archive
 from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, DataError, DivergedError, MachineError
-from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
+from cnnlab.machine import check_accelerator, check_precision, describe_device, keep_freed_memory
 from cnnlab.model import normalised
 from cnnlab.optimizer import parameter_groups
 from cnnlab.record import Record, find
@@ -408,6 +408,7 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0)
     if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         # The other processes would be started with the sweep's command line, not with this run's.
         raise ConfigError("-m runs on one device at a time so far: give trainer.devices=1, or one run without -m.")
+    check_precision(cfg.trainer.precision, trainer.strategy.root_device)
     if trainer.world_size > 1 and cfg.on_divergence == "rollback":
         raise ConfigError("on_divergence=rollback works on one device: give trainer.devices=1, or on_divergence=stop.")
     log.info(f"device: {describe_device(trainer.strategy.root_device)}")

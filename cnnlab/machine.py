@@ -38,6 +38,19 @@ def device_for(name: str) -> torch.device:
     return torch.device(name, 0) if name == "cuda" else torch.device(name)
 
 
+def check_precision(name: str | int | None, device: torch.device) -> None:
+    """Raise unless a device computes in a precision; Lightning takes another one, or torch imitates it slowly.
+
+    Raises:
+        MachineError: It does not.
+    """
+    if str(name) in ("16-mixed", "16") and device.type == "cpu":
+        raise MachineError(f"trainer.precision={name} needs a GPU, and this is a CPU. Use bf16-mixed or 32-true.")
+    on_gpu = str(name).startswith("bf16") and device.type == "cuda"
+    if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise MachineError(f"trainer.precision={name}: this GPU has no bfloat16. Use 16-mixed or 32-true.")
+
+
 def describe_device(device: torch.device) -> str:
     """Return a device's name as people know it, and for the CPU why it was taken."""
     if device.type == "cuda":
