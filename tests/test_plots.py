@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from cnnlab import plots
@@ -193,7 +194,7 @@ def test_reliability_draws_each_filled_part_and_its_distance_from_the_diagonal()
     assert "0.123" in upper.get_title()
     places, found = points(upper.lines[-1])
     np.testing.assert_allclose([places, found], [[0.4, 0.6, 0.9], [0.5, 0.6, 0.0]])
-    assert [bar.get_height() for bar in lower.patches] == [0, 3, 9, 1]
+    assert [bar.get_bbox().height for bar in lower.patches if isinstance(bar, Rectangle)] == [0, 3, 9, 1]
     assert (lower.get_xlabel(), lower.get_ylabel()) == ("Probability of the predicted class", "Images")
 
 
