@@ -18,6 +18,7 @@ import pytest
 from pytorch_lightning import Callback, Trainer
 from typing_extensions import override
 
+from cnnlab.config import preflight
 from tests.conftest import ROOT, Train, read, run_process
 
 
@@ -185,3 +186,36 @@ def test_a_run_that_was_killed_and_went_on_shows_each_step_once(train: Train, sm
         assert len(board.scalars("test/accuracy")) == 1
     assert settings["trainer.max_epochs"] == 3, "not those of the first end"
     assert metrics["test/accuracy"] == pytest.approx(read(folder / "metrics.json")["test/accuracy"])
+
+
+def test_the_server_shows_a_sweeps_trials_under_their_names_and_what_varied(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import train as script
+
+    folder = tmp_path / "sweep"
+    words = ["-m", *small, "callbacks.figures=null", "optimizer.lr=0.1,0.01", f"hydra.sweep.dir='{folder}'"]
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *preflight(words)])
+    script.main()
+    with serving(folder, "lr-0.1/tensorboard") as board:
+        deadline = time.monotonic() + 60
+        while len(board.get("/data/plugin/scalars/tags")) < 2 and time.monotonic() < deadline:  # type: ignore[arg-type]
+            time.sleep(0.5)
+        runs = board.get("/data/runs")
+        experiment = board.get("/data/plugin/hparams/experiment", {"experimentName": ""})
+        statuses = ["STATUS_SUCCESS", "STATUS_UNKNOWN", "STATUS_RUNNING", "STATUS_FAILURE"]
+        request = {
+            "experimentName": "", "allowedStatuses": statuses, "colParams": [], "startIndex": 0, "sliceSize": 10,
+        }  # fmt: skip
+        answer = board.get("/data/plugin/hparams/session_groups", request)
+    assert isinstance(runs, list)
+    assert sorted(runs) == ["lr-0.01/tensorboard", "lr-0.1/tensorboard"]
+    assert isinstance(experiment, dict)
+    assert [info["name"] for info in experiment["hparamInfos"]] == ["optimizer.lr"]
+    assert isinstance(answer, dict)
+    shown = {}
+    for group in answer["sessionGroups"]:
+        metrics = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
+        shown[group["hparams"]["optimizer.lr"]] = metrics["test/accuracy"]
+    results = {lr: read(folder / f"lr-{lr}" / "metrics.json")["test/accuracy"] for lr in (0.1, 0.01)}
+    assert shown == pytest.approx(results)

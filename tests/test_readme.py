@@ -32,7 +32,7 @@ COMMANDS = [
 # Run by others: `.ci/run` installs and tests as the README says, and tests/test_browser.py starts the dashboard.
 ELSEWHERE = {
     "pip install -e .", "pip install -e '.[test]'", "pytest", "cnnlab dashboard", "pre-commit install",
-    "bash .ci/run",
+    "bash .ci/run", "pip install -e '.[search]'", "pip install -e '.[slurm]'",
 }  # fmt: skip
 SHORT = ["trainer.fast_dev_run=1", "data.val_size=80", "data.batch_size=32"]
 
@@ -100,7 +100,11 @@ def test_command_works(command: str, home: Path, monkeypatch: pytest.MonkeyPatch
         (newest,) = sorted((home / "outputs").glob("*/*/run.json"))[-1:]
         arguments = [word.replace("FOLDER", str(newest.parent)) for word in arguments]
     given = {word.partition("=")[0] for word in arguments}
-    if "resume" not in given:
+    if "hydra/launcher=slurm" in arguments:
+        preflight(arguments)  # tests/test_sweep_remote.py runs it
+        return
+    arguments = ["search.n_trials=2" if word.startswith("search.n_trials=") else word for word in arguments]
+    if "resume" not in given or "-m" in arguments:
         arguments += SHORT
     monkeypatch.syspath_prepend(home)
     monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *preflight(arguments)])

@@ -97,7 +97,7 @@ def test_sweep_ends_in_a_table_and_goes_on_where_it_was(sweep):
     # Another base: refused, with what differs.
     with pytest.raises(ConfigError, match=r"data.batch_size: was 32, now 16") as refused:
         sweep("optimizer.lr=0.1,0.001", "seed=0,1", "data.batch_size=16", "resume=sweep")
-    assert "it began as: " in str(refused.value)
+    assert "its command was: " in str(refused.value)
     with pytest.raises(ConfigError, match="holds a sweep already"):
         sweep("optimizer.lr=0.1,0.001", "seed=0,1")
 

@@ -1,9 +1,11 @@
 """Sweeps on a cluster: what can be shown of it on one machine."""
 
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -56,20 +58,28 @@ def test_ray_ends_with_the_same_table(npz: Path, tmp_path: Path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    place = tempfile.mkdtemp(prefix="ray")  # pytest's own is longer than a socket's path may be
     head = subprocess.Popen(
         [
             Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
             f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats",
-            f"--temp-dir={tmp_path / 'ray'}",
+            f"--temp-dir={place}",
         ],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        time.sleep(8)
+        until = time.monotonic() + 90
+        with socket.socket() as probe:
+            while probe.connect_ex(("127.0.0.1", port)):
+                assert time.monotonic() < until
+                assert head.poll() is None
+                time.sleep(0.5)
+        time.sleep(3)  # the port is open before the node is there
         there = grid(npz, tmp_path / "there", "hydra/launcher=ray", f"hydra.launcher.address='127.0.0.1:{port}'")
     finally:
         head.terminate()
         head.wait(30)
+        shutil.rmtree(place, ignore_errors=True)
     assert comparable(there) == comparable(here)
 
 

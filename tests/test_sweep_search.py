@@ -11,8 +11,9 @@ import pytest
 from optuna.trial import TrialState
 
 from cnnlab.config import preflight
+from cnnlab.data import shapes
 from cnnlab.errors import PartialError
-from tests.conftest import ROOT, read
+from tests.conftest import ROOT, read, run_process
 
 QUICK = ["callbacks.figures=null", "callbacks.dashboard=null", "logger=none"]
 
@@ -108,3 +109,30 @@ def test_two_processes_share_a_study_and_a_killed_one_loses_nothing(npz: Path, t
     study = opened(tmp_path / "sweep")
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 8
     assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["counts"] == {"completed": 8}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_asha_reaches_what_random_search_reaches_in_the_same_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = shapes.generate(tmp_path / "shapes.npz")
+    best: dict[str, list[float]] = {"asha": [], "random": []}
+    for seed in range(3):
+        seconds = 0.0
+        for kind in best:
+            limit = ["search.n_trials=30"] if kind == "asha" else ["search.n_trials=500", f"search.timeout={seconds}"]
+            began = time.monotonic()
+            ended = run_process(
+                f"search={kind}", *limit, f"seed={seed}", "data=shapes", f"data.path='{path}'", "data.batch_size=128",
+                "trainer.max_epochs=9", "hydra/launcher=local", *QUICK, f"hydra.sweep.dir='{tmp_path / kind}{seed}'",
+                timeout=1500,
+            )  # fmt: skip
+            assert ended.returncode in (0, 7), ended.stderr  # large learning rates diverge
+            seconds = time.monotonic() - began
+            table = read(Path(f"{tmp_path / kind}{seed}") / "sweep.json")
+            best[kind].append(max(row["objective"] for row in table["trials"] if row["objective"] is not None))
+            with capsys.disabled():
+                print(f"\nseed {seed}, {kind}: best {best[kind][-1]:.4f} in {seconds:.0f} s, {table['counts']}")
+            if kind == "asha":
+                assert table["counts"]["pruned"] >= 10, "a third at least"
+    # A percentage point is what the best of so few trials differs by from seed to seed.
+    assert sum(best["asha"]) / 3 >= sum(best["random"]) / 3 - 0.01

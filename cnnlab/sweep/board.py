@@ -77,7 +77,9 @@ class Board:
         table = Table.grid(padding=(0, 2))
         for name, began in self._running.items():
             rows = Record(self.folder / name).history
-            epoch = f"epoch {int(rows[-1]['epoch']) + 1}, val/accuracy {rows[-1]['val/accuracy']}" if rows else ""
+            epoch = f"epoch {int(rows[-1]['epoch']) + 1}" if rows else ""
+            if rows and (value := rows[-1].get(self.objective["metric"])):
+                epoch += f", {self.objective['metric']} {float(value):.4f}"
             table.add_row("running", name, f"{time.monotonic() - began:.0f} s", epoch)
         left = self.planned - self.done - len(self.failed)
         parts = [f"{self.done} done", f"{len(self._running)} running", f"{len(self.failed)} failed"]

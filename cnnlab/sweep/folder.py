@@ -80,7 +80,7 @@ class SweepFolder:
                     [
                         f"resume={self.path}: a sweep goes on with the config that it began with",
                         *changed,
-                        f"it began as: {self.record['command']}",
+                        f"its command was: {self.record['command']}",
                     ]
                 )
             )
@@ -106,8 +106,13 @@ class SweepFolder:
         """
         self.inside.mkdir(parents=True, exist_ok=True)
         own = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
-        self._held = os.open(self.inside / f"{own}.hold", os.O_CREAT | os.O_RDWR, 0o644)
-        fcntl.flock(self._held, fcntl.LOCK_EX)
+        path = self.inside / f"{own}.hold"
+        while True:  # until nobody took it for one that a dead process had left
+            self._held = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+            fcntl.flock(self._held, fcntl.LOCK_EX)
+            if path.exists() and path.stat().st_ino == os.fstat(self._held).st_ino:
+                break
+            os.close(self._held)
         if not shared:
             until = time.monotonic() + patience_seconds
             told = False

@@ -8,14 +8,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Literal
 
 import hydra
+import rich
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -91,6 +92,10 @@ class Running:
         """The process, and the group that it leads."""
         return int(self.process.pid)
 
+    def code(self) -> int | None:
+        """Return its exit code, minus the number of the signal that killed it; None while it runs."""
+        return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
+
 
 class Pool:
     """Processes that train side by side.
@@ -131,15 +136,15 @@ class Pool:
 
     def wait(self, timeout: float) -> list[tuple[str, str | None]]:
         """Return the trials that ended within so many seconds, each with what killed it, if anything did."""
-        by_handle = {_handle(running.process): name for name, running in self._running.items()}
-        ended = []
-        for handle in connection.wait(list(by_handle), timeout):
-            name = by_handle[handle]
-            process = self._running.pop(name).process
-            code = process.wait() if isinstance(process, subprocess.Popen) else (process.join(), process.exitcode)[1]
-            if isinstance(process, subprocess.Popen):
-                os.close(handle)  # type: ignore[arg-type]
-            ended.append((name, cause_of(code)))
+        until = time.monotonic() + timeout
+        while True:
+            codes = {name: running.code() for name, running in self._running.items()}
+            ended = [(name, cause_of(code)) for name, code in codes.items() if code is not None]
+            if ended or time.monotonic() > until:
+                break
+            time.sleep(0.05)
+        for name, _ in ended:
+            del self._running[name]
         return ended
 
     def stop(self, signum: int) -> list[tuple[str, str | None]]:
@@ -157,10 +162,16 @@ class Pool:
                 sent = signal.SIGKILL
         return ended
 
+    def _threads(self) -> dict[str, str]:
+        """Return what says how many threads a trial has: what was asked for, or else what the user's shell says."""
+        asked = self._launcher.threads is not None
+        return {"OMP_NUM_THREADS": str(self.threads) if asked else os.environ.get("OMP_NUM_THREADS", str(self.threads))}
+
     def _fork(self, argv: list[str], folder: Path, environment: dict[str, str], held: int | None) -> Any:
         # Before the libraries are loaded that read them. numpy's own threads would be in the way of a fork.
-        os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))
+        os.environ |= self._threads()
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asks for GPUs without waking CUDA up
         import cnnlab.build  # noqa: F401 - PyTorch and Lightning, once for all trials
 
         sys.stdout.flush()
@@ -174,22 +185,13 @@ class Pool:
         return process
 
     def _spawn(self, argv: list[str], folder: Path, environment: dict[str, str], held: int | None) -> Any:
-        environment.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(self.threads)))
+        environment = environment | self._threads() | search_path()
         with (folder / OUTPUT).open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, sys.argv[0], *argv], stdin=subprocess.DEVNULL, stdout=output,
                 stderr=subprocess.STDOUT, env=os.environ | environment, process_group=0,
                 pass_fds=() if held is None else (held,),
             )  # fmt: skip
-
-
-def _handle(process: Any) -> Any:
-    """Return what can be waited for."""
-    if isinstance(process, subprocess.Popen):
-        if not hasattr(process, "sentinel"):
-            process.sentinel = os.pidfd_open(process.pid)  # type: ignore[attr-defined]
-        return process.sentinel  # type: ignore[attr-defined]
-    return process.sentinel
 
 
 def _trial(task: TaskFunction, argv: list[str], output: Path, environment: dict[str, str], parent: int) -> None:
@@ -200,6 +202,8 @@ def _trial(task: TaskFunction, argv: list[str], output: Path, environment: dict[
     with output.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # a live table of the parent's may stand before them
+    rich.reconfigure()
     os.environ |= environment
     atexit._clear()  # what the parent wants to do at its end is none of ours
     GlobalHydra.instance().clear()
@@ -227,6 +231,13 @@ def cause_of(code: int) -> str | None:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     return f"the process ended with exit code {code}" if code else None
+
+
+def search_path() -> dict[str, str]:
+    """Return what a new process needs to find the user's own networks where this one does: beside the sweep."""
+    if str(Path.cwd()) not in sys.path:
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path.cwd())]))}
 
 
 def visible_gpus() -> list[str]:

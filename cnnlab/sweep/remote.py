@@ -2,6 +2,7 @@
 
 import fcntl
 import importlib.util
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing_extensions import override
 
 from cnnlab.errors import ConfigError
 from cnnlab.record import is_run, read_json
-from cnnlab.sweep.local import OUTPUT, cause_of
+from cnnlab.sweep.local import OUTPUT, cause_of, search_path
 
 GRACE_SECONDS = 60  # for a trial to save
 
@@ -38,6 +39,7 @@ class Task:
         self.argv = argv
         self.folder = folder
         self.here = here
+        self.environment = search_path()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
@@ -50,7 +52,7 @@ class Task:
                 argv = [*argv, f"resume='{self.folder}'", "hydra.output_subdir=null"]
             self._process = subprocess.Popen(
                 [sys.executable, self.program, *argv], cwd=self.here, stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, preexec_fn=_ignore_warning,
+                stderr=subprocess.STDOUT, preexec_fn=_ignore_warning, env=os.environ | self.environment,
             )  # fmt: skip
             try:
                 return self._process.wait()

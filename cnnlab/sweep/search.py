@@ -75,9 +75,9 @@ class Search:
     def run(self) -> None:
         """Run trials until the study has as many as it shall have, or its time is up."""
         existing = [trial for trial in self._existing() if trial.state != TrialState.RUNNING]
-        self.sweep.board.plan(self.options["n_trials"] * max(1, len(self.seeds)), len(existing))
-        left = self.options["n_trials"] - len(existing)
-        pool = self.sweep.pool(left * max(1, len(self.seeds)), self.options["batch"])
+        each = max(1, len(self.seeds))
+        self.sweep.board.plan(self.options["n_trials"] * each, len(existing) * each)
+        pool = self.sweep.pool((self.options["n_trials"] - len(existing)) * each, self.options["batch"])
         for trial, status in self.sweep.run(pool, self._queue()):
             self._note(trial, status)
         self._weigh()

@@ -106,6 +106,11 @@ class Sweep:
         return [row for row in self.rows if row.status == "failed"]
 
     @property
+    def interrupted(self) -> list[Row]:
+        """The trials that somebody stopped."""
+        return [row for row in self.rows if row.status == "interrupted"]
+
+    @property
     def metric(self) -> str:
         """The objective's name."""
         return str(self.record["objective"]["metric"])

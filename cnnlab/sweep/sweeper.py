@@ -152,7 +152,6 @@ class Sweeper(HydraSweeper):
         self.folder.write(
             command=shlex.join([*_program().split(), *sys.argv[1:]]),
             program=_program(),
-            argv=[word for word in sys.argv[1:] if not word.startswith(("resume=", "hydra.sweep.dir="))],
             base=self.base,
             keys=list(dict.fromkeys([*keys, *self.folder.record.get("keys", [])])),
             config=config,
@@ -173,10 +172,10 @@ class Sweeper(HydraSweeper):
             runs.failed.clear()  # each is in the table
             table = summary.write(self.folder.path)
             summary.show(table)
-        if table.failed:
-            names = ", ".join(row.name for row in table.failed)
+        if missing := table.failed + table.interrupted:
+            names = ", ".join(row.name for row in missing)
             again = "" if trials is None else f"\nrun them again with: {self._resume_command()}"
-            raise PartialError(f"{len(table.failed)} of {len(table.rows)} trials failed: {names}{again}")
+            raise PartialError(f"{len(missing)} of {len(table.rows)} trials failed: {names}{again}")
 
     def _grid(self, trials: list[Trial]) -> None:
         left = [trial for trial in trials if not self.folder.trial(trial.name).is_done(self.limits)]
@@ -226,12 +225,12 @@ class Sweeper(HydraSweeper):
                     return
                 for name, cause in pool.wait(0.5):
                     trial = running.pop(name)
-                    yield trial, self.folder.trial(name).end(cause)
+                    yield trial, self.folder.trial(name).end(cause, self.limits)
                     self.board.end(name)
                 self.board.refresh()
         except Stopped as stop:
             for name, cause in pool.stop(stop.signum):
-                self.folder.trial(name).end(cause)
+                self.folder.trial(name).end(cause, self.limits)
                 self.board.end(name)
             raise
         except BaseException:
@@ -240,7 +239,7 @@ class Sweeper(HydraSweeper):
 
     def _start(self, pool: Pool, trial: Trial) -> None:
         folder = self.folder.trial(trial.name)
-        folder.begin(trial, self.limits)
+        folder.begin(trial)
         place = _quoted(folder.path)
         lines = [*self.base, *trial.overrides, *trial.extra]
         if isinstance(pool, Handed):

@@ -103,24 +103,33 @@ class Folder:
         """Whether the trial was completed in a sweep with these limits (epochs, steps, time)."""
         return self.run.get("status") == "completed" and self.note.get("limits") == limits
 
-    def begin(self, trial: Trial, limits: dict[str, Any]) -> None:
+    def begin(self, trial: Trial) -> None:
         """Note that the trial is about to run."""
         self.write(
             number=trial.number,
             overrides=list(trial.overrides),
             settings=trial.settings,
-            limits=limits,
             starts=self.note.get("starts", 0) + 1,
         )
-
-    def end(self, error: str | None = None) -> str:
-        """Note that the trial has ended, mark it as failed if it didn't do so itself, and return its status."""
-        self.write(starts=0)
         run = self.run
-        if run.get("status") in (None, "running"):
-            self.fail(error or "ended without a word", run)
+        if run.get("status") in ("failed", "interrupted"):  # what is said of its last start is not true of this one
+            run.pop("error", None)
+            write_json(self.path / "run.json", run | {"status": "running"})
+
+    def end(self, cause: str | None, limits: dict[str, Any]) -> str:
+        """Note that the trial has ended, mark it as failed if it didn't do so itself, and return its status.
+
+        Args:
+            cause: What killed it, if anything did.
+            limits: Those of the sweep (epochs, steps, time).
+        """
+        run = self.run
+        status = run.get("status")
+        self.write(starts=0, **({"limits": limits} if status == "completed" and cause is None else {}))
+        if status in (None, "running"):
+            self.fail(cause or "ended without a word", run)
             return "failed"
-        return str(run["status"])
+        return str(status)
 
     def fail(self, error: str, run: dict[str, Any] | None = None) -> None:
         """Mark the trial as failed."""
