@@ -163,7 +163,7 @@ def _numbers(record: Record, content: Mapping[str, Any] | None) -> Html:
         low, high = content["accuracy_interval"]
         tested = content["metrics"]
         tiles.append((f"{tested['accuracy']:.2%}", "test accuracy"))
-        tiles.append((f"{low:.1%}–{high:.1%}", f"its 95 % interval, {content['count']:,} images"))
+        tiles.append((f"{100 * low:.1f}–{high:.1%}", f"its 95 % interval, {content['count']:,} images"))
         tiles += [(f"{tested[name]:.4f}", f"test {_said(name)}") for name in tested if name != "accuracy"]
     else:
         tested = {name: value for name, value in metrics.items() if name.startswith("test/") and _finite(value)}

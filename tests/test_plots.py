@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from cnnlab import plots
@@ -182,3 +183,34 @@ def test_plots_need_neither_pyplot_nor_torch():
     code = "import sys, cnnlab.plots; print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_reliability_draws_each_filled_part_and_its_distance_from_the_diagonal():
+    bins: list[dict] = [
+        {"low": part / 4, "high": (part + 1) / 4, "count": count, "confidence": place, "accuracy": found}
+        for part, (count, place, found) in enumerate([(0, None, None), (3, 0.4, 0.5), (9, 0.6, 0.6), (1, 0.9, 0.0)])
+    ]
+    upper, lower = plots.reliability(bins, 0.123).axes
+    assert "0.123" in upper.get_title()
+    places, found = points(upper.lines[-1])
+    np.testing.assert_allclose([places, found], [[0.4, 0.6, 0.9], [0.5, 0.6, 0.0]])
+    assert [bar.get_bbox().height for bar in lower.patches if isinstance(bar, Rectangle)] == [0, 3, 9, 1]
+    assert (lower.get_xlabel(), lower.get_ylabel()) == ("Probability of the predicted class", "Images")
+
+
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_compared_curves_tell_runs_apart_and_groups_alike(split):
+    history: dict[str, list[float]] = {
+        "epoch": [0, 1],
+        f"{split}/loss": [2.0, 1.0],
+        f"{split}/accuracy": [0.5, float("nan")],
+    }
+    figure = plots.compared_curves({"a": history, "b": history, ODD_NAMES[1]: history}, [0, 1, 1])
+    loss, accuracy = figure.axes
+    assert loss.get_ylabel() == f"{'Validation' if split == 'val' else 'Training'} loss"
+    first, second, third = loss.lines
+    assert (first.get_color(), first.get_linestyle()) != (second.get_color(), second.get_linestyle())
+    assert (third.get_color(), third.get_linestyle()) == (second.get_color(), second.get_linestyle())
+    assert len(points(accuracy.lines[0])[0]) == 1
+    plots.to_png(figure)
+    plots.to_png(plots.compared_curves({"a": {"epoch": []}}, [0]))
