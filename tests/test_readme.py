@@ -29,10 +29,12 @@ COMMANDS = [
     for part in line.partition("  #")[0].split("&&")
     if part.strip()
 ]
-# Run by others: `.ci/run` installs and tests as the README says, and tests/test_browser.py starts the dashboard.
+# Run by others: `.ci/run` installs and tests as the README says, tests/test_browser.py starts the dashboard,
+# tests/test_benchmark.py tries switches.
 ELSEWHERE = {
     "pip install -e .", "pip install -e '.[test]'", "pytest", "cnnlab dashboard", "pre-commit install",
     "bash .ci/run", "pip install -e '.[search]'", "pip install -e '.[slurm]'",
+    "cnnlab benchmark model=resnet18 data.batch_size=512 --sweep precision,channels_last,compile",
 }  # fmt: skip
 SHORT = ["trainer.fast_dev_run=1", "data.val_size=80", "data.batch_size=32"]
 
@@ -75,6 +77,8 @@ def named(words: list[str], home: Path) -> list[str]:
     """Put runs where a command names folders, and add settings that make it short."""
     runs = sorted(str(record.parent) for record in (home / "runs").glob("*/run.json"))
     words = [runs[int(word[6:]) - 1] if re.fullmatch(r"FOLDER\d", word) else word for word in words]
+    if words[0] == "benchmark":
+        words = [*words, "--rounds=1", "--seconds=0.1", "data.val_size=80", "data.batch_size=8"]
     composed = words[0] == "show" and words[1] in ("data", "augment", "schedule", "model")
     return [*words, "data.val_size=80", "data.batch_size=8"] if words[0] == "check" or composed else words
 
