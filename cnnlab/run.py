@@ -209,6 +209,10 @@ class Run:
     def _ended(self, error: BaseException | None, traceback: TracebackType | None) -> bool:
         if error is None:
             return False
+        if signals.received() and not isinstance(error, (Stopped, CnnlabError, OSError, MemoryError)):
+            # Whatever was cut off in the middle: a second signal comes while the first one's exception is handled.
+            log.error("this followed the signal", exc_info=error)
+            error = Stopped(signals.received())
         if isinstance(error, Stopped):
             self.record["status"] = "interrupted"
             self._save()

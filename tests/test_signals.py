@@ -3,11 +3,14 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from cnnlab import signals
 from cnnlab.errors import Stopped
+from cnnlab.run import Run
+from tests.conftest import read
 
 
 def send(signum: int) -> None:
@@ -60,3 +63,17 @@ def test_handlers_are_put_back():
         signals.silence()
         send(signal.SIGTERM)
     assert [signal.getsignal(signum) for signum in signals.MEANING] == before
+
+
+def cut_off() -> None:
+    try:
+        send(signal.SIGINT)
+    finally:
+        raise RuntimeError("a loader that was half made")
+
+
+def test_an_error_that_follows_a_signal_ends_as_the_signal_does(tmp_path: Path):
+    with pytest.raises(SystemExit) as ended, Run(tmp_path):
+        cut_off()
+    assert ended.value.code == 130
+    assert read(tmp_path / "run.json")["status"] == "interrupted"
