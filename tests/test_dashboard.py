@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from typing_extensions import override
 
 from cnnlab.commands.dashboard import serve
 from cnnlab.config import preflight
-from cnnlab.errors import ConfigError, MachineError
+from cnnlab.errors import ConfigError
 from tests.conftest import ROOT, Train, read, run_process
 
 
@@ -94,8 +95,6 @@ class Board:
         return group["hparams"], metrics, session["status"]
 
 
-# TensorBoard 2.21 imports its own old copy of html5lib.
-@pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")
 def test_the_dashboard_command_refuses_what_it_cannot_serve(tmp_path: Path):
     with pytest.raises(ConfigError, match="FOLDER must be a folder of runs"):
         serve(tmp_path / "nowhere")
@@ -104,8 +103,12 @@ def test_the_dashboard_command_refuses_what_it_cannot_serve(tmp_path: Path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(MachineError, match="already in use"):
-            serve(tmp_path, taken.getsockname()[1])
+        code = "import sys; from cnnlab.cli import app; sys.argv[0] = 'cnnlab'; app()"
+        command = [sys.executable, "-c", code, "dashboard", str(tmp_path), "--port", str(taken.getsockname()[1])]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 5
+    (line,) = ended.stderr.splitlines()
+    assert re.match(r"cnnlab: error: --port \d+: .*already in use.* 0 takes a free one\.", line)
 
 
 class KillAt(Callback):
