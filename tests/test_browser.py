@@ -5,6 +5,7 @@ The screenshots stay in the folder that CNNLAB_SCREENSHOTS names; the README sho
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -75,7 +76,7 @@ def dashboard(folder: Path) -> Iterator[str]:
             assert address.startswith("http://127.0.0.1:")
             yield address
         finally:
-            process.send_signal(subprocess.signal.SIGINT)  # type: ignore[attr-defined]
+            process.send_signal(signal.SIGINT)
             assert process.wait(20) == 130
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,7 +19,9 @@ import pytest
 from pytorch_lightning import Callback, Trainer
 from typing_extensions import override
 
+from cnnlab.commands.dashboard import serve
 from cnnlab.config import preflight
+from cnnlab.errors import ConfigError
 from tests.conftest import ROOT, Train, read, run_process
 
 
@@ -92,6 +95,22 @@ class Board:
         return group["hparams"], metrics, session["status"]
 
 
+def test_the_dashboard_command_refuses_what_it_cannot_serve(tmp_path: Path):
+    with pytest.raises(ConfigError, match="FOLDER must be a folder of runs"):
+        serve(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="--port must be between 0 and 65535"):
+        serve(tmp_path, 70000)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code = "import sys; from cnnlab.cli import app; sys.argv[0] = 'cnnlab'; app()"
+        command = [sys.executable, "-c", code, "dashboard", str(tmp_path), "--port", str(taken.getsockname()[1])]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 5
+    (line,) = ended.stderr.splitlines()
+    assert re.match(r"cnnlab: error: --port \d+: .*already in use.* 0 takes a free one\.", line)
+
+
 class KillAt(Callback):
     """Kill this process in the middle of the run's n-th step, unless the run goes on from a checkpoint."""
 
@@ -130,6 +149,8 @@ def test_the_server_shows_curves_pictures_layout_and_results(train: Train, tmp_p
         images = board.images()
         layout = board.get("/data/plugin/custom_scalars/layout")
         graph = board.get("/data/plugin/graphs/info")
+        curves = board.get("/data/plugin/pr_curves/tags")
+        text = board.get(f"/data/plugin/text/text?run={board.run}&tag=summary%2Ftext_summary")
         experiment = board.get("/data/plugin/hparams/experiment", {"experimentName": ""})
         settings, metrics, status = board.session()
 
@@ -139,6 +160,11 @@ def test_the_server_shows_curves_pictures_layout_and_results(train: Train, tmp_p
             "figures/first_test_images", "figures/confusion_matrix", "figures/worst_mistakes",
         ], 1,
     )  # fmt: skip
+    assert isinstance(curves, dict)
+    (drawn,) = curves.values()
+    assert set(drawn) == {f"precision_recall/{name}" for name in ("all classes", *map(str, range(10)))}
+    assert "test/accuracy" in str(text)
+    assert "optimizer.lr" in str(text)
     assert isinstance(layout, dict)
     charts = {chart["title"]: chart["multiline"]["tag"] for group in layout["category"] for chart in group["chart"]}
     assert charts["loss"] == ["train/loss_epoch", "val/loss"]

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-import signal
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -29,8 +29,7 @@ def dashboard(
     It opens on training and validation in common charts; of every curve all points are drawn.
     """
     print(f"{serve(folder, port)} shows {folder}; Ctrl-C ends it", flush=True)
-    # Returns when a signal has been handled, which it does not here: `cnnlab.cli` ends the process with its code.
-    signal.pause()
+    threading.Event().wait()  # for a signal, with which `cnnlab.cli` ends the process
 
 
 def serve(folder: Path, port: int = 0) -> str:
