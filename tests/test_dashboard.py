@@ -199,8 +199,8 @@ def test_a_run_that_was_killed_and_went_on_shows_each_step_once(train: Train, sm
         "+callbacks.kill={_target_: tests.test_dashboard.KillAt, step: 17}", PYTHONPATH=str(ROOT),
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL
-    train(f"resume='{folder}'", folder=folder)
-    train(f"resume='{folder}'", "trainer.max_epochs=3", folder=folder)
+    train(f"resume='{folder}'", "trusted=[tests]", folder=folder)
+    train(f"resume='{folder}'", "trainer.max_epochs=3", "trusted=[tests]", folder=folder)
 
     # The loader of machines without the fast one, which drops by itself what comes again.
     with serving(outputs, "run/tensorboard", "--load_fast", "false") as board:

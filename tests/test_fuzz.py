@@ -17,7 +17,7 @@ from cnnlab.errors import CnnlabError, ConfigError
 from cnnlab.record import Record, find
 from tests.conftest import drawn
 
-quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
