@@ -255,21 +255,29 @@ def data_of(run: Restored, path: str | Path | None = None, *, eval_batch_size: i
 
     Raises:
         DataError: There is no such file, or its classes or its images' size are not those of the network.
+        CheckpointError: The run does not say how its data is read.
     """
-    told = run.config.data
-    config_names = told.get("classes")
+    told: Any = cast(dict[str, Any], OmegaConf.to_container(run.config)).get("data")
+    try:
+        keys = {str(role): str(name) for role, name in told["keys"].items()}
+        classes = told["classes"] and [str(name) for name in told["classes"]]
+        val_size, split_seed = int(told["val_size"]), int(told["split_seed"])
+        eval_batch_size = eval_batch_size or max(1, int(told["eval_batch_size"]))
+        own = Path(told["path"]).expanduser()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{run.checkpoint} does not say how its data is read: {first_line(error)}") from error
     if path is None:
-        path, classes, val_size = _found(run), config_names and list(config_names), told.val_size
+        path = _found(own, run)
     else:
         layouts = archive.layouts(path)
         # Without names of its own, a file's labels are taken for the network's, as far as there are any.
-        classes = None if archive.CLASSES in layouts else run.classes
-        training = layouts.get(told["keys"]["train_images"])
-        val_size = told.val_size if training and training.shape and training.shape[0] > told.val_size else 0
+        classes = None if archive.CLASSES in layouts else list(run.classes)
+        training = layouts.get(keys["train_images"])
+        val_size = val_size if training and training.shape and training.shape[0] > val_size else 0
     unknown = [0.5] * run.image_shape[2]  # the network brings mean and standard deviation
     images = ImageData(
-        path, keys=dict(told["keys"]), classes=classes, batch_size=1, val_size=val_size, split_seed=told.split_seed,
-        eval_batch_size=eval_batch_size or told.eval_batch_size, mean=unknown, std=unknown,
+        path, keys=keys, classes=classes, batch_size=1, val_size=val_size, split_seed=split_seed,
+        eval_batch_size=eval_batch_size, mean=unknown, std=unknown,
     )  # fmt: skip
     if images.classes != run.classes:
         known, given = (f"{len(names)} ({', '.join(names[:5])}...)" for names in (run.classes, images.classes))
@@ -280,9 +288,8 @@ def data_of(run: Restored, path: str | Path | None = None, *, eval_batch_size: i
     return images
 
 
-def _found(run: Restored) -> Path:
+def _found(path: Path, run: Restored) -> Path:
     """Return the run's data file; its path may have started in the folder that the run was started in."""
-    path = Path(run.config.data.path).expanduser()
     cwd = run.record.run.get("cwd") if run.record else None
     places = [path, *([Path(cwd) / path] if isinstance(cwd, str) else [])]
     for place in places:

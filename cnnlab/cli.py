@@ -111,8 +111,5 @@ def _run(command: Callable[[], object], debug: bool) -> None:
             known = understood(error)
         report(known)
         if type(known) is CnnlabError and known is not error and not debug:
-            print(
-                f"cnnlab: the same with --debug shows the traceback: cnnlab --debug {' '.join(sys.argv[1:])}",
-                file=sys.stderr,
-            )
+            print("cnnlab: the same with --debug shows the traceback", file=sys.stderr)
         sys.exit(known.exit_code)

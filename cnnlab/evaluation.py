@@ -44,7 +44,7 @@ from cnnlab.batch import Batch
 from cnnlab.build import Restored, data_of, restored
 from cnnlab.classifier import evaluation_metrics, update
 from cnnlab.data import ImageData
-from cnnlab.errors import DataError
+from cnnlab.errors import ConfigError, DataError
 from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
 from cnnlab.record import write_bytes, write_text
 
@@ -110,7 +110,7 @@ def evaluate(
     keep_freed_memory()
     state = restored(run, trusted)
     images = data_of(state, data, eval_batch_size=batch_size)
-    fabric = fabric_for(accelerator, precision or state.config.trainer.precision)
+    fabric = fabric_for(accelerator, precision or (state.config.get("trainer") or {}).get("precision"))
     batches = images.batches(split)
     if len(batches) == 0:
         raise DataError(f"{images.path}: the {split} split holds no images (data.val_size={len(images.val_indices)}).")
@@ -139,7 +139,6 @@ def evaluate(
     confidence = found.logits.softmax(1).amax(1).numpy()
     if figures:
         folder = place.parent / "figures" / place.name
-        folder.mkdir(parents=True, exist_ok=True)
         drawn = (
             plots.confusion_matrix(np.array(content["confusion"]), images.classes),
             plots.reliability(content["calibration"], found.metrics["calibration_error"]),
@@ -164,7 +163,11 @@ FIGURES = ("confusion_matrix", "reliability", "worst_mistakes")
 def fabric_for(accelerator: str, precision: str | None) -> Fabric:
     """Return the device and the precision to compute with."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    return Fabric(accelerator=accelerator, devices=1, precision=precision or "32-true")  # type: ignore[arg-type]
+    try:
+        return Fabric(accelerator=accelerator, devices=1, precision=precision or "32-true")  # type: ignore[arg-type]
+    except ValueError as error:
+        text = f"--accelerator {accelerator}, --precision {precision}: {' '.join(str(error).split())[:200]}"
+        raise ConfigError(text) from error
 
 
 def answers(

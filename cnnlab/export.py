@@ -106,6 +106,7 @@ def export(
     if output and path.exists() and not overwrite:
         raise ConfigError(f"{path} exists. Choose another name, or pass --overwrite to replace it.")
     images = data_of(state, data).test_images[:COMPARED].numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         answer = WRITERS[format](Answering(state.network).eval(), beside, input, _metadata(state, input))

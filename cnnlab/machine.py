@@ -6,7 +6,7 @@ import platform
 import torch
 from pytorch_lightning.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
 
-from cnnlab.errors import MachineError
+from cnnlab.errors import ConfigError, MachineError
 
 
 def check_accelerator(name: str, key: str = "trainer.accelerator=") -> None:
@@ -35,7 +35,10 @@ def device_for(name: str) -> torch.device:
         name = "cuda" if CUDAAccelerator.is_available() else "mps" if MPSAccelerator.is_available() else "cpu"
     if name == "gpu":
         name = "cuda" if CUDAAccelerator.is_available() else "mps"
-    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+    try:
+        return torch.device(name, 0) if name == "cuda" else torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--accelerator must be auto, cpu, gpu, cuda or mps, got {name}.") from error
 
 
 def describe_device(device: torch.device) -> str:

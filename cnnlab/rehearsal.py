@@ -83,7 +83,7 @@ def look(lab: build.Lab, max_time: str | None = None) -> Iterator[Finding]:
         return F.cross_entropy(logits.float(), shown.targets, label_smoothing=lab.classifier.label_smoothing)
 
     yield from _first_step(copy.deepcopy(network), batch, lab.data.num_classes, loss_of)
-    yield _by_heart(copy.deepcopy(network), lab, device, loss_of)
+    yield _by_heart(copy.deepcopy(network), lab, device)
     yield from _timed(copy.deepcopy(network), lab, device, loss_of, max_time)
 
 
@@ -132,9 +132,7 @@ def _first_step(
         yield Finding("gradients", f"finite, norm {norm:.3g}", note=note)
 
 
-def _by_heart(
-    network: nn.Module, lab: build.Lab, device: torch.device, loss_of: Callable[[nn.Module, Batch], Tensor]
-) -> Finding:
+def _by_heart(network: nn.Module, lab: build.Lab, device: torch.device) -> Finding:
     """Learn a few images by heart: what cannot do that has a mistake in it, whatever the learning rate."""
     data = lab.data
     # One pass in the split's order might show a single class.

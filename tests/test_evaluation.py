@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from cnnlab.errors import DataError, MachineError
+from cnnlab.errors import CheckpointError, ConfigError, DataError, MachineError
 from cnnlab.evaluation import TTA, Split, answers, augmented, calibration, evaluate, moved, summary, wilson
 from tests.conftest import Train, drawn, read
 
@@ -88,6 +88,10 @@ def test_a_file_of_other_classes_or_sizes_is_refused(trained: Path, tmp_path: Pa
     refused("must be 32 × 32 × 3", pixels=np.ascontiguousarray(images[:, :16]))
     with pytest.raises(DataError, match="does not exist"):
         evaluate(str(trained), data=tmp_path / "nowhere.npz")
+    with pytest.raises(ConfigError, match="--precision half"):
+        evaluate(str(trained), precision="half")
+    with pytest.raises(ConfigError, match="--accelerator abacus"):
+        evaluate(str(trained), accelerator="abacus")
     with pytest.raises(MachineError, match="--accelerator tpu"):
         evaluate(str(trained), accelerator="tpu")
 
@@ -105,6 +109,15 @@ def test_a_run_elsewhere_finds_its_data_or_says_what_to_give(
     (work / "mine.npz").unlink()
     with pytest.raises(DataError, match=r"there is no .*mine\.npz.*--data FILE"):
         evaluate(str(folder))
+
+
+@pytest.mark.parametrize("told", [None, 5, {}, {"keys": [1]}, {"keys": {}, "classes": None, "val_size": "x"}])
+def test_a_checkpoint_that_does_not_say_how_its_data_is_read_is_named(trained: Path, tmp_path: Path, told: Any):
+    content = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    content["hyper_parameters"]["config"]["data"] = told
+    torch.save(content, tmp_path / "odd.ckpt")
+    with pytest.raises(CheckpointError, match="does not say how its data is read"):
+        evaluate(str(tmp_path / "odd.ckpt"))
 
 
 def test_moved_images_are_mirrored_at_the_edge():

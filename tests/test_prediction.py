@@ -170,6 +170,8 @@ def test_bad_pictures_end_in_7_and_nothing_readable_in_3(trained: Path, tmp_path
     (tmp_path / "none").mkdir()
     assert call("predict", trained, "none")[0] == 3
     assert call("predict", "nowhere", "good.png")[0] == 2
+    assert call("predict", trained, "good.png", "--accelerator", "abacus")[0] == 2
+    assert call("predict", trained, "good.png", "--output", "a/new/folder/found.csv")[0] == 0
 
 
 def test_an_exported_file_answers_as_the_run_does(trained: Path, onnx: Path, npz: Path):
