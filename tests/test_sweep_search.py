@@ -90,6 +90,7 @@ def test_diverging_trial_fails_and_the_study_goes_on_with_means_over_seeds(searc
 def test_two_processes_share_a_study_and_a_killed_one_loses_nothing(npz: Path, tmp_path: Path):
     words = [
         sys.executable, str(ROOT / "train.py"), "search=tpe", "search.n_trials=8", "search.startup=2", "data=npz",
+        "search.space={optimizer.lr:{low:0.01,high:0.1}}",
         f"data.path='{npz}'", "data.val_size=80", "data.batch_size=32", "trainer.max_epochs=2",
         "hydra/launcher=local", "hydra.launcher.n_jobs=1", *QUICK,
     ]  # fmt: skip

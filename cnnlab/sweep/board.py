@@ -66,7 +66,11 @@ class Board:
         if result is None and value is not None:
             result = f"{self.objective['metric']} {value:.4f}"
         place = f"{self.done + len(self.failed)}/{self.planned}"
-        log.info(f"[{place}] {name}: {status}{f', {result}' if result else ''} ({time.monotonic() - began:.0f} s)")
+        line = f"[{place}] {name}: {status}{f', {result}' if result else ''} ({time.monotonic() - began:.0f} s)"
+        if self._live is not None and self._live.is_started:
+            self._live.console.print(line, markup=False, highlight=False)  # above the table
+        else:
+            log.info(line)
 
     def refresh(self) -> None:
         """Draw the table anew, where there is a terminal and trials do not write on it themselves."""

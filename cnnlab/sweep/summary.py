@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Column
 from rich.table import Table as RichTable
 
 from cnnlab.errors import ConfigError
@@ -189,7 +190,8 @@ def show(sweep: Sweep, console: Console | None = None) -> None:
     """Print the table, where everything is, and the winner's command."""
     console = console or Console()
     header, lines = _group_lines(sweep) if sweep.has_seeds else _row_lines(sweep)
-    table = RichTable(*map(escape, header), title=f"{len(sweep.rows)} trials", title_justify="left")
+    columns = [Column(escape(head), overflow="fold") for head in header]
+    table = RichTable(*columns, title=f"{len(sweep.rows)} trials", title_justify="left")
     for line in lines[:SHOWN]:
         table.add_row(*map(escape, line))
     if not console.is_terminal:
@@ -319,7 +321,7 @@ def _tests(sweep: Sweep) -> list[str]:
 
 
 def _row_lines(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
-    tests = [name for name in _tests(sweep) if name in ("test/accuracy", "test/loss")]
+    tests = [name for name in _tests(sweep) if name == "test/accuracy"]  # sweep.csv has the others
     header = [*_heads(sweep.keys), "status", sweep.metric, *tests, "epochs", "seconds", "images/s", "folder"]
     return header, [
         [
