@@ -13,7 +13,7 @@ from cnnlab import anatomy, build, evaluation
 from cnnlab.callbacks.checkpoint import read_checkpoint
 from cnnlab.chart import Line, lines, side_by_side
 from cnnlab.data import ImageData
-from cnnlab.errors import CnnlabError, ConfigError
+from cnnlab.errors import CnnlabError, ConfigError, UnsafeError
 from cnnlab.page import (
     Html,
     code,
@@ -63,6 +63,7 @@ def of_run(
 
     Raises:
         ConfigError: There is no such run, or its record is damaged.
+        UnsafeError: It asks for code to be run; nothing is written.
         MachineError: The file could not be written.
     """
     folder = Path(named).expanduser()
@@ -142,6 +143,8 @@ def _evaluated(record: Record, data: str | Path | None, trusted: Sequence[str]) 
         parts["sections"] = [filters]
         found = evaluation.evaluate(str(record.folder), data=data, figures=False, trusted=trusted)
         images = build.data_of(state, data)
+    except UnsafeError:
+        raise
     except CnnlabError as error:
         return parts, str(error)
     content = found.content

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cnnlab import chart, page, report
 from cnnlab.commands.report import report as command
-from cnnlab.errors import ConfigError, MachineError, PartialError
+from cnnlab.errors import ConfigError, MachineError, PartialError, UnsafeError
 from cnnlab.page import Html
 from tests.conftest import Train, drawn, read
 
@@ -93,6 +93,17 @@ def test_a_strangers_words_do_nothing(train: Train, npz: Path, tmp_path: Path):
     assert "&lt;script&gt;alert(1)" in content
     assert "<script" not in content
     assert "onerror=alert" not in re.sub(r"&lt;img src=x onerror=alert\(1\)&gt;", "", content)
+
+
+def test_a_strangers_network_is_refused_and_no_page_written(train: Train):
+    run = train("trainer.max_epochs=1")
+    path = run / "checkpoints" / "best.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["hyper_parameters"]["config"]["model"]["_target_"] = "subprocess.check_output"
+    torch.save(content, path)
+    with pytest.raises(UnsafeError, match="check_output"):
+        command(str(run))
+    assert not (run / "report.html").exists()
 
 
 def test_a_run_without_checkpoint_or_data_has_a_page_too(train: Train, npz: Path, tmp_path: Path):
