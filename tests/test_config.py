@@ -111,9 +111,11 @@ def test_flags_may_stand_among_overrides_and_hydra_reads_the_result():
 
 def test_every_option_of_every_group_passes():
     given = {"data=npz": ["data.path=x.npz"], "model=custom": ["model._target_=my.Network"]}
-    # A search has a space, which suits some options of the others and not all.
-    choices = [[f"{group}={option}" for option in options(group)] for group in groups() if group != "search"]
-    for row in itertools.zip_longest(*choices):
+    # A search has a space and a recipe settings that suit some options of the others and not all.
+    alone = ("search", "experiment")
+    choices = [[f"{group}={option}" for option in options(group)] for group in groups() if group not in alone]
+    recipes = [(f"experiment={option}",) for option in options("experiment")]
+    for row in [*itertools.zip_longest(*choices), *recipes]:
         lines = [line for line in row if line]
         preflight([*lines, *(extra for line in lines for extra in given.get(line, []))])
 

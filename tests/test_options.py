@@ -27,6 +27,10 @@ ALSO = {
     ("logger", "wandb"): ["logger.wandb.offline=true"],
     ("callbacks", "early_stopping"): ["callbacks=[default,early_stopping]"],
     ("callbacks", "ema"): ["callbacks=[default,ema]"],
+    ("callbacks", "lookahead"): ["callbacks=[default,lookahead]"],
+    ("callbacks", "freeze"): ["callbacks=[default,freeze]"],
+    ("callbacks", "whiten_bias"): ["callbacks=[default,whiten_bias]", "model=speednet"],
+    ("init", "whiten"): ["init=whiten", "model=speednet"],
     ("model", "wide_resnet"): ["model.depth=10", "model.width=1"],
     ("trainer", "overfit"): ["trainer.max_epochs=2", "trainer.limit_train_batches=null"],
 }
@@ -84,7 +88,7 @@ def test_every_recipe_trains_in_one_sweep(
     (tmp_path / "data" / "cifar10.npz").symlink_to(npz)
     (tmp_path / "data" / "shapes.npz").symlink_to(drawn_shapes)
     monkeypatch.chdir(tmp_path)
-    arguments = ["-m", "experiment=glob(*)", "data.val_size=80", "~callbacks.figures", *SHORT]
+    arguments = ["-m", "experiment=glob(*)", "data.val_size=80", "data.batch_size=32", "~callbacks.figures", *SHORT]
     monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *preflight(arguments)])
     run.failed.clear()
     script.main()

@@ -12,6 +12,7 @@ from pytorch_lightning import Callback
 from typing_extensions import override
 
 from cnnlab import build
+from cnnlab.callbacks import AtomicCheckpointIO
 from cnnlab.commands import show
 from cnnlab.config import composed
 from cnnlab.errors import ConfigError, DataError, MachineError, UnsafeError
@@ -83,7 +84,7 @@ def test_a_strangers_network_is_not_built(train: Train, here: Path):
     path = run / "checkpoints" / "best.ckpt"
     content = torch.load(path, weights_only=True)
     content["hyper_parameters"]["config"]["model"]["_target_"] = "subprocess.check_output"
-    torch.save(content, path)
+    AtomicCheckpointIO().save_checkpoint(content, path)
     for command in (show.filters, lambda named: show.model([named])):
         with pytest.raises(UnsafeError, match=r"subprocess\.check_output"):
             command(str(run))

@@ -287,7 +287,7 @@ def test_a_sweep_goes_on_after_a_failed_run_and_ends_with_7(small: list[str], tm
     )
     assert run.returncode == 7, run.stderr
     assert "diverged" in run.stderr
-    trials = ("lr-1e12", "lr-0.01")
+    trials = ("lr-1000000000000.0", "lr-0.01")
     assert [read(tmp_path / "sweep" / trial / "run.json")["status"] for trial in trials] == [
         "failed",
         "completed",
