@@ -34,6 +34,8 @@ _DPI = 120
 # Pictures a row, and the inches a line of a title takes.
 _ROW = 10
 _LINE = 0.17
+# Values of a setting that stand side by side.
+_FEW = 8
 # Beyond this many points a curve is no better for more of them, only slower and larger.
 _POINTS = 2000
 
@@ -537,7 +539,9 @@ def objective_by_time(
     times, values = np.asarray(minutes, dtype=float)[order], np.asarray(objective, dtype=float)[order]
     best = np.maximum.accumulate(values) if larger_is_better else np.minimum.accumulate(values)
     figure = _figure((_WIDTH * 0.75, 3.6))
-    axes = _axes(figure.subplots(), "Minutes since the sweep began", name)
+    unit, factor = ("Seconds", 60) if times[-1] < 2 else ("Minutes", 1)
+    axes = _axes(figure.subplots(), f"{unit} since the sweep began", name)
+    times = times * factor
     axes.xaxis.set_major_locator(MaxNLocator(8))
     axes.scatter(times, values, s=18, color=BLUE, alpha=0.6, linewidths=0, label="a trial")
     axes.step(times, best, where="post", color=VERMILION, linewidth=1.8, label="best so far")
@@ -558,18 +562,20 @@ def importance(shares: Mapping[str, float]) -> Figure:
 
 
 def _scale(texts: Sequence[str]) -> tuple[np.ndarray, dict[str, float], bool]:
-    """Return each value's place on an axis, the names of the places if they are no numbers, and whether to use logs."""
+    """Return each value's place on an axis, the names of the places if they have some, and whether to use logs.
+
+    Words and few different numbers, as in a grid, stand side by side, numbers in their order.
+    """
+    names = list(dict.fromkeys(texts))
     try:
         numbers = np.asarray([float(text) for text in texts])
     except ValueError:
-        names = list(dict.fromkeys(texts))
-        return (
-            np.asarray([names.index(text) for text in texts], float),
-            {n: float(i) for i, n in enumerate(names)},
-            False,
-        )
-    positive = numbers.min() > 0
-    return numbers, {}, bool(positive and numbers.max() / numbers.min() >= 20)
+        numbers = None
+    if numbers is not None and len(names) <= _FEW:
+        names.sort(key=float)
+    elif numbers is not None:
+        return numbers, {}, bool(numbers.min() > 0 and numbers.max() / numbers.min() >= 20)
+    return np.asarray([names.index(text) for text in texts], float), {n: float(i) for i, n in enumerate(names)}, False
 
 
 def _ticks(axes: Axes, places: np.ndarray, names: Mapping[str, float], log: bool) -> None:
