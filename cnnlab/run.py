@@ -257,10 +257,17 @@ def command_line() -> Iterator[None]:
             raise PartialError(f"{len(failed)} of the sweep's runs failed: {', '.join(map(str, failed))}")
     except Stopped as stop:
         sys.exit(stop.exit_code)
+    except BrokenPipeError:
+        stop_printing()
     except Exception as error:
         known = understood(error)
         report(known)
         sys.exit(known.exit_code)
+
+
+def stop_printing() -> None:
+    """Let standard output go nowhere when nobody listens any more, as behind `| head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -303,9 +310,9 @@ class ConsoleHandler(logging.StreamHandler):
             super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Go on in silence when nobody listens any more, as behind `| head`; the log file has it all."""
+        """Go on in silence when nobody listens any more; the log file has it all."""
         if isinstance(sys.exc_info()[1], BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            stop_printing()
         else:
             super().handleError(record)
 

@@ -299,10 +299,13 @@ def step_parts(measured: Mapping[str, Any]) -> Figure:
     for (name, part), colour in zip(measured["parts_ms"].items(), _PARTS, strict=True):
         axes.barh(0, part, left=start, height=0.6, color=colour, edgecolor="white", label=f"{name} {part:.2f}")
         start += part
+    ends = [(measured["step_ms"], "")]
     for row, other in enumerate(others.values(), start=1):
-        axes.barh(row, other["step_ms"], height=0.6, color=PALE)
-        text = f"{other['step_ms']:.2f} (ratio {other['ratio']:.2f})"
-        axes.annotate(text, (other["step_ms"], row), (4, 0), textcoords="offset points", va="center", color=INK)
+        axes.barh(row, other["step_ms"], height=0.6, color="#888888")
+        ends.append((other["step_ms"], f" (ratio {other['ratio']:.2f})"))
+    for row, (length, note) in enumerate(ends):
+        place = (max(length, start) if row == 0 else length, row)
+        axes.annotate(f"{length:.2f}{note}", place, (4, 0), textcoords="offset points", va="center", color=INK)
     axes.set_yticks(range(len(bars)), bars)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.25 * max([start, *(other["step_ms"] for other in others.values())]))
