@@ -3,6 +3,7 @@
 import inspect
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -416,6 +417,9 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0)
         # The other processes would be started with the sweep's command line, not with this run's.
         raise ConfigError("-m runs on one device at a time so far: give trainer.devices=1, or one run without -m.")
     check_precision(cfg.trainer.precision, trainer.strategy.root_device)
+    cores = os.cpu_count() or 1
+    if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
+        raise MachineError(f"trainer.devices={trainer.num_devices} is more than this machine has: {cores} CPU cores.")
     if trainer.world_size > 1 and cfg.on_divergence == "rollback":
         raise ConfigError("on_divergence=rollback works on one device: give trainer.devices=1, or on_divergence=stop.")
     log.info(f"device: {describe_device(trainer.strategy.root_device)}")

@@ -300,6 +300,7 @@ def test_a_sweep_goes_on_after_a_failed_run_and_ends_with_7(small: list[str], tm
         ("trainer.accelerator=gpu", 5),
         ("trainer.accelerator=tpu", 5),
         ("trainer.precision=16-mixed", 5),
+        ("trainer.devices=999", 5),
         ("trainer.strategy=ddp_spawn", 2),
         ("data.mean=[0.5]", 3),
         ("data.classes=[a,b]", 3),
