@@ -40,7 +40,7 @@ def test_a_report_adds_up(config: list[str], tmp_path: Path):
     assert plots.to_png(plots.step_parts(found)).startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_sweep_recommends_what_is_faster_and_sound(config: list[str], tmp_path: Path):
     file = tmp_path / "found.json"
     ended = subprocess.run(

@@ -24,7 +24,7 @@ def test_each_proof_holds_at_a_glance():
     assert "BROKEN" not in printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "arguments",
     [["resume", "--kills", "40"], ["signals", "--each", "10"], ["faults", "--damages", "4000"], ["hostile"]],

@@ -113,7 +113,7 @@ def test_validation_twice_an_epoch(train: Train):
     assert 0 <= read(folder / "metrics.json")["val/accuracy"] <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_grid_of_trials_that_are_two_processes_each(npz: Path, tmp_path: Path):
     ended = run_process(
         "-m", "data=npz", f"data.path='{npz}'", "data.val_size=80", "data.batch_size=16", "trainer.max_epochs=1",

@@ -81,7 +81,7 @@ def test_an_error_that_follows_a_signal_ends_as_the_signal_does(tmp_path: Path):
     assert read(tmp_path / "run.json")["status"] == "interrupted"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["evaluate", "predict", "export", "report"])
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_commands_stop_with_nothing_half_written(

@@ -94,7 +94,7 @@ def epochs(folder: Path) -> list[int]:
         return [int(row["epoch"]) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("count", [pytest.param(8), pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [pytest.param(8), pytest.param(20, marks=pytest.mark.long)])
 def test_killed_sweep_with_faults_ends_with_all_its_results(home: Path, count: int):
     place = "hydra.sweep.dir=sweep"
     faults = "+model.faults={1:raise,3:abort,4:exit,6:diverge}"
@@ -122,7 +122,7 @@ def test_killed_sweep_with_faults_ends_with_all_its_results(home: Path, count: i
     assert "model.faults" in again.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_basic_launcher_passes_over_a_trial_that_took_the_process_down_twice(home: Path):
     grid = ["seed=range(4)", "+model.faults={0:exit,1:diverge,2:abort}"]
     for start in ("hydra.sweep.dir=sweep", "resume=sweep"):
@@ -135,7 +135,7 @@ def test_basic_launcher_passes_over_a_trial_that_took_the_process_down_twice(hom
     assert "took the sweep's process down 2 times" in read(home / "sweep" / "seed-2" / "run.json")["error"]
 
 
-@pytest.mark.parametrize("signum", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.parametrize("signum", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_stopped_sweep_saves_its_trials_and_goes_on(home: Path, signum: int):
     grid = ["seed=range(3)", "hydra/launcher=local", "hydra.launcher.n_jobs=2", "+model.faults={0:slow,1:slow}"]
     process = subprocess.Popen(

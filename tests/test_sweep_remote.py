@@ -42,7 +42,7 @@ def comparable(table: dict) -> list[tuple]:
     return [(row["name"], row["status"], row["objective"], row["metrics"]) for row in table["trials"]]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_submitits_local_executor_ends_with_the_same_table(npz: Path, tmp_path: Path):
     here = grid(npz, tmp_path / "here")
     there = grid(
@@ -51,7 +51,7 @@ def test_submitits_local_executor_ends_with_the_same_table(npz: Path, tmp_path: 
     assert comparable(there) == comparable(here)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray_ends_with_the_same_table(npz: Path, tmp_path: Path):
     pytest.importorskip("ray", reason="the extra ray is not installed")
     here = grid(npz, tmp_path / "here")
@@ -83,7 +83,7 @@ def test_ray_ends_with_the_same_table(npz: Path, tmp_path: Path):
     assert comparable(there) == comparable(here)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_that_is_queued_again_goes_on(npz: Path, tmp_path: Path):
     folder = tmp_path / "trial"
     folder.mkdir()

@@ -86,7 +86,7 @@ def test_diverging_trial_fails_and_the_study_goes_on_with_means_over_seeds(searc
     assert good.value == pytest.approx(sum(values) / 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_share_a_study_and_a_killed_one_loses_nothing(npz: Path, tmp_path: Path):
     words = [
         sys.executable, str(ROOT / "train.py"), "search=tpe", "search.n_trials=8", "search.startup=2", "data=npz",
@@ -112,7 +112,7 @@ def test_two_processes_share_a_study_and_a_killed_one_loses_nothing(npz: Path, t
     assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["counts"] == {"completed": 8}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_asha_reaches_what_random_search_reaches_in_the_same_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = shapes.generate(tmp_path / "shapes.npz")

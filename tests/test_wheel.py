@@ -89,15 +89,6 @@ def test_the_wheel_trains_from_another_folder(tmp_path: Path):
     assert "McNemar's exact test" in compared.stdout
     listed = cnnlab("runs", "--where", "model=lenet", "--sort", "val/accuracy", "--json")
     assert len(json.loads(listed.stdout)) == 2
-    for words in (
-        ["report", run],
-        ["show", "convolution"],
-        ["show", "filters", run],
-        ["show", "model", "model=resnet20"],
-    ):
-        shown = cnnlab(*words)
-        assert shown.returncode == 0, shown.stderr
-    assert (record.parent / "report.html").stat().st_size > 50_000
     wrong = cnnlab("train", "model=resnet81")
     assert wrong.returncode == 2
     assert "resnet18" in wrong.stderr
