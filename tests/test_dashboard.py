@@ -81,15 +81,19 @@ class Board:
                 assert picture.read(8) == b"\x89PNG\r\n\x1a\n", tag
         return {tag: entry["samples"] for tag, entry in shown.items()}
 
-    def session(self) -> tuple[dict, dict, str]:
-        """Return the settings, the metrics and the status that the HParams tab has of the only run."""
+    def session_groups(self) -> list[dict]:
+        """Return what the HParams tab has of each run."""
         statuses = ["STATUS_SUCCESS", "STATUS_UNKNOWN", "STATUS_RUNNING", "STATUS_FAILURE"]
         request = {
             "experimentName": "", "allowedStatuses": statuses, "colParams": [], "startIndex": 0, "sliceSize": 10,
         }  # fmt: skip
         answer = self.get("/data/plugin/hparams/session_groups", request)
         assert isinstance(answer, dict)
-        (group,) = answer["sessionGroups"]
+        return answer["sessionGroups"]
+
+    def session(self) -> tuple[dict, dict, str]:
+        """Return the settings, the metrics and the status that the HParams tab has of the only run."""
+        (group,) = self.session_groups()
         (session,) = group["sessions"]
         metrics = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
         return group["hparams"], metrics, session["status"]
@@ -229,18 +233,13 @@ def test_the_server_shows_a_sweeps_trials_under_their_names_and_what_varied(
             time.sleep(0.5)
         runs = board.get("/data/runs")
         experiment = board.get("/data/plugin/hparams/experiment", {"experimentName": ""})
-        statuses = ["STATUS_SUCCESS", "STATUS_UNKNOWN", "STATUS_RUNNING", "STATUS_FAILURE"]
-        request = {
-            "experimentName": "", "allowedStatuses": statuses, "colParams": [], "startIndex": 0, "sliceSize": 10,
-        }  # fmt: skip
-        answer = board.get("/data/plugin/hparams/session_groups", request)
+        groups = board.session_groups()
     assert isinstance(runs, list)
     assert sorted(runs) == ["lr-0.01/tensorboard", "lr-0.1/tensorboard"]
     assert isinstance(experiment, dict)
     assert [info["name"] for info in experiment["hparamInfos"]] == ["optimizer.lr"]
-    assert isinstance(answer, dict)
     shown = {}
-    for group in answer["sessionGroups"]:
+    for group in groups:
         metrics = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
         shown[group["hparams"]["optimizer.lr"]] = metrics["test/accuracy"]
     results = {lr: read(folder / f"lr-{lr}" / "metrics.json")["test/accuracy"] for lr in (0.1, 0.01)}

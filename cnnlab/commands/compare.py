@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cnnlab.commands import Trust
 from cnnlab.errors import CnnlabError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ def compare(
     ] = None,
     figure: Annotated[Path, typer.Option(metavar="FILE.png", help="Where the curves go.")] = Path("comparison.png"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    trust: Annotated[
-        list[str] | None, typer.Option(metavar="PACKAGE", help="May be imported though a run's folder names it.")
-    ] = None,
+    trust: Trust = None,
 ) -> None:
     """Compare runs: config, code, environment, metrics, curves, and whether the difference is real.
 

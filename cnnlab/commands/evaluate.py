@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cnnlab.commands import RunName, Trust
+
 app = typer.Typer(add_completion=False)
 
 
@@ -23,7 +25,7 @@ class _TTA(StrEnum):
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(help="A run's folder, a checkpoint file, `last` or `best`.")],
+    run: RunName,
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="Another npz file with the same classes.")] = None,
     split: Annotated[_Split, typer.Option(help="Which of its images.")] = _Split.TEST,
     tta: Annotated[
@@ -36,9 +38,7 @@ def evaluate(
     precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed, ... [default: the run's]")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time. [default: the run's]")] = None,
     figures: Annotated[bool, typer.Option(help="Draw confusion matrix, calibration and worst mistakes.")] = True,
-    trust: Annotated[
-        list[str] | None, typer.Option(metavar="PACKAGE", help="May be imported though the run's folder names it.")
-    ] = None,
+    trust: Trust = None,
 ) -> None:
     """Evaluate a run: metrics with their uncertainty, confusion matrix, calibration, worst mistakes.
 

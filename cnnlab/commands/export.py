@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from cnnlab.commands import RunName, Trust
+
 app = typer.Typer(add_completion=False)
 
 
@@ -22,7 +24,7 @@ class _Input(StrEnum):
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(help="A run's folder, a checkpoint file, `last` or `best`.")],
+    run: RunName,
     format: Annotated[_Format, typer.Option(help="What to write.")] = _Format.ONNX,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The file. [default: model.onnx, .pt2, ... in the run's folder]")
@@ -33,9 +35,7 @@ def export(
     ] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Largest difference of a probability let through.")] = 1e-5,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
-    trust: Annotated[
-        list[str] | None, typer.Option(metavar="PACKAGE", help="May be imported though the run's folder names it.")
-    ] = None,
+    trust: Trust = None,
 ) -> None:
     """Export a run's network, with its normalisation and its class names inside; extra `export`.
 

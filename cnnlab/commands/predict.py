@@ -12,6 +12,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from cnnlab.commands import Trust
 from cnnlab.errors import ConfigError, DataError, PartialError
 
 app = typer.Typer(add_completion=False)
@@ -53,9 +54,7 @@ def predict(
     array: Annotated[str, typer.Option(metavar="NAME", help="The images' name in npz files.")] = "X_test",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 256,
     accelerator: Annotated[str, typer.Option(help="The device: cpu, gpu, mps, or what is there.")] = "auto",
-    trust: Annotated[
-        list[str] | None, typer.Option(metavar="PACKAGE", help="May be imported though the run's folder names it.")
-    ] = None,
+    trust: Trust = None,
 ) -> None:
     """Say what pictures show, of any size and kind; those that cannot be read are named and left out (exit 7).
 

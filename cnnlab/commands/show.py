@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from cnnlab import tutorial
+from cnnlab.commands import RunName, Trust
 from cnnlab.data import archive, folder, shapes
 from cnnlab.errors import ConfigError, DataError, MachineError
 
@@ -48,10 +49,6 @@ _Picture = Annotated[
 ]
 _Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="OVERRIDES", help="Settings as for train.py: GROUP=OPTION, KEY=VALUE.")
-]
-_Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, a checkpoint, `last` or `best`.")]
-_Trust = Annotated[
-    list[str] | None, typer.Option("--trust", metavar="PACKAGE", help="Let the run's folder name its classes.")
 ]
 
 
@@ -135,9 +132,9 @@ def pooling(
 
 @app.command()
 def filters(
-    run: _Run,
+    run: RunName,
     layer: Annotated[str | None, typer.Option(help="A convolution's name. [default: the first one]")] = None,
-    trust: _Trust = None,
+    trust: Trust = None,
     output: _Output = None,
     open: _Open = False,
 ) -> Path:
@@ -152,10 +149,10 @@ def filters(
 
 @app.command()
 def activations(
-    run: _Run,
+    run: RunName,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture of any size.")],
     label: Annotated[str | None, typer.Option(help="The class to explain. [default: the predicted one]")] = None,
-    trust: _Trust = None,
+    trust: Trust = None,
     output: _Output = None,
     open: _Open = False,
 ) -> Path:
@@ -226,7 +223,7 @@ def model(
             metavar="RUN|OVERRIDES", help="A run, or settings as for train.py. [default: those of train.py]"
         ),
     ] = None,
-    trust: _Trust = None,
+    trust: Trust = None,
     output: _Output = None,
     open: _Open = False,
 ) -> Path:
