@@ -1,5 +1,6 @@
 """What can go wrong, each with the exit code that scripts rely on."""
 
+import signal
 import sys
 
 
@@ -63,6 +64,10 @@ class Stopped(BaseException):
         super().__init__(signum)
         self.signum = signum
         self.between_steps = between_steps
+
+    def __str__(self) -> str:
+        """Return the signal's name."""
+        return signal.Signals(self.signum).name
 
     @property
     def exit_code(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 
-from cnnlab.errors import CheckpointError, ConfigError
+from cnnlab.errors import CheckpointError, ConfigError, UnsafeError
 
 RUNS = Path("outputs")
 """Where runs stand, unless `hydra.run.dir` says otherwise."""
@@ -120,13 +120,17 @@ def find(named: str) -> Found:
     Raises:
         ConfigError: There is no such run.
         CheckpointError: The run has no checkpoint.
+        UnsafeError: A link leads out of its folder.
     """
     if named in ("last", "best"):
         return _of_run(_newest() if named == "last" else _best())
     path = Path(named).expanduser()
     if path.is_file():
         folder = path.absolute().parent.parent
-        return Found(path, Record(folder) if is_run(folder) and path.absolute().parent.name == "checkpoints" else None)
+        if not is_run(folder) or path.absolute().parent.name != "checkpoints":
+            return Found(path, None)
+        check_links(folder)
+        return Found(path, Record(folder))
     if not is_run(path):
         raise ConfigError(f"RUN must be a run's folder, a checkpoint file, `last` or `best`, got {named}.")
     return _of_run(Record(path))
@@ -147,7 +151,22 @@ def runs(folder: Path) -> Iterator[Record]:
                 yield from runs(child)
 
 
+def check_links(folder: Path) -> None:
+    """Check that nothing in a run's folder, which may be a stranger's, makes us write elsewhere.
+
+    Raises:
+        UnsafeError: A link leads out of it.
+    """
+    inside = folder.resolve()
+    for path in folder.rglob("*"):
+        # W&B's folder has links to its log in the user's cache; nothing of ours is written there.
+        ours = path.relative_to(folder).parts[0] != "wandb"
+        if ours and path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise UnsafeError(f"{path} is a link that leads out of the run's folder: put what it leads to there.")
+
+
 def _of_run(record: Record) -> Found:
+    check_links(record.folder)
     for checkpoint in (record.best, record.last):
         if checkpoint.is_file():
             return Found(checkpoint, record)

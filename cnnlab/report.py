@@ -28,7 +28,7 @@ from cnnlab.page import (
     tag,
     text,
 )  # fmt: skip
-from cnnlab.record import Record, find, is_run, read_json, write_text
+from cnnlab.record import Record, check_links, find, is_run, read_json, write_text
 
 IMAGES = 10  # first test images
 MISTAKES = 24
@@ -70,6 +70,7 @@ def of_run(
     record = Record(folder) if named not in ("last", "best") and is_run(folder) else find(named).record
     if record is None:
         raise ConfigError(f"{named} stands alone: a report is about a run's folder.")
+    check_links(record.folder)  # of a run without a checkpoint too
     parts, missing = _evaluated(record, data, trusted)
     title = record.folder.absolute().name
     page = document(

@@ -219,8 +219,14 @@ class Run:
             log.warning(f"stopped by {error}; go on with: resume={self.folder}")
             sys.exit(error.exit_code)
         known = understood(error)
-        self.record |= {"status": "failed", "error": str(known)}
-        self._save()
+        if self._before.get("status") == "completed" and self.record["device"] is None:
+            # It was refused before it went on: what it had reached stays true.
+            self.record = self._before
+            if self.primary:
+                write_json(self.folder / "run.json", self._before)
+        else:
+            self.record |= {"status": "failed", "error": str(known)}
+            self._save()
         # The file gets the traceback; the console handler leaves records with one to us.
         log.error(str(known), exc_info=error)
         if self.debug:

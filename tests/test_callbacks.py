@@ -12,7 +12,7 @@ from typing_extensions import override
 from cnnlab.build import quieten_lightning
 from cnnlab.callbacks import Lookahead
 from cnnlab.callbacks.checkpoint import read_checkpoint
-from tests.conftest import Train
+from tests.conftest import Train, read
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, Tensor]:
@@ -113,6 +113,8 @@ def test_a_run_begins_with_another_ones_weights_and_a_new_head(train: Train, tmp
     for name, value in weights(first, "best").items():
         if "norm" not in name:
             assert torch.equal(value, weights(same)[name]), name
+    more = train(f"resume='{same}'", "trainer.max_epochs=2", folder=same)
+    assert read(more / "run.json")["status"] == "completed"
     other = train(f"init_from='{first}'", "model.hidden=[120,30]", "seed=5", *still, folder=tmp_path / "other")
     log = (other / "train.log").read_text()
     assert "new: body.head.linear2.weight, body.head.linear2.bias, body.head.linear3.weight" in log

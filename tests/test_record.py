@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cnnlab.config import preflight
 from cnnlab.errors import CheckpointError, ConfigError
 from cnnlab.record import Record, find, read_json, runs, write_json
 
@@ -32,6 +33,17 @@ def test_last_is_the_newest_run_and_best_the_one_with_the_best_objective(tmp_pat
     assert len(list(runs(Path("outputs")))) == 4
     assert find("last").checkpoint == Path("outputs/sweeps/day/running/checkpoints/best.ckpt")
     assert find("best").checkpoint == Path("outputs/day/good/checkpoints/best.ckpt")
+
+
+def test_init_from_means_the_run_that_is_the_last_one_when_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_folder(Path("outputs/day/good"), objective=0.9)
+    assert f"init_from='{tmp_path}/outputs/day/good/checkpoints/best.ckpt'" in preflight(["init_from=last"])
+    assert f"init_from='{tmp_path}/outputs/day/good/checkpoints/best.ckpt'" in preflight(
+        ["-m", "init_from=best", "seed=1,2"]
+    )
+    with pytest.raises(ConfigError, match="nowhere"):
+        preflight(["init_from=nowhere"])
 
 
 def test_a_run_is_its_folder_or_its_checkpoint_file(tmp_path):

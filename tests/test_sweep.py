@@ -2,16 +2,22 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pytorch_lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
 
+from cnnlab.commands.report import report
 from cnnlab.config import preflight, space
-from cnnlab.errors import ConfigError, PartialError
+from cnnlab.errors import ConfigError, PartialError, UnsafeError
 from cnnlab.record import write_json
 from cnnlab.sweep import summary
 from cnnlab.sweep.trial import name_of, of_grid
@@ -53,12 +59,57 @@ def test_names_say_what_varied_and_nothing_a_path_cannot_hold():
     assert max(map(len, long)) <= 100
 
 
+def test_seeds_of_a_searched_trial_never_share_a_folder():
+    long = [f"optimizer.a_setting_with_a_name_{number}=0.123456" for number in range(7)]
+    names = {name_of([*long, f"seed={seed}"], "012") for seed in range(3)}
+    assert len(names) == 3
+    assert max(map(len, names)) <= 100
+
+
 def test_names_stay_when_the_grid_grows():
     small, large = (
         {trial.name for trial in of_grid([f"lr={lr}", f"seed={seed}"] for lr in rates for seed in range(2))}
         for rates in (["0.1"], ["1", "0.1", "0.01"])
     )
     assert small < large
+
+
+class Terminate(Callback):
+    """Send the process a SIGTERM in training, as long as a file asks for it."""
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if Path("stop").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_trial_that_is_stopped_however_often_goes_on(sweep, tmp_path: Path):
+    words = ["seed=0,1", "+callbacks.stop._target_=tests.test_sweep.Terminate"]
+    (tmp_path / "stop").touch()
+    for start in ([], ["resume=sweep"], ["resume=sweep"]):
+        with pytest.raises(SystemExit) as stopped:
+            sweep(*words, *start)
+        assert stopped.value.code == 143
+        assert read(tmp_path / "sweep" / "seed-0" / "run.json")["status"] == "interrupted"
+    (tmp_path / "stop").unlink()
+    folder = sweep(*words, "resume=sweep")
+    assert read(folder / "sweep.json")["counts"] == {"completed": 2}
+
+
+def test_what_stands_beside_a_varied_group_is_a_part_of_the_base(sweep):
+    sweep("optimizer=sgd,adam", "optimizer.lr=0.01", "trainer.limit_train_batches=1")
+    with pytest.raises(ConfigError, match=r"optimizer\.lr: was '0\.01', now '0\.02'"):
+        sweep("optimizer=sgd,adam", "optimizer.lr=0.02", "trainer.limit_train_batches=1", "resume=sweep")
+
+
+def test_sweep_with_a_link_that_leads_outside_is_refused(sweep, tmp_path: Path):
+    folder = sweep("seed=0,1", "trainer.limit_train_batches=1")
+    (tmp_path / "victim").write_text("mine")
+    (folder / "seed-0" / "console.log").symlink_to(tmp_path / "victim")
+    for act in (lambda: preflight(["-m", "seed=0,1", f"resume={folder}"]), lambda: report(str(folder))):
+        with pytest.raises(UnsafeError, match=r"console\.log is a link"):
+            act()
+    assert (tmp_path / "victim").read_text() == "mine"
 
 
 def test_sweep_ends_in_a_table_and_goes_on_where_it_was(sweep):

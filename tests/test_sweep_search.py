@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -13,6 +14,7 @@ from optuna.trial import TrialState
 from cnnlab.config import preflight
 from cnnlab.data import shapes
 from cnnlab.errors import PartialError
+from cnnlab.sweep.search import Search
 from tests.conftest import ROOT, read, run_process
 
 QUICK = ["callbacks.figures=null", "callbacks.dashboard=null", "logger=none"]
@@ -38,6 +40,21 @@ def search(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch):
         return tmp_path / "sweep"
 
     return run
+
+
+def test_a_trials_number_decides_what_chance_proposes():
+    def proposed(number: int, sampler: str) -> float:
+        options = {"sampler": sampler, "startup": 8}
+        asked = SimpleNamespace(sweep=SimpleNamespace(seed=0), options=options)
+        study = optuna.create_study(sampler=Search._sampler(asked, number))  # type: ignore[arg-type]
+        return study.ask().suggest_float("lr", 0, 1)
+
+    for sampler in ("random", "tpe"):
+        values = [proposed(number, sampler) for number in range(20)]
+        assert len(set(values)) == 20, "processes that share a study never propose the same"
+        assert values[7] == proposed(7, sampler)
+        assert min(values) < 0.3
+        assert max(values) > 0.7
 
 
 def test_asha_stops_what_falls_behind_and_the_study_goes_on(search):

@@ -281,6 +281,16 @@ def test_parallel_starts_never_share_a_folder(small: list[str], tmp_path: Path):
     assert len(list(tmp_path.glob("outputs/*/*/run.json"))) == 2
 
 
+def test_a_refused_resume_leaves_a_completed_run_what_it_was(train: Train, capsys: pytest.CaptureFixture):
+    folder = train("trainer.max_epochs=1")
+    before = (folder / "run.json").read_bytes()
+    with pytest.raises(SystemExit) as refused:
+        train(f"resume='{folder}'", "data.path=nowhere.npz", "trainer.max_epochs=2")
+    assert refused.value.code == 3
+    assert "nowhere.npz does not exist" in capsys.readouterr().err
+    assert (folder / "run.json").read_bytes() == before
+
+
 def test_a_sweep_goes_on_after_a_failed_run_and_ends_with_7(small: list[str], tmp_path: Path):
     run = run_process(
         "-m", *small, "trainer.max_epochs=1", "optimizer.lr=1e12,0.01", f"hydra.sweep.dir={tmp_path}/sweep"

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from cnnlab.commands import Trust
 from cnnlab.errors import MachineError, PartialError
+from cnnlab.record import check_links
 
 app = typer.Typer(add_completion=False)
 
@@ -17,9 +19,7 @@ def report(
         Path | None, typer.Option("--output", "-o", help="The file. [default: report.html in the folder]")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="The npz file, where it is no longer where it was.")] = None,
-    trust: Annotated[
-        list[str] | None, typer.Option("--trust", metavar="PACKAGE", help="Let the run's folder name its classes.")
-    ] = None,
+    trust: Trust = None,
 ) -> None:
     """Write one HTML file that needs nothing else: what ran, what came out, and the command to repeat it.
 
@@ -31,6 +31,7 @@ def report(
     folder = Path(run).expanduser()
     try:
         if summary.is_sweep(folder):
+            check_links(folder)
             summary.show(summary.write(folder))
             written = of_sweep(folder, output)
         else:

@@ -76,7 +76,9 @@ def _print(found: list[ledger.Row], columns: list[str], folder: Path) -> None:
     )
     for row in zip(*cells.values(), strict=True):
         table.add_row(*map(escape, row))
-    Console().print(table)
+    console = Console()
+    # A file has room for all columns.
+    Console(width=console.width if console.is_terminal else 200).print(table)
 
 
 def _cell(name: str, value: Any) -> str:

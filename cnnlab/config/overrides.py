@@ -25,11 +25,12 @@ from cnnlab import lock
 from cnnlab.config import space
 from cnnlab.config.checks import CLOSED, get, mistakes_at, mistakes_in, plain, unknown
 from cnnlab.config.help import help_text
-from cnnlab.config.resume import check_links, check_origin, differences, expand, find, find_sweep
+from cnnlab.config.resume import check_origin, differences, expand, find, find_sweep
 from cnnlab.config.tree import CONF, ROOT, Key, groups, options
 from cnnlab.config.words import dotted_keys, nearest, refusal, shown
 from cnnlab.errors import ConfigError, UnsafeError
-from cnnlab.record import Record
+from cnnlab.record import Record, check_links
+from cnnlab.record import find as find_state
 
 MOST_VALUES = 1000  # of one sweep are checked
 SWEEPERS = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra_plugins.cnnlab.Sweeper")
@@ -70,6 +71,7 @@ def preflight(argv: Sequence[str]) -> list[str]:
     folder = _folder_to_resume(overrides, multirun)
     given = [override for override in overrides if not _sets(override, "resume")]
     if folder and multirun:
+        check_links(folder)
         path = QuotedString(str(folder), Quote.single).with_quotes()
         overrides = [override for override in given if override.key_or_group != "hydra.sweep.dir"]
         overrides += _parsed([f"resume={path}", f"hydra.sweep.dir={path}"])[0]
@@ -77,8 +79,10 @@ def preflight(argv: Sequence[str]) -> list[str]:
         lock.check_free(folder)
         check_links(folder)
         overrides = _parsed(expand(folder, [str(override.input_line) for override in given]))[0]
-    elif not multirun:
-        _check_new(overrides)
+    else:
+        overrides = [_beginning(override) for override in overrides]
+        if not multirun:
+            _check_new(overrides)
     command = _Command(flags, overrides, multirun)
     mistakes += command.mistakes()
     if not folder and command.config.get("resume") is not None:
@@ -185,6 +189,17 @@ def _unreadable(line: str, error: Exception) -> str:
 
 def _sets(override: Override, key: str, value: object = None) -> bool:
     return override.key_or_group == key and (value is None or override.value() == value)
+
+
+def _beginning(override: Override) -> Override:
+    """Return `init_from=` with the file that it means now: `last` is another one as soon as a run has ended."""
+    named = override.value()
+    if not _sets(override, "init_from") or override.is_sweep_override() or not isinstance(named, str):
+        return override
+    if "${" in named or not named:
+        return override
+    path = QuotedString(str(find_state(named).checkpoint.absolute()), Quote.single).with_quotes()
+    return _override(f"init_from={path}")
 
 
 def _check_new(overrides: list[Override]) -> None:

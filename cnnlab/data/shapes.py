@@ -64,7 +64,7 @@ def generate(path: Path, num_train: int = 20_000, num_test: int = 4_000, seed: i
     if not _holds(path, expected):
         raise DataError(
             f"{path} is not the data set of num_train={num_train}, num_test={num_test} and seed={seed}: its "
-            "labels differ. Delete it, or choose another data.path."
+            "labels differ. Choose another data.path; data=npz reads a file of your own."
         )
     return path
 

@@ -232,8 +232,10 @@ def compared_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], grou
             if not np.isfinite(values).any():
                 continue
             shown = np.isfinite(values)
+            # What tells runs apart stands at the end of their folders' names.
+            tail = name if len(name) <= 36 else f"…{name[-35:]}"
             axes.plot(
-                np.asarray(history["epoch"], dtype=float)[shown], values[shown], label=_label(name, 36), linewidth=1.6,
+                np.asarray(history["epoch"], dtype=float)[shown], values[shown], label=_label(tail, 36), linewidth=1.6,
                 color=SERIES[group % len(SERIES)], linestyle=("-", "--", "-.", ":")[group % 4],
                 marker="osD^v"[group % 5], markersize=4 if shown.sum() <= 40 else 0,
             )  # fmt: skip

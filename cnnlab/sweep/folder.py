@@ -63,13 +63,24 @@ class SweepFolder:
         if self.is_new:
             return
         varied = {*keys, *self.record["keys"]}
-        was, now = self.record["config"], config
-        if "experiment" in varied:  # which may change anything: what was given beside it has to be the same
-            was, now = dict(map(split, self.record["base"])), dict(map(split, base))
-        changed = [
-            line for line in resume.changes(was, now)
-            if not any(line.startswith((f"{key}:", f"{key}.", "search")) for key in varied)
-        ]  # fmt: skip
+        given = [dict(map(split, lines)) for lines in (self.record["base"], base)]
+        changed = []
+        if "experiment" not in varied:  # which may change anything
+            changed += [
+                line for line in resume.changes(self.record["config"], config)
+                if not any(line.startswith((f"{key}:", f"{key}.", "search")) for key in varied)
+            ]  # fmt: skip
+        # The configs differ wherever a varied group reaches: there, what was given beside it has to be the same.
+        reached = tuple(f"{key}." for key in varied)
+        was, now = (
+            {
+                key: value
+                for key, value in lines.items()
+                if key not in varied and ("experiment" in varied or key.startswith(reached))
+            }
+            for lines in given
+        )
+        changed += resume.changes(was, now)
         if bool(search) != bool(self.record["search"]):
             changed.append("search: a grid stays a grid, and a search a search")
         elif search and search["space"] != self.record["search"]["space"]:

@@ -57,15 +57,6 @@ class Search:
             direction="maximize" if self.objective["mode"] == "max" else "minimize",
             load_if_exists=True,
         )
-        # A sampler that starts anew with the same seed would propose again what it did.
-        seed = sweep.seed + 1000 * len(self.study.get_trials(deepcopy=False))
-        self.study.sampler = (
-            optuna.samplers.RandomSampler(seed=seed)
-            if self.options["sampler"] == "random"
-            else optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=self.options["startup"], multivariate=True, constant_liar=True
-            )
-        )
         self._numbers: dict[str, int] = {}  # of the study's trial that a run belongs to
         self._waiting: list[Trial] = []  # further seeds
         self._open: dict[int, list[Trial]] = {}  # runs that the study's trials still wait for
@@ -109,10 +100,23 @@ class Search:
                 self._begin(frozen.number, frozen._trial_id, overrides)
                 return
         if len(existing) < self.options["n_trials"]:
+            self.study.sampler = self._sampler(len(existing))
             trial = self.study.ask()
             overrides = list(_suggested(trial, self.dimensions))
             trial.set_user_attr("overrides", overrides)
             self._begin(trial.number, trial._trial_id, overrides)
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """Return the sampler of the study's next trial, whose number decides what chance says.
+
+        One that lasted would begin anew in each process, and each would propose the same.
+        """
+        seed = self.sweep.seed + 1000 * number
+        if self.options["sampler"] == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=self.options["startup"], multivariate=True, constant_liar=True
+        )
 
     def _begin(self, number: int, trial_id: int, overrides: Sequence[str]) -> None:
         self.study._storage.set_trial_user_attr(trial_id, "owner", self.sweep.hold)

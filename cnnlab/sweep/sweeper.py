@@ -229,9 +229,13 @@ class Sweeper(HydraSweeper):
                     self.board.end(name)
                 self.board.refresh()
         except Stopped as stop:
-            for name, cause in pool.stop(stop.signum):
-                self.folder.trial(name).end(cause, self.limits)
-                self.board.end(name)
+            ended = dict(pool.stop(stop.signum))
+            for name in running:
+                folder = self.folder.trial(name)
+                # One that runs in this process has ended by itself; one that still waited has not begun.
+                if name in ended or folder.run.get("status") == "interrupted":
+                    folder.end(ended.get(name), self.limits)
+                    self.board.end(name)
             raise
         except BaseException:
             pool.stop(15)

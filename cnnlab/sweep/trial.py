@@ -53,7 +53,8 @@ def name_of(overrides: Sequence[str], prefix: str = "") -> str:
     ]
     plain = "_".join([*([prefix] if prefix else []), *parts]) or "trial"
     safe = re.sub(r"[^\w.+-]+", "-", plain, flags=re.ASCII).strip("-.") or "trial"
-    if (safe != plain or len(safe) > LONGEST) and not prefix:  # what was cut off may have told it from another
+    # What was replaced or cut off may have told it from another; a prefix tells all but the seeds of one trial.
+    if len(safe) > LONGEST or (safe != plain and not prefix):
         digest = hashlib.blake2b("\n".join(overrides).encode(), digest_size=3).hexdigest()
         safe = f"{safe[: LONGEST - 7]}-{digest}"
     return safe[:LONGEST]
