@@ -21,7 +21,7 @@ class Whiten:
     and the same again with the other sign where there are filters left; further ones stay as they are.
 
     Args:
-        count: Images to learn them from, the first of the training set.
+        count: Images to learn them from, the first of the training set; 5000 at most are handed over.
         eps: Added to the variances, so that directions that hardly occur are not blown up.
 
     Raises:
@@ -34,8 +34,8 @@ class Whiten:
     eps: float = 5e-4
 
     def __post_init__(self) -> None:
-        if self.count < 2:
-            raise ConfigError(f"init.whiten.count must be at least 2, got {self.count}.")
+        if not 2 <= self.count <= 5000:
+            raise ConfigError(f"init.whiten.count must be from 2 to 5000, got {self.count}.")
         if self.eps < 0:
             raise ConfigError(f"init.whiten.eps must be at least 0, got {self.eps}.")
 

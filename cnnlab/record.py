@@ -184,12 +184,13 @@ def _best() -> Record:
     found = [
         record for record in runs(RUNS)
         if record.status == "completed" and record.objective is not None and record.best.is_file()
+        and isinstance(record.config.get("objective"), dict)
     ]  # fmt: skip
     if not found:
         raise ConfigError(f"there is no completed run with an objective below {RUNS}; give the run's folder.")
     goal = max(found, key=lambda record: record.touched).config["objective"]
     like = [record for record in found if record.config["objective"] == goal]
-    best = max if goal["mode"] == "max" else min
+    best = max if goal.get("mode") == "max" else min
     return best(like, key=lambda record: record.objective or 0.0)
 
 

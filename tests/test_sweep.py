@@ -112,6 +112,14 @@ def test_sweep_with_a_link_that_leads_outside_is_refused(sweep, tmp_path: Path):
     assert (tmp_path / "victim").read_text() == "mine"
 
 
+def test_a_damaged_trial_takes_no_other_ones_row_away(sweep):
+    folder = sweep("seed=0,1", "trainer.limit_train_batches=1")
+    (folder / "seed-1" / "run.json").write_text("{")
+    table = summary.write(folder)
+    assert {row.name: row.status for row in table.rows} == {"seed-0": "completed", "seed-1": "failed"}
+    assert "damaged" in read(folder / "sweep.json")["trials"][1]["error"]
+
+
 def test_sweep_ends_in_a_table_and_goes_on_where_it_was(sweep):
     folder = sweep("optimizer.lr=0.1,0.001", "seed=0,1")
     assert {path.name for path in folder.iterdir()} == {

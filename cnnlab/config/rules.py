@@ -208,7 +208,7 @@ RULES: dict[str, Rule] = {
     "optimizer.norm_bias_factor": real(above=0),
     "optimizer.fused": flag | null,
     # init
-    "init.whiten.count": whole(2),
+    "init.whiten.count": whole(2, 5000),
     "init.whiten.eps": real(0),
     # schedule
     "schedule.warmup": real(0, below=1),

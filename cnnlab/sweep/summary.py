@@ -225,6 +225,16 @@ def _group(settings: Mapping[str, str], rows: Sequence[Row]) -> Group:
 
 
 def _row(folder: Path) -> Row:
+    try:
+        return _told(folder)
+    except (ConfigError, KeyError, TypeError, ValueError) as error:  # damaged: no reason to lose the others' rows
+        return Row(
+            name=folder.name, number=0, settings={}, status="failed", error=str(error), objective=None, metrics={},
+            epochs=0, seconds=0.0, images_per_second=None, started=None, history=[],
+        )  # fmt: skip
+
+
+def _told(folder: Path) -> Row:
     note = read_json(folder / "trial.json")
     record = Record(folder)
     run = record.run
