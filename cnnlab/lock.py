@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 from cnnlab.errors import MachineError
@@ -26,9 +27,7 @@ def take(folder: Path) -> int | None:
     # Not inheritable: a process that is started from here does not keep the lock. Not through a link: see config.
     descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
     try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
     except BlockingIOError:
         holder = os.read(descriptor, 100).decode(errors="replace").strip()
         os.close(descriptor)
@@ -42,6 +41,20 @@ def take(folder: Path) -> int | None:
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()} on {os.uname().nodename}\n".encode())
     return descriptor
+
+
+def _lock(descriptor: int, patience_seconds: float = 0.2) -> None:
+    """Lock a file; a process that its last holder started has it for a moment, until it becomes its own program."""
+    import fcntl
+
+    until = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def leave(descriptor: int | None) -> None:

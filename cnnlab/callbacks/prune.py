@@ -60,18 +60,22 @@ class Prune(Callback):
             raise ConfigError(f"search.pruner needs {self.monitor} every epoch; measured: {measured}")
         pruned = False
         if trainer.is_global_zero:
-            pruned = self._falls_behind(trainer.current_epoch + 1, float(trainer.callback_metrics[self.monitor]))
+            epoch = trainer.current_epoch + 1
+            pruned = self._falls_behind(
+                epoch, float(trainer.callback_metrics[self.monitor]), is_last=epoch == trainer.max_epochs
+            )
         if trainer.world_size > 1:
             pruned = trainer.strategy.broadcast(pruned)
         if pruned:
             log.info(f"pruned after epoch {trainer.current_epoch + 1}: other trials were better by then")
             trainer.should_stop = True
 
-    def _falls_behind(self, epoch: int, value: float) -> bool:
+    def _falls_behind(self, epoch: int, value: float, *, is_last: bool) -> bool:
         trial = self._trial
         if epoch not in trial.study._storage.get_trial(trial._trial_id).intermediate_values:
             trial.report(value, epoch)  # an epoch that was repeated after an interruption is known already
-        if not trial.should_prune():
+        # Asked after the last epoch too: that tells the study how far this one came. There is nothing left to stop.
+        if not trial.should_prune() or is_last:
             return False
         trial.set_user_attr("pruned", epoch)
         return True
