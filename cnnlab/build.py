@@ -220,13 +220,18 @@ def initialise(network: nn.Sequential, cfg: DictConfig, images: ImageData) -> No
             step(body, normalize(sample))
     if cfg.init_from is not None:
         checkpoint = find(cfg.init_from).checkpoint
-        saved = network_weights(read_checkpoint(checkpoint))
+        content = read_checkpoint(checkpoint)
         own = network.state_dict()
-        # The statistics of the images are this run's own: they are not weights.
+        # The statistics of the images are this run's own: they are not weights. A head is for its classes, even where
+        # there are as many of them here.
+        apart = ["normalize."]
+        told = content.get("hyper_parameters")
+        if not isinstance(told, dict) or told.get("classes") != list(images.classes):
+            apart.append(f"{[*dict(network.named_parameters())][-1].rpartition('.')[0]}.")
         fitting = {
             name: value
-            for name, value in saved.items()
-            if name in own and value.shape == own[name].shape and not name.startswith("normalize.")
+            for name, value in network_weights(content).items()
+            if name in own and value.shape == own[name].shape and not name.startswith(tuple(apart))
         }
         if not fitting:
             raise CheckpointError(f"init_from={cfg.init_from}: {checkpoint} is another network's: no weight fits.")

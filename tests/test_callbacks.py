@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -12,6 +13,8 @@ from typing_extensions import override
 from cnnlab.build import quieten_lightning
 from cnnlab.callbacks import Lookahead
 from cnnlab.callbacks.checkpoint import read_checkpoint
+from cnnlab.config import preflight
+from cnnlab.errors import ConfigError
 from tests.conftest import Train, read
 
 
@@ -122,6 +125,22 @@ def test_a_run_begins_with_another_ones_weights_and_a_new_head(train: Train, tmp
         weights(first, "best")["network.body.features.conv1.weight"],
         weights(other)["network.body.features.conv1.weight"],
     )
+
+
+def test_the_transfer_recipe_trains_a_new_head_for_as_many_other_classes(train: Train, tmp_path: Path, npz: Path):
+    first = train("trainer.max_epochs=1", folder=tmp_path / "first")
+    with np.load(npz) as arrays:
+        other = {**arrays, "classes": np.array([f"kind {label}" for label in range(10)])}
+    np.savez(tmp_path / "other.npz", **other)
+    recipe = ["experiment=transfer", f"data.path='{tmp_path}/other.npz'", "trainer.max_epochs=1"]
+    second = train(f"init_from='{first}'", *recipe, folder=tmp_path / "second")
+    begun, trained = weights(first, "best"), weights(second)
+    for name in begun:
+        if name.endswith(("weight", "bias")):
+            assert torch.equal(begun[name], trained[name]) == ("features" in name), name
+    assert "new: body.head.linear3.weight, body.head.linear3.bias" in (second / "train.log").read_text()
+    with pytest.raises(ConfigError, match="init_from must be a run"):
+        preflight(recipe)
 
 
 def test_weights_of_another_network_are_refused(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture):

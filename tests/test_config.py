@@ -88,7 +88,7 @@ def quoted(text: object) -> str:
         ["+callbacks.mine={_target_: my.Callback, patience: x}", "callbacks=[default,ema]", "logger=none"],
         ["augment=[flip_crop,cutout]", "hydra.run.dir='outputs/a b'", "hydra/job_logging=none"],
         ["-m", "optimizer.lr=0.1,0.01", "seed=range(3)", "model=lenet,resnet18"],
-        ["-m", "experiment=glob(*)", "seed=choice(1,2)", "objective.mode=max,min"],
+        ["-m", "experiment=glob(*,exclude=transfer)", "seed=choice(1,2)", "objective.mode=max,min"],
         ["-m", "hydra.sweeper=null", "model.channels.1=16,32"],
         ["--cfg", "job", "data=npz"],
         ["--hydra-help", "nonsense"],
@@ -109,8 +109,12 @@ def test_flags_may_stand_among_overrides_and_hydra_reads_the_result():
     assert preflight(["seed=1", "-m", "optimizer.lr=0.1,0.2"]) == ["seed=1", "optimizer.lr=0.1,0.2", "-m"]
 
 
-def test_every_option_of_every_group_passes():
-    given = {"data=npz": ["data.path=x.npz"], "model=custom": ["model._target_=my.Network"]}
+def test_every_option_of_every_group_passes(trained: Path):
+    given = {
+        "data=npz": ["data.path=x.npz"],
+        "experiment=transfer": ["data.path=x.npz", f"init_from='{trained}'"],
+        "model=custom": ["model._target_=my.Network"],
+    }
     # A search has a space and a recipe settings that suit some options of the others and not all.
     alone = ("search", "experiment")
     choices = [[f"{group}={option}" for option in options(group)] for group in groups() if group not in alone]

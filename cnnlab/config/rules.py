@@ -97,6 +97,7 @@ anything = Rule("anything", lambda value: True)
 flag = Rule("true or false", lambda value: isinstance(value, bool))
 text = Rule("a text (in quotes if it reads as something else)", lambda value: isinstance(value, str))
 filled = Rule("a text that is not empty", lambda value: isinstance(value, str) and value.strip() != "")
+run = Rule("a run (its folder, a checkpoint, last or best)", filled.accepts)
 section = Rule("a group of keys", lambda value: isinstance(value, Mapping))
 
 
@@ -143,8 +144,8 @@ RULES: dict[str, Rule] = {
     "objective.mode": _mode,
     "loss.label_smoothing": real(0, 1),
     "eval.tta": one_of("none", "mirror", "mirror_translate"),
-    "init_from": filled | null,
-    "resume": filled | null,
+    "init_from": run | null,
+    "resume": run | null,
     "debug": flag,
     "trusted": each(matching(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "a package or module")),
     "on_divergence": one_of("stop", "rollback"),
