@@ -123,7 +123,7 @@ def test_learning_curves_show_what_was_recorded():
     }
     loss, accuracy = plots.learning_curves(history).axes
     assert [line.get_label() for line in loss.lines] == ["training", "validation"]
-    np.testing.assert_array_equal(loss.lines[1].get_xydata(), [[1, 1.5], [2, 1.25]])
+    np.testing.assert_array_equal(loss.lines[1].get_xydata(), [[2, 1.5], [3, 1.25]])
     assert [line.get_label() for line in accuracy.lines] == ["training"]
     assert (loss.get_ylabel(), accuracy.get_ylabel(), loss.get_xlabel()) == ("Loss", "Accuracy", "Epoch")
 

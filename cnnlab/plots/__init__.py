@@ -131,11 +131,11 @@ def learning_curves(history: Mapping[str, Sequence[float]]) -> Figure:
     """Show loss and accuracy by epoch, for training and validation, as far as they were recorded.
 
     Args:
-        history: Columns of `history.csv`: `epoch`, `train/loss`, `val/loss`, `train/accuracy` (0 to 1) and
-            `val/accuracy`. All but `epoch` may be absent or hold NaN.
+        history: Columns of `history.csv`: `epoch` (from 0; drawn from 1, as people count), `train/loss`, `val/loss`,
+            `train/accuracy` (0 to 1) and `val/accuracy`. All but `epoch` may be absent or hold NaN.
     """
     figure = _figure((_WIDTH, 3.2))
-    epochs = np.asarray(history["epoch"], dtype=float)
+    epochs = np.asarray(history["epoch"], dtype=float) + 1
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         _axes(axes, "Epoch", metric.capitalize())
         for split, label, style in (
@@ -234,8 +234,9 @@ def compared_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], grou
             shown = np.isfinite(values)
             # What tells runs apart stands at the end of their folders' names.
             tail = name if len(name) <= 36 else f"…{name[-35:]}"
+            epochs = np.asarray(history["epoch"], dtype=float) + 1
             axes.plot(
-                np.asarray(history["epoch"], dtype=float)[shown], values[shown], label=_label(tail, 36), linewidth=1.6,
+                epochs[shown], values[shown], label=_label(tail, 36), linewidth=1.6,
                 color=SERIES[group % len(SERIES)], linestyle=("-", "--", "-.", ":")[group % 4],
                 marker="osD^v"[group % 5], markersize=4 if shown.sum() <= 40 else 0,
             )  # fmt: skip

@@ -103,6 +103,8 @@ def activations(
             _bare(axes)
             axes.spines[:].set_visible(False)
         size = " × ".join(map(str, maps.shape))
+        if len(maps) > columns:
+            size += f"\n{columns} of {len(maps)} maps"
         line[0].set_ylabel(
             f"{_label(name, 20)}\n{size}", rotation=0, ha="right", va="center", fontsize=8, color=INK, **_plain()
         )
@@ -133,7 +135,7 @@ def augmented(
             axes = spots[row, column]
             _picture(axes, image)
             if row == 0:
-                axes.set_title("original" if column == 0 else f"epoch {column - 1}", fontsize=9, pad=4, color=INK)
+                axes.set_title("original" if column == 0 else f"epoch {column}", fontsize=9, pad=4, color=INK)
         spots[row, 0].set_ylabel(_label(name, 12), fontsize=9, color=INK, **_plain())
     figure.suptitle(_label(f"What the network sees: {steps}", 90), fontsize=11, color=INK, **_plain())
     return figure
