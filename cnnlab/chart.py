@@ -48,7 +48,8 @@ def lines(
     low, high = y_range or (min(0.0, *values, 0.0), max(0.0, *values, 0.0))
     high = high if high > low else low + 1
     first, last = min(places), max(places)
-    last = last if last > first else first + 1
+    if first == last:  # a single place stands in the middle
+        first, last = first - 0.5, last + 0.5
     y_ticks = ticks(low, high)
     high = high if y_range else max(high, y_ticks[-1])
 

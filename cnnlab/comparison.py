@@ -11,7 +11,7 @@ from jaxtyping import Bool
 
 from cnnlab.errors import ConfigError, DataError
 from cnnlab.ledger import flat
-from cnnlab.record import Record, find, read_json
+from cnnlab.record import Record, find, precision_of, read_json
 
 LEVEL = 0.05
 RESAMPLES = 10_000
@@ -78,12 +78,8 @@ class Side:
             DataError: The images are not there.
         """
         path = self.record.folder / "evaluation.json"
-        saved = read_json(path)
-        fresh = (
-            data is None and self.checkpoint.name == "best.ckpt" and saved.get("format") == 1
-            and path.stat().st_mtime_ns >= self.checkpoint.stat().st_mtime_ns
-        )  # fmt: skip
-        if fresh:
+        if data is None and self.checkpoint.name == "best.ckpt" and self._holds(path):
+            saved = read_json(path)
             try:
                 with np.load(path.with_suffix(".npz"), allow_pickle=False) as answers:
                     return answers["predicted"] == answers["targets"], str(saved["data_digest"])
@@ -93,6 +89,21 @@ class Side:
 
         done = evaluate(self.named, data=data, figures=False, trusted=trusted)
         return done.predicted == done.targets, done.content["data_digest"]
+
+    def _holds(self, path: Path) -> bool:
+        """Whether an earlier evaluation is that of the run as it stands, by the run's own settings."""
+        saved = read_json(path)
+        config = self.record.config
+        own = {
+            "format": 1,
+            "split": "test",
+            "tta": _mapping(config.get("eval")).get("tta", "none"),
+            "precision": precision_of(config),
+        }
+        if any(saved.get(name) != value for name, value in own.items()):
+            return False
+        made_from = [self.checkpoint, *(place for place in [Path(str(saved.get("data")))] if place.is_file())]
+        return all(path.stat().st_mtime_ns >= place.stat().st_mtime_ns for place in made_from)
 
 
 def sides(names: Sequence[str], letter: str = "") -> list[Side]:
@@ -177,8 +188,17 @@ def of_groups(first: Sequence[Side], second: Sequence[Side], metric: str = "test
     """Hold one group of runs against another, such as five seeds of each of two recipes.
 
     Raises:
-        ConfigError: A run did not measure the metric, or a group has a single run.
+        ConfigError: A run did not measure the metric; or is in both groups; or a group has a single run, or two of the
+            same seed.
     """
+    folders = [side.record.folder.resolve() for side in (*first, *second)]
+    if twice := next(
+        (side for side, folder in zip(second, folders[len(first) :], strict=True) if folder in folders[: len(first)]),
+        None,
+    ):
+        raise ConfigError(f"{twice.label} is a state of a run that is in the first group too: groups share no run.")
+    for group in (first, second):
+        _check_independent(group)
     values = []
     for group in (first, second):
         measured = [side.record.metrics.get(metric) for side in group]
@@ -187,6 +207,20 @@ def of_groups(first: Sequence[Side], second: Sequence[Side], metric: str = "test
                 raise ConfigError(f"{side.label} did not measure {metric}; choose another with --metric.")
         values.append([float(value) for value in measured if value is not None])
     return welch(*values)
+
+
+def _check_independent(group: Sequence[Side]) -> None:
+    """Check that a group's runs are so many measurements: the same seed makes the same run again."""
+    known: dict[str, Side] = {}
+    for side in group:
+        # Everything of that name: runs may have one seed and other images held out.
+        seeds = {key: value for key, value in flat(side.record.config) if key.rpartition(".")[2].endswith("seed")}
+        other = known.setdefault(str(sorted(seeds.items())), side) if seeds else side
+        if other is not side:
+            raise ConfigError(
+                f"{other.label} and {side.label} have the same seed, {seeds.get('seed')}: in a group that is one "
+                "measurement, not two. Leave one of them out, or train with another seed."
+            )
 
 
 def paired(first: Bool[np.ndarray, "n"], second: Bool[np.ndarray, "n"]) -> Verdict:

@@ -46,7 +46,7 @@ from cnnlab.classifier import evaluation_metrics, update
 from cnnlab.data import ImageData
 from cnnlab.errors import ConfigError, DataError
 from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
-from cnnlab.record import write_bytes, write_text
+from cnnlab.record import precision_of, write_bytes, write_text
 from cnnlab.tta import TTA, augmented
 
 Split = Literal["test", "val", "train"]
@@ -109,15 +109,20 @@ def evaluate(
     keep_freed_memory()
     state = restored(run, trusted)
     images = data_of(state, data, eval_batch_size=batch_size)
-    fabric = fabric_for(accelerator, precision or (state.config.get("trainer") or {}).get("precision"))
+    own = precision_of(state.config)
+    fabric = fabric_for(accelerator, precision or own)
     batches = images.batches(split)
     if len(batches) == 0:
         raise DataError(f"{images.path}: the {split} split holds no images (data.val_size={len(images.val_indices)}).")
     of_run: TTA = state.config.get("eval", {}).get("tta", "none")
     tta = tta or of_run
+    computed = str(fabric.strategy.precision.precision)
     found = answers(state.network, batches, images.num_classes, fabric=fabric, tta=tta)
     pixels, digest = _pixels(images, split)
-    place = _place(state, split, None if tta == of_run else tta, None if data is None else (Path(data).stem, digest))
+    place = _place(
+        state, split, None if tta == of_run else tta, None if computed == own else computed,
+        None if data is None else (Path(data).stem, digest),
+    )  # fmt: skip
     content = {
         "format": 1,
         "checkpoint": str(state.checkpoint),
@@ -130,7 +135,7 @@ def evaluate(
         "metrics": found.metrics,
         **summary(found.logits, found.targets, images.classes),
         "device": describe_device(fabric.device),
-        "precision": str(fabric.strategy.precision.precision),
+        "precision": computed,
         "seconds": round(found.seconds, 4),
         "images_per_second": round(len(found.targets) / found.seconds, 1),
         "answers": f"{place.name}.npz",
@@ -287,7 +292,9 @@ def _pixels(images: ImageData, split: Split) -> tuple[UInt8[np.ndarray, "n heigh
     return pixels, digest.hexdigest()
 
 
-def _place(state: Restored, split: Split, tta: TTA | None, other: tuple[str, str] | None) -> Path:
+def _place(
+    state: Restored, split: Split, tta: TTA | None, precision: str | None, other: tuple[str, str] | None
+) -> Path:
     """Return where an evaluation's files stand, without their endings: what is evaluated decides, and nothing else."""
     parts = ["evaluation"]
     if state.record is None:
@@ -298,6 +305,8 @@ def _place(state: Restored, split: Split, tta: TTA | None, other: tuple[str, str
         parts.append(split)
     if tta is not None:
         parts.append(tta if tta != "none" else "plain")
+    if precision is not None:
+        parts.append(precision)
     if other is not None:
         parts += [other[0], other[1][:6]]
     folder = state.record.folder if state.record else state.checkpoint.parent

@@ -110,6 +110,13 @@ class Found(NamedTuple):
     record: Record | None
 
 
+def precision_of(config: Mapping[str, Any]) -> str:
+    """Return the precision that a run's config asks for, short spellings and the default written out."""
+    trainer = config.get("trainer")
+    told = str((trainer.get("precision") if isinstance(trainer, Mapping) else None) or "32-true")
+    return {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(told, told)
+
+
 def find(named: str) -> Found:
     """Return the state that a command's RUN names.
 

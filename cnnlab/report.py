@@ -178,7 +178,7 @@ def _numbers(record: Record, content: Mapping[str, Any] | None) -> Html:
             tiles.append((shown, f"validation {_said(name.partition('/')[2])}, best state"))
     run = record.run
     if _finite(run.get("seconds")):
-        tiles.append((_duration(run["seconds"]), f"whole run, {len(record.history)} epochs"))
+        tiles.append((_duration(run["seconds"]), f"whole run, {_counted(len(record.history))}"))
     if _finite(run.get("num_parameters")):
         tiles.append((f"{run['num_parameters']:,}", "parameters"))
     return tag("div", *(tag("div", tag("strong", value), tag("span", name)) for value, name in tiles), class_="numbers")
@@ -235,7 +235,7 @@ def _held_out(config: Mapping[str, Any]) -> str | None:
 
 def _curves(record: Record) -> Html:
     rows = record.history
-    epochs = [_number(row.get("epoch")) for row in rows]
+    epochs = _epochs(record)
 
     def column(name: str) -> list[float]:
         return [_number(row.get(name)) for row in rows]
@@ -408,12 +408,11 @@ def _throughput(record: Record, content: Mapping[str, Any] | None) -> Html:
     known = [speed for speed in speeds if math.isfinite(speed)]
     rows = []
     if known:
-        rows.append(("Training", f"{statistics.median(known):,.0f} images/s, median of {len(known)} epochs"))
+        rows.append(("Training", f"{statistics.median(known):,.0f} images/s, median of {_counted(len(known))}"))
         rows.append(("In all", f"{_duration(sum(filter(math.isfinite, seconds)))} of training"))
     if content:
         rows.append(("Evaluation", f"{content['images_per_second']:,.0f} images/s on {content['device']}"))
-    epochs = [_number(row.get("epoch")) for row in record.history]
-    chart = lines("Training images per second", [Line("images/s", epochs, speeds)], "epoch") if known else Html()
+    chart = lines("Training images per second", [Line("images/s", _epochs(record), speeds)], "epoch")
     return joined([facts(rows), side_by_side(chart)])
 
 
@@ -478,9 +477,8 @@ def _trial_curves(folder: Path, trials: Sequence[Mapping[str, Any]], metric: str
     """Return the objective of each trial by epoch, the best one in front."""
     curves: list[Line] = []
     for trial in trials[:50]:
-        rows = Record(folder / str(trial["name"]).rpartition("/")[2]).history
-        points = [(_number(row.get("epoch")), _number(row.get(metric))) for row in rows]
-        x, y = [place for place, _ in points], [value for _, value in points]
+        record = Record(folder / str(trial["name"]).rpartition("/")[2])
+        x, y = _epochs(record), [_number(row.get(metric)) for row in record.history]
         best = not curves
         curves.append(Line(f"best, {trial['name']}" if best else "the others", x, y, "a" if best else "pale"))
     curves.reverse()
@@ -505,6 +503,15 @@ def _number(value: object) -> float:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return math.nan
+
+
+def _epochs(record: Record) -> list[float]:
+    """Return the epochs of a run's history as people count them, from 1; the file counts from 0."""
+    return [_number(row.get("epoch")) + 1 for row in record.history]
+
+
+def _counted(epochs: int) -> str:
+    return f"{epochs} epoch{'s' * (epochs != 1)}"
 
 
 def _finite(value: object) -> bool:

@@ -140,6 +140,12 @@ def test_answers_of_an_earlier_evaluation_are_used_while_they_are_newer_than_the
     (pair[1] / "checkpoints" / "best.ckpt").touch()
     (verdict,) = against_first([first, second]).values()
     assert verdict.difference == 0, "trained on since"
+    for name, value in {"precision": "bf16-mixed", "tta": "mirror", "split": "val"}.items():
+        np.savez(pair[1] / "evaluation.npz", **arrays)
+        saved = pair[1] / "evaluation.json"
+        saved.write_text(json.dumps(read(saved) | {name: value}))
+        (verdict,) = against_first([first, second]).values()
+        assert verdict.difference == 0, f"made by another {name}"
 
 
 def test_other_images_are_not_compared(pair, tmp_path: Path, call):
@@ -161,27 +167,42 @@ def test_other_images_are_not_compared(pair, tmp_path: Path, call):
     evaluation.write_text(before)
 
 
-def result(folder: Path, accuracy: float) -> str:
+def result(folder: Path, accuracy: float, seed: int = 0, more: str = "") -> str:
     (folder / ".hydra").mkdir(parents=True)
     (folder / "checkpoints").mkdir()
-    (folder / ".hydra" / "config.yaml").write_text("seed: 0\n")
+    (folder / ".hydra" / "config.yaml").write_text(f"seed: {seed}\n{more}")
     (folder / "checkpoints" / "best.ckpt").write_bytes(b"")
     (folder / "metrics.json").write_text(json.dumps({"test/accuracy": accuracy}))
     return str(folder)
 
 
 def test_groups_of_runs_are_compared_over_seeds(tmp_path: Path, call):
-    first = [result(tmp_path / "a" / str(number), 0.90 + 0.001 * number) for number in range(3)]
-    second = [result(tmp_path / "b" / str(number), 0.95 + 0.001 * number) for number in range(3)]
+    first = [result(tmp_path / "a" / str(number), 0.90 + 0.001 * number, number) for number in range(3)]
+    second = [result(tmp_path / "b" / str(number), 0.95 + 0.001 * number, number) for number in range(3)]
     verdict = of_groups(sides(first), sides(second))
     assert verdict.difference == pytest.approx(0.05)
     assert verdict.p < 0.001
     code, out, _ = call(*first, "--against", *second)
     assert code == 0
     assert "the other 3 has the higher test/accuracy than the first 3 (Welch's t-test over 3 and 3 runs" in out
-    code, out, _ = call(*first, "--against", *[result(tmp_path / "c" / str(n), 0.8 + n / 10) for n in range(3)])
+    code, out, _ = call(*first, "--against", *[result(tmp_path / "c" / str(n), 0.8 + n / 10, n) for n in range(3)])
     assert "no evidence of a difference in test/accuracy" in out
     assert call(*first, "--against", *second, "--metric", "val/loss")[0] == 2
+
+
+def test_a_seed_counts_once_in_a_group(tmp_path: Path, call):
+    first = [result(tmp_path / "a" / str(number), 0.9 + number / 100, number) for number in range(2)]
+    again = result(tmp_path / "a" / "copy", 0.91, seed=1)
+    code, _, err = call(*first, "--against", *[result(tmp_path / "b" / str(n), 0.8, n) for n in range(2)], again)
+    assert code == 2
+    assert "b/1 and a/copy have the same seed, 1: in a group that is one measurement, not two" in err
+    last = tmp_path / "a" / "0" / "checkpoints" / "last.ckpt"
+    last.write_bytes(b"another state")
+    other = [tmp_path / "b" / str(number) for number in range(2)]
+    assert "the same seed, 0" in call(first[0], last, "--against", *other)[2]
+    assert "in the first group too" in call(*first, "--against", last, other[1])[2]
+    held_out = [result(tmp_path / "c" / str(n), 0.9, more=f"data: {{split_seed: {n}}}\n") for n in range(2)]
+    assert call(*first, "--against", *held_out)[0] == 0, "other images are another measurement"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cnnlab.callbacks import AtomicCheckpointIO
+from cnnlab.commands.evaluate import evaluate as evaluate_command
 from cnnlab.errors import CheckpointError, ConfigError, DataError, MachineError
 from cnnlab.evaluation import Split, answers, calibration, evaluate, summary, wilson
 from cnnlab.tta import TTA, augmented, moved
@@ -70,10 +71,23 @@ def test_each_evaluation_has_a_name_of_its_own(trained: Path, tmp_path: Path, np
     paths = [
         evaluate(str(named), figures=False, data=data, split=split, tta=tta).path for named, data, split, tta in kinds
     ]
+    paths.insert(1, evaluate(str(trained), figures=False, precision="bf16-true").path)
+    assert paths[1] == trained / "evaluation-bf16-true.json"
+    assert evaluate(str(trained), figures=False, precision="32").path == paths[0]
     assert len(set(paths)) == len(paths)
     assert paths[0] == trained / "evaluation.json"
     assert paths[-1] == tmp_path / "kept-evaluation-mirror_translate.json"
-    assert read(paths[3])["data_digest"] == read(paths[0])["data_digest"] != read(paths[4])["data_digest"]
+    assert read(paths[4])["data_digest"] == read(paths[0])["data_digest"] != read(paths[5])["data_digest"]
+
+
+def test_names_that_could_not_be_compared_are_told(trained: Path, npz: Path, tmp_path: Path, capsys):
+    evaluate_command(str(trained), data=npz, figures=False)
+    assert f"note: {npz} has no class names that could be compared, only labels up to 9" in capsys.readouterr().out
+    named = tmp_path / "named.npz"
+    with np.load(npz) as arrays:
+        np.savez(named, **arrays, classes=np.array([str(label) for label in range(10)]))
+    evaluate_command(str(trained), data=named, figures=False)
+    assert "note" not in capsys.readouterr().out
 
 
 def test_a_file_of_other_classes_or_sizes_is_refused(trained: Path, tmp_path: Path):

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from cnnlab import plots
+from cnnlab.plots import network
 
 CLASSES = ("cat", "dog", "owl")
 ODD_NAMES = ("猫", "$x^2$ {\\bad", "a name that is far too long for a picture")
@@ -123,7 +124,7 @@ def test_learning_curves_show_what_was_recorded():
     }
     loss, accuracy = plots.learning_curves(history).axes
     assert [line.get_label() for line in loss.lines] == ["training", "validation"]
-    np.testing.assert_array_equal(loss.lines[1].get_xydata(), [[1, 1.5], [2, 1.25]])
+    np.testing.assert_array_equal(loss.lines[1].get_xydata(), [[2, 1.5], [3, 1.25]])
     assert [line.get_label() for line in accuracy.lines] == ["training"]
     assert (loss.get_ylabel(), accuracy.get_ylabel(), loss.get_xlabel()) == ("Loss", "Accuracy", "Epoch")
 
@@ -214,3 +215,12 @@ def test_compared_curves_tell_runs_apart_and_groups_alike(split):
     assert len(points(accuracy.lines[0])[0]) == 1
     plots.to_png(figure)
     plots.to_png(plots.compared_curves({"a": {"epoch": []}}, [0]))
+
+
+def test_maps_that_are_left_out_and_epochs_are_told_as_people_count():
+    maps = [("few", np.zeros((3, 4, 4))), ("many", np.zeros((16, 4, 4)))]
+    figure = network.activations(pictures(1)[0], maps, np.zeros((32, 32)), "cat", "many")
+    said = [axes.get_ylabel() for axes in figure.subfigs[1].axes if axes.get_ylabel()]
+    assert said == ["few\n3 × 4 × 4", "many\n16 × 4 × 4\n8 of 16 maps"]
+    drawn = network.augmented(pictures(2), [pictures(2)] * 2, ["a", "b"], "none")
+    assert [title for title in titles(drawn) if title] == ["original", "epoch 1", "epoch 2"]

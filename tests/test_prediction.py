@@ -164,9 +164,16 @@ def test_bad_pictures_end_in_7_and_nothing_readable_in_3(trained: Path, tmp_path
     assert "left out bad.png: UnidentifiedImageError" in err
     assert "1 of 2 pictures could not be read" in err
     assert len(Path("found.csv").read_text().splitlines()) == 2
-    code, _, err = call("predict", trained, "bad.png", "--output", "found.csv")
+    code, _, err = call("predict", trained, "good.png", "--output", "found.csv")
+    assert code == 2
+    assert "found.csv exists" in err
+    assert "--overwrite" in err
+    code, _, err = call("predict", trained, "bad.png", "--output", "found.csv", "--overwrite")
     assert code == 3
     assert len(Path("found.csv").read_text().splitlines()) == 2, "an earlier file stays as it was"
+    assert call("predict", trained, "bad.png")[:2] == (3, ""), "no head without a row"
+    assert call("predict", trained, "good.png", "good.png", "--output", "found.csv", "--overwrite")[0] == 0
+    assert len(Path("found.csv").read_text().splitlines()) == 3
     (tmp_path / "none").mkdir()
     assert call("predict", trained, "none")[0] == 3
     assert call("predict", "nowhere", "good.png")[0] == 2

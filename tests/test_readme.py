@@ -58,7 +58,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, npz: Path, trained: Path) -> 
     Image.fromarray(pixels).save(folder / "more" / "last.jpg")
     # Runs for what comes after training: one that `last` finds, and four to compare.
     for number in range(1, 5):
-        shutil.copytree(trained, folder / "runs" / str(number))
+        copy = shutil.copytree(trained, folder / "runs" / str(number))
+        config = copy / ".hydra" / "config.yaml"  # each its own seed, as groups that are compared have
+        config.write_text(config.read_text().replace("seed: 0\n", f"seed: {number}\n", 1))
     shutil.copytree(trained, folder / "outputs" / "day" / "first")
     (own,) = [block for block in blocks("python") if "class MyNet" in block]
     (folder / "mynet.py").write_text(own)

@@ -89,6 +89,19 @@ def test_the_wheel_trains_from_another_folder(tmp_path: Path):
     assert "McNemar's exact test" in compared.stdout
     listed = cnnlab("runs", "--where", "model=lenet", "--sort", "val/accuracy", "--json")
     assert len(json.loads(listed.stdout)) == 2
+    reported = cnnlab("report", run, "--output", "report.html")
+    assert reported.returncode == 0, reported.stderr
+    assert "Confusion matrix" in (elsewhere / "report.html").read_text(encoding="utf-8")
+    for words in (
+        ["data", "data/shapes.npz"], ["convolution"], ["pooling"], ["filters", run],
+        ["activations", run, "photos/3.jpg"], ["augment", "data=shapes", "augment=flip_crop"], ["schedule"],
+        ["model", run],
+    ):  # fmt: skip
+        drawn = cnnlab("show", *words, "--output", "drawn.png")
+        assert drawn.returncode == 0, drawn.stderr
+        with Image.open(elsewhere / "drawn.png") as picture:
+            assert picture.width > 300, words
+        (elsewhere / "drawn.png").unlink()
     wrong = cnnlab("train", "model=resnet81")
     assert wrong.returncode == 2
     assert "resnet18" in wrong.stderr

@@ -43,8 +43,9 @@ def evaluate(
     """Evaluate a run: metrics with their uncertainty, confusion matrix, calibration, worst mistakes.
 
     Writes evaluation.json, evaluation.npz and figures into the run's folder; evaluations of another split, file or
-    checkpoint stand beside them under names of their own.
+    checkpoint, or with other settings, stand beside them under names of their own.
     """
+    from cnnlab.data import archive
     from cnnlab.evaluation import evaluate
 
     done = evaluate(
@@ -52,6 +53,11 @@ def evaluate(
         batch_size=batch_size, figures=figures, trusted=trust or (),
     )  # fmt: skip
     _show(done.content)
+    if data is not None and archive.CLASSES not in archive.layouts(data):
+        print(
+            f"note: {data} has no class names that could be compared, only labels up to {done.targets.max()}: "
+            f"they are taken for the network's {len(done.content['classes'])} classes in their order."
+        )
     print(f"written: {done.path}, {done.content['answers']}", *done.content["figures"], sep="\n         ")
 
 

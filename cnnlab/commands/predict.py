@@ -51,6 +51,7 @@ def predict(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help=f"Draw the first {SHEET} pictures with their classes.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
     array: Annotated[str, typer.Option(metavar="NAME", help="The images' name in npz files.")] = "X_test",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 256,
     accelerator: Annotated[str, typer.Option(help="The device: cpu, gpu, mps, or what is there.")] = "auto",
@@ -67,6 +68,8 @@ def predict(
         format = _Format.JSONL if output and output.suffix.lower() in (".jsonl", ".json") else _Format.CSV
     if output and output.suffix.lower() == ".npz":
         raise ConfigError(f"--output {output} must be a .csv or .jsonl file.")
+    if output and output.exists() and not overwrite:
+        raise ConfigError(f"{output} exists. Choose another name, or pass --overwrite to replace it.")
     oracle = prediction.oracle_for(run, accelerator, trust or ())
     found = prediction.predict(oracle, inputs, top_k=top_k, fit=fit.value, array=array, batch_size=batch_size)
     kept: list[prediction.Prediction] = []
@@ -96,9 +99,12 @@ def predict(
 def _table(file: TextIO, top_k: int) -> Callable[[Any], object]:
     writer = csv.writer(file, lineterminator="\n")
     columns = [name for rank in range(2, top_k + 1) for name in (f"class_{rank}", f"probability_{rank}")]
-    writer.writerow(["image", "class", "probability", *columns, "note"])
+    header = ["image", "class", "probability", *columns, "note"]
 
     def write(made: Any) -> None:
+        if header:  # not before there is a row to stand above
+            writer.writerow(header)
+            header.clear()
         cells = [cell for name, share in made.top for cell in (name, f"{share:.6f}")]
         writer.writerow([made.image, *cells, made.note])
 

@@ -8,29 +8,34 @@ says, a mark, a line style or a word says too.
 import io
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-BLUE = "#0072B2"
-VERMILION = "#D55E00"
-INK = "#333333"
-PALE = "#BBBBBB"
+from cnnlab.plots.style import (
+    BLUE,
+    DPI,
+    INK,
+    PALE,
+    SERIES,
+    VERMILION,
+    WIDTH,
+    Images,
+    named_axes,
+    new_figure,
+    plain,
+    shortened,
+)
+
 # Of the parts of a step: neighbours far apart in lightness too.
 _PARTS = ("#56B4E9", "#E69F00", "#0072B2", "#F0E442", "#009E73", "#CC79A7", "#BBBBBB")
-# For things of one kind side by side, such as runs.
-SERIES = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
 
-_WIDTH = 8.0  # inches
-_DPI = 120
 # Pictures a row, and the inches a line of a title takes.
 _ROW = 10
 _LINE = 0.17
@@ -38,8 +43,6 @@ _LINE = 0.17
 _FEW = 8
 # Beyond this many points a curve is no better for more of them, only slower and larger.
 _POINTS = 2000
-
-Images = UInt8[np.ndarray, "n height width channel"]
 
 
 def image_row(images: Images, titles: Sequence[str]) -> Figure:
@@ -108,8 +111,8 @@ def loss_curve(
         return _message("No loss recorded.", (6, 4))
     losses = np.where(finite, losses, np.nan)
     lost = len(losses) - int(finite.sum())
-    figure = _figure((6, 4))
-    axes = _axes(figure.subplots(), "Iteration", "Training loss")
+    figure = new_figure((6, 4))
+    axes = named_axes(figure.subplots(), "Iteration", "Training loss")
     axes.set_title(title, fontsize=11, color=INK)
     window = len(losses) // 40
     axes.plot(
@@ -131,13 +134,13 @@ def learning_curves(history: Mapping[str, Sequence[float]]) -> Figure:
     """Show loss and accuracy by epoch, for training and validation, as far as they were recorded.
 
     Args:
-        history: Columns of `history.csv`: `epoch`, `train/loss`, `val/loss`, `train/accuracy` (0 to 1) and
-            `val/accuracy`. All but `epoch` may be absent or hold NaN.
+        history: Columns of `history.csv`: `epoch` (from 0; drawn from 1, as people count), `train/loss`, `val/loss`,
+            `train/accuracy` (0 to 1) and `val/accuracy`. All but `epoch` may be absent or hold NaN.
     """
-    figure = _figure((_WIDTH, 3.2))
-    epochs = np.asarray(history["epoch"], dtype=float)
+    figure = new_figure((WIDTH, 3.2))
+    epochs = np.asarray(history["epoch"], dtype=float) + 1
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        _axes(axes, "Epoch", metric.capitalize())
+        named_axes(axes, "Epoch", metric.capitalize())
         for split, label, style in (
             ("train", "training", {"color": BLUE, "marker": "o"}),
             ("val", "validation", {"color": VERMILION, "marker": "s", "linestyle": "--"}),
@@ -174,21 +177,21 @@ def confusion_matrix(matrix: Integer[np.ndarray, "target predicted"], classes: S
     size = 9 if roomy else 6
     # Names at each row and column, as far as they stay apart.
     ticks = range(0, num, math.ceil(num / 140))
-    names = [_label(classes[tick], 18) for tick in ticks]
+    names = [shortened(classes[tick], 18) for tick in ticks]
 
     # Inches. Set by hand: matplotlib's own layout takes seconds to find room for a hundred names.
     grid = min(5.4, max(2.5, 0.6 * num)) if roomy else min(18, 0.13 * num)
     name = 0.1 + 0.58 * size / 72 * max(map(len, names))
     left, right, bottom, top = name + 0.35, 0.95, name * (0.75 if roomy else 1) + 0.35, 0.1
     width, height = left + grid + right, bottom + grid + top
-    figure = Figure((width, height), dpi=_DPI, facecolor="white")
+    figure = Figure((width, height), dpi=DPI, facecolor="white")
     axes = figure.add_axes((left / width, bottom / height, grid / width, grid / height))
     scale = figure.add_axes(((left + grid + 0.15) / width, bottom / height, 0.15 / width, 2.5 / height))
 
     picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
     slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(ticks, names, fontsize=size, **slant if roomy else {"rotation": 90}, **_plain())
-    axes.set_yticks(ticks, names, fontsize=size, **_plain())
+    axes.set_xticks(ticks, names, fontsize=size, **slant if roomy else {"rotation": 90}, **plain())
+    axes.set_yticks(ticks, names, fontsize=size, **plain())
     axes.tick_params(length=0, labelcolor=INK)
     axes.spines[:].set_color(PALE)
     figure.text((left + grid / 2) / width, 0.05 / height, "Predicted class", ha="center", color=INK)
@@ -223,10 +226,10 @@ def compared_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], grou
     measured = any(np.isfinite(np.asarray(history.get("val/loss", []), float)).any() for history in histories.values())
     split, word = ("val", "Validation") if measured else ("train", "Training")
     rows = math.ceil(len(histories) / 3)
-    figure = _figure((_WIDTH, 3.2 + 0.22 * rows))
+    figure = new_figure((WIDTH, 3.2 + 0.22 * rows))
     panels = figure.subplots(1, 2)
     for axes, metric in zip(panels, ("loss", "accuracy"), strict=True):
-        _axes(axes, "Epoch", f"{word} {metric}")
+        named_axes(axes, "Epoch", f"{word} {metric}")
         for (name, history), group in zip(histories.items(), groups, strict=True):
             values = np.asarray(history.get(f"{split}/{metric}", []), dtype=float)
             if not np.isfinite(values).any():
@@ -234,8 +237,9 @@ def compared_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], grou
             shown = np.isfinite(values)
             # What tells runs apart stands at the end of their folders' names.
             tail = name if len(name) <= 36 else f"…{name[-35:]}"
+            epochs = np.asarray(history["epoch"], dtype=float) + 1
             axes.plot(
-                np.asarray(history["epoch"], dtype=float)[shown], values[shown], label=_label(tail, 36), linewidth=1.6,
+                epochs[shown], values[shown], label=shortened(tail, 36), linewidth=1.6,
                 color=SERIES[group % len(SERIES)], linestyle=("-", "--", "-.", ":")[group % 4],
                 marker="osD^v"[group % 5], markersize=4 if shown.sum() <= 40 else 0,
             )  # fmt: skip
@@ -247,7 +251,7 @@ def compared_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], grou
             handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK
         )
         for text in legend.get_texts():
-            text.set(**_plain())
+            text.set(**plain())
     return figure
 
 
@@ -259,10 +263,10 @@ def reliability(bins: Sequence[Mapping[str, Any]], error: float) -> Figure:
             `accuracy` of the images in it, None where there are none.
         error: The mean distance from the diagonal, weighted by `count`.
     """
-    figure = _figure((5.5, 5.2))
+    figure = new_figure((5.5, 5.2))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-    _axes(upper, "", "Accuracy")
-    _axes(lower, "Probability of the predicted class", "Images")
+    named_axes(upper, "", "Accuracy")
+    named_axes(lower, "Probability of the predicted class", "Images")
     upper.plot([0, 1], [0, 1], color=PALE, linestyle="--", linewidth=1.2, label="perfectly calibrated")
     filled = [part for part in bins if part["count"]]
     places = [part["confidence"] for part in filled]
@@ -294,8 +298,8 @@ def step_parts(measured: Mapping[str, Any]) -> Figure:
     """
     others = measured["against"]
     bars = ["cnnlab", *others]
-    figure = _figure((_WIDTH, 1.5 + 0.5 * len(bars)))
-    axes = _axes(figure.subplots(), f"Milliseconds a step of {measured['batch_size']} images", "")
+    figure = new_figure((WIDTH, 1.5 + 0.5 * len(bars)))
+    axes = named_axes(figure.subplots(), f"Milliseconds a step of {measured['batch_size']} images", "")
     axes.grid(visible=False)
     start = 0.0
     for (name, part), colour in zip(measured["parts_ms"].items(), _PARTS, strict=True):
@@ -330,12 +334,8 @@ def to_array(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
-def _figure(size: tuple[float, float]) -> Figure:
-    return Figure(size, dpi=_DPI, layout="compressed", facecolor="white")
-
-
 def _message(text: str, size: tuple[float, float] = (4, 1)) -> Figure:
-    figure = _figure(size)
+    figure = new_figure(size)
     figure.text(0.5, 0.5, text, ha="center", va="center", color=INK)
     return figure
 
@@ -345,10 +345,10 @@ def _grid(images: Images, titles: Sequence[str], columns: int, framed: Bool[np.n
         return _message("No images.")
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
-    cell = min(1.25, _WIDTH / columns)
+    cell = min(1.25, WIDTH / columns)
     lines = max(title.count("\n") + 1 if title else 0 for title in titles)
     height, width = images.shape[1:3]
-    figure = _figure((columns * cell, rows * (cell * height / width + lines * _LINE)))
+    figure = new_figure((columns * cell, rows * (cell * height / width + lines * _LINE)))
     framed = np.zeros(len(images), bool) if framed is None else framed
     spots = figure.subplots(rows, columns, squeeze=False).flat
     for image, title, frame in zip(images, titles, framed, strict=True):
@@ -357,22 +357,11 @@ def _grid(images: Images, titles: Sequence[str], columns: int, framed: Bool[np.n
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(visible=bool(frame), color=VERMILION, linewidth=2.5)
         # About 5 points a letter, 72 points an inch.
-        text = "\n".join(_label(line, int(cell * 72 / 5)) for line in title.split("\n"))
-        axes.set_title(text, fontsize=8, pad=3, color=INK, **_plain())
+        text = "\n".join(shortened(line, int(cell * 72 / 5)) for line in title.split("\n"))
+        axes.set_title(text, fontsize=8, pad=3, color=INK, **plain())
     for axes in spots:
         axes.remove()
     return figure
-
-
-def _axes(axes: Axes, x: str, y: str) -> Axes:
-    axes.set_xlabel(x, color=INK)
-    axes.set_ylabel(y, color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(PALE)
-    axes.tick_params(color=PALE, labelcolor=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    axes.grid(axis="y", color=PALE, alpha=0.4, linewidth=0.7)
-    return axes
 
 
 def _from_zero(axes: Axes) -> None:
@@ -413,32 +402,6 @@ def _moving_mean(values: Float[np.ndarray, "n"], window: int) -> tuple[np.ndarra
     return places + 1, means
 
 
-def _label(text: str, length: int) -> str:
-    """Shorten a name, and spell out characters that no font at hand can draw."""
-    text = text if len(text) <= length else text[: length - 1].rstrip() + "…"
-    return "".join(
-        letter if ord(letter) in _drawable() else letter.encode("unicode_escape").decode() for letter in text
-    )
-
-
-def _plain() -> dict[str, Any]:
-    """Return how names that others chose are set: in any font that has their letters, never as formulas."""
-    return {"family": list(_families()), "parse_math": False}
-
-
-@cache
-def _families() -> tuple[str, ...]:
-    installed = font_manager.get_font_names()
-    wanted = ("DejaVu Sans", "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei")
-    return tuple(family for family in wanted if family in installed)
-
-
-@cache
-def _drawable() -> frozenset[int]:
-    paths = [font_manager.findfont(family) for family in _families()]
-    return frozenset().union(*(font_manager.get_font(path).get_charmap() for path in paths))
-
-
 # --- sweeps ---------------------------------------------------------------------------------------------------
 
 _BEST = (BLUE, VERMILION, "#009E73", "#CC79A7")
@@ -455,11 +418,11 @@ def objective_by_value(settings: Mapping[str, Sequence[str]], objective: Sequenc
     """
     columns = min(len(settings), 3)
     rows = math.ceil(len(settings) / columns)
-    figure = _figure((max(4.5, _WIDTH / 3 * columns), 3.0 * rows))
+    figure = new_figure((max(4.5, WIDTH / 3 * columns), 3.0 * rows))
     spots = figure.subplots(rows, columns, squeeze=False).flat
     values = np.asarray(objective, dtype=float)
     for key, texts in settings.items():
-        axes = _axes(next(spots), _label(key, 40), name if key == next(iter(settings)) else "")
+        axes = named_axes(next(spots), shortened(key, 40), name if key == next(iter(settings)) else "")
         places, ticks, log = _scale(texts)
         axes.scatter(places, values, s=18, color=BLUE, alpha=0.55, linewidths=0)
         distinct = np.unique(places)
@@ -483,8 +446,8 @@ def trial_curves(
         name: What the values are.
         best: The trials to name, the best first; four at most.
     """
-    figure = _figure((_WIDTH, 4.2))
-    axes = _axes(figure.subplots(), "Epoch", name)
+    figure = new_figure((WIDTH, 4.2))
+    axes = named_axes(figure.subplots(), "Epoch", name)
     for trial, (epochs, values) in curves.items():
         if trial not in best:
             axes.plot(epochs, values, color=PALE, linewidth=0.8, marker="." if len(epochs) == 1 else None)
@@ -492,7 +455,7 @@ def trial_curves(
         if trial in curves:
             epochs, values = curves[trial]
             axes.plot(
-                epochs, values, color=colour, linestyle=style, linewidth=1.8, label=_label(trial, 60),
+                epochs, values, color=colour, linestyle=style, linewidth=1.8, label=shortened(trial, 60),
                 marker="." if len(epochs) == 1 else None,
             )  # fmt: skip
     if len(curves) > len(best):
@@ -506,7 +469,7 @@ def parallel_coordinates(
 ) -> Figure:
     """Show each trial as a line through its settings to its objective; the better, the darker and thicker."""
     columns = [*((key, *_scale(texts)) for key, texts in settings.items()), (name, np.asarray(objective), {}, False)]
-    figure = _figure((_WIDTH, 4.4))
+    figure = new_figure((WIDTH, 4.4))
     axes = figure.subplots()
     heights = []
     for place, (key, places, ticks, log) in enumerate(columns):
@@ -518,10 +481,10 @@ def parallel_coordinates(
         for text, value in marks.items():
             height = (value - low) / (high - low) if high > low else 0.5
             axes.text(
-                place + 0.02, height, _label(text, 16), fontsize=8, color=INK, va="center", zorder=4,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}, **_plain(),
+                place + 0.02, height, shortened(text, 16), fontsize=8, color=INK, va="center", zorder=4,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}, **plain(),
             )  # fmt: skip
-        axes.text(place, 1.07, _label(key, 22), fontsize=9, color=INK, ha="center", **_plain())
+        axes.text(place, 1.07, shortened(key, 22), fontsize=9, color=INK, ha="center", **plain())
     order = np.argsort(objective if larger_is_better else -np.asarray(objective), kind="stable")
     for rank, trial in enumerate(order):
         share = (rank + 1) / len(order)
@@ -543,9 +506,9 @@ def objective_by_time(
     order = np.argsort(minutes, kind="stable")
     times, values = np.asarray(minutes, dtype=float)[order], np.asarray(objective, dtype=float)[order]
     best = np.maximum.accumulate(values) if larger_is_better else np.minimum.accumulate(values)
-    figure = _figure((_WIDTH * 0.75, 3.6))
+    figure = new_figure((WIDTH * 0.75, 3.6))
     unit, factor = ("Seconds", 60) if times[-1] < 2 else ("Minutes", 1)
-    axes = _axes(figure.subplots(), f"{unit} since the sweep began", name)
+    axes = named_axes(figure.subplots(), f"{unit} since the sweep began", name)
     times = times * factor
     axes.xaxis.set_major_locator(MaxNLocator(8))
     axes.scatter(times, values, s=18, color=BLUE, alpha=0.6, linewidths=0, label="a trial")
@@ -557,9 +520,9 @@ def objective_by_time(
 def importance(shares: Mapping[str, float]) -> Figure:
     """Show how much of the objective's variance each setting explains, as a search found it (shares of 1)."""
     ordered = sorted(shares.items(), key=lambda item: item[1])
-    figure = _figure((_WIDTH * 0.75, 0.9 + 0.35 * len(ordered)))
-    axes = _axes(figure.subplots(), "Share of the objective's variance", "")
-    axes.barh([_label(key, 40) for key, _ in ordered], [share for _, share in ordered], color=BLUE, height=0.6)
+    figure = new_figure((WIDTH * 0.75, 0.9 + 0.35 * len(ordered)))
+    axes = named_axes(figure.subplots(), "Share of the objective's variance", "")
+    axes.barh([shortened(key, 40) for key, _ in ordered], [share for _, share in ordered], color=BLUE, height=0.6)
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="y", visible=False)
@@ -587,7 +550,7 @@ def _ticks(axes: Axes, places: np.ndarray, names: Mapping[str, float], log: bool
     if names:
         longest = max(map(len, names))
         slant: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if longest > 6 else {}
-        axes.set_xticks(list(names.values()), [_label(name, 24) for name in names], fontsize=8, **slant, **_plain())
+        axes.set_xticks(list(names.values()), [shortened(name, 24) for name in names], fontsize=8, **slant, **plain())
         axes.set_xlim(-0.5, len(names) - 0.5)
     elif log:
         axes.set_xscale("log")

@@ -8,8 +8,19 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from cnnlab.plots import BLUE, INK, PALE, VERMILION, _axes, _figure, _label, _plain
-from cnnlab.plots.tutorial import _bare, _halves, _picture
+from cnnlab.plots.style import (
+    BLUE,
+    INK,
+    PALE,
+    VERMILION,
+    bare,
+    draw_image,
+    named_axes,
+    new_figure,
+    plain,
+    shortened,
+    two_halves,
+)
 
 Maps = Float[np.ndarray, "channel height width"]
 
@@ -29,12 +40,12 @@ def filters(weights: Float[np.ndarray, "out in height width"], layer: str, most:
         columns = min(8, len(shown))
         rows = math.ceil(len(shown) / columns)
         cell = min(1.25, 8 / columns)
-        figure = _figure((max(columns * cell, 5.0), rows * (cell + 0.22) + 0.4))
+        figure = new_figure((max(columns * cell, 5.0), rows * (cell + 0.22) + 0.4))
         spots = figure.subplots(rows, columns, squeeze=False).flat
         for number, (axes, values) in enumerate(zip(spots, scaled, strict=False)):
             axes.imshow(values.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_title(str(number), fontsize=8, pad=2, color=INK)
-            _bare(axes)
+            bare(axes)
         for axes in list(spots):
             axes.remove()
     else:
@@ -48,7 +59,7 @@ def filters(weights: Float[np.ndarray, "out in height width"], layer: str, most:
         if len(tiles) < count or columns < inputs:
             title = title.removesuffix(note) + f" (the first {len(tiles)} × {columns})"
         breadth = min(7.2, 0.5 * columns)
-        figure = _figure((max(breadth + 0.8, 5.0), breadth * sheet.shape[0] / sheet.shape[1] + 0.8))
+        figure = new_figure((max(breadth + 0.8, 5.0), breadth * sheet.shape[0] / sheet.shape[1] + 0.8))
         axes = figure.subplots()
         axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_xlabel("Input channel", color=INK)
@@ -58,7 +69,7 @@ def filters(weights: Float[np.ndarray, "out in height width"], layer: str, most:
             set_ticks([number * (side + 1) + (side + 1) / 2 for number in numbers], [str(number) for number in numbers])
         axes.tick_params(length=0, labelcolor=INK, labelsize=8)
         axes.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=10, color=INK, **_plain())
+    figure.suptitle(title, fontsize=10, color=INK, **plain())
     return figure
 
 
@@ -82,16 +93,16 @@ def activations(
     """
     rows = len(layers)
     cell = 6.4 / columns
-    figure = _figure((8, 2.5 + rows * (cell + 0.06)))
-    above, below = _halves(figure, (2.4, rows * (cell + 0.06)))
+    figure = new_figure((8, 2.5 + rows * (cell + 0.06)))
+    above, below = two_halves(figure, (2.4, rows * (cell + 0.06)))
     first, second, third = above.subplots(1, 3)
-    _picture(first, image)
+    draw_image(first, image)
     first.set_title("image", fontsize=10, color=INK)
     second.imshow(heat, cmap="cividis", vmin=0, vmax=1)
-    _bare(second)
-    second.set_title(f"speaks for it, at {_label(heat_layer, 22)}", fontsize=10, color=INK, **_plain())
-    _picture(third, np.rint(image * (0.3 + 0.7 * heat[:, :, None])).astype(np.uint8))
-    third.set_title(_label(verdict, 26), fontsize=10, color=INK, **_plain())
+    bare(second)
+    second.set_title(f"speaks for it, at {shortened(heat_layer, 22)}", fontsize=10, color=INK, **plain())
+    draw_image(third, np.rint(image * (0.3 + 0.7 * heat[:, :, None])).astype(np.uint8))
+    third.set_title(shortened(verdict, 26), fontsize=10, color=INK, **plain())
     if not rows:
         return figure
     for line, (name, maps) in zip(below.subplots(rows, columns, squeeze=False), layers, strict=True):
@@ -100,11 +111,13 @@ def activations(
                 axes.remove()
                 continue
             axes.imshow(maps[number], cmap="viridis", interpolation="nearest")
-            _bare(axes)
+            bare(axes)
             axes.spines[:].set_visible(False)
         size = " × ".join(map(str, maps.shape))
+        if len(maps) > columns:
+            size += f"\n{columns} of {len(maps)} maps"
         line[0].set_ylabel(
-            f"{_label(name, 20)}\n{size}", rotation=0, ha="right", va="center", fontsize=8, color=INK, **_plain()
+            f"{shortened(name, 20)}\n{size}", rotation=0, ha="right", va="center", fontsize=8, color=INK, **plain()
         )
     return figure
 
@@ -126,16 +139,16 @@ def augmented(
     height, width = originals.shape[1:3]
     columns = 1 + len(epochs)
     cell = 7.2 / columns * height / width
-    figure = _figure((8, len(originals) * (cell + 0.05) + 0.75))
+    figure = new_figure((8, len(originals) * (cell + 0.05) + 0.75))
     spots = figure.subplots(len(originals), columns, squeeze=False)
     for row, (original, name) in enumerate(zip(originals, names, strict=True)):
         for column, image in enumerate((original, *(epoch[row] for epoch in epochs))):
             axes = spots[row, column]
-            _picture(axes, image)
+            draw_image(axes, image)
             if row == 0:
-                axes.set_title("original" if column == 0 else f"epoch {column - 1}", fontsize=9, pad=4, color=INK)
-        spots[row, 0].set_ylabel(_label(name, 12), fontsize=9, color=INK, **_plain())
-    figure.suptitle(_label(f"What the network sees: {steps}", 90), fontsize=11, color=INK, **_plain())
+                axes.set_title("original" if column == 0 else f"epoch {column}", fontsize=9, pad=4, color=INK)
+        spots[row, 0].set_ylabel(shortened(name, 12), fontsize=9, color=INK, **plain())
+    figure.suptitle(shortened(f"What the network sees: {steps}", 90), fontsize=11, color=INK, **plain())
     return figure
 
 
@@ -148,8 +161,8 @@ def schedule(epochs: Float[np.ndarray, "n"], lrs: Float[np.ndarray, "n"], steps:
         steps: Optimizer steps of the whole run, if that is known: a second axis.
         title: What is drawn.
     """
-    figure = _figure((8, 3.2))
-    axes = _axes(figure.subplots(), "Epoch", "Learning rate")
+    figure = new_figure((8, 3.2))
+    axes = named_axes(figure.subplots(), "Epoch", "Learning rate")
     axes.plot(epochs, lrs, color=BLUE, linewidth=1.8)
     axes.set_xlim(0, epochs[-1] or 1)
     axes.set_ylim(0, lrs.max() * 1.2 or 1)
@@ -168,7 +181,7 @@ def schedule(epochs: Float[np.ndarray, "n"], lrs: Float[np.ndarray, "n"], steps:
         above.tick_params(color=PALE, labelcolor=INK)
         above.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         above.spines[:].set_visible(False)
-    axes.set_title(title, fontsize=11, color=INK, **_plain())
+    axes.set_title(title, fontsize=11, color=INK, **plain())
     return figure
 
 
@@ -188,7 +201,7 @@ def layers(
         flops: Likewise, for one image.
         totals: Parameters and operations of the whole network.
     """
-    figure = _figure((8, 0.9 + 0.24 * len(names)))
+    figure = new_figure((8, 0.9 + 0.24 * len(names)))
     left, right = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(names))
     for axes, values, colour, title in (
@@ -205,8 +218,8 @@ def layers(
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.spines["left"].set_color(PALE)
         axes.tick_params(length=0, labelcolor=INK, labelsize=8)
-    labels = [f"{_label(name, 34)}   {shape}" for name, shape in zip(names, shapes, strict=True)]
-    left.set_yticks(places, labels, **_plain())
+    labels = [f"{shortened(name, 34)}   {shape}" for name, shape in zip(names, shapes, strict=True)]
+    left.set_yticks(places, labels, **plain())
     left.set_ylim(len(names) - 0.4, -0.6)
     return figure
 

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cnnlab.plots import _DPI, BLUE, INK, PALE, Images, _figure, _label, _plain
+from cnnlab.plots.style import BLUE, DPI, INK, Images, bare, draw_image, new_figure, plain, shortened
 
 _PATCHES = (BLUE, "#E69F00", "#009E73", "#CC79A7")  # Okabe and Ito's, one for each patch of the example
 Plane = Float[np.ndarray, "height width channel"]
@@ -28,20 +27,20 @@ def data_overview(first: Images, names: Sequence[str], of_class: Sequence[Images
     # Many classes stand in several columns, with fewer images of each.
     columns, most = (1, 10) if len(classes) <= 20 else (2, 5) if len(classes) <= 60 else (3, 4)
     rows = math.ceil(len(classes) / columns)
-    names_at_side = [_label(name, 14) for name in classes]
+    names_at_side = [shortened(name, 14) for name in classes]
     margin = 0.15 + 0.075 * max(map(len, names_at_side))  # inches, as all that follows
     scale = (8 / columns - margin - 0.1) / (most * (breadth + 1))  # of a pixel
     top = 8 / len(first) * height / breadth + 0.55
     total = top + 0.5 + rows * (height + 1) * scale
-    figure = Figure((8, total), dpi=_DPI, facecolor="white")
+    figure = Figure((8, total), dpi=DPI, facecolor="white")
     for place, (image, name) in enumerate(zip(first, names, strict=True)):
         side = 8 / len(first)
         bottom = total - 0.5 - (side - 0.1) * height / breadth
         axes = figure.add_axes(
             ((place * side + 0.05) / 8, bottom / total, (side - 0.1) / 8, (side - 0.1) * height / breadth / total)
         )
-        _picture(axes, image)
-        axes.set_title(_label(name, 12), fontsize=8, pad=3, color=INK, **_plain())
+        draw_image(axes, image)
+        axes.set_title(shortened(name, 12), fontsize=8, pad=3, color=INK, **plain())
     texts = ((f"The first {len(first)} training images", 0.05), ("Training images of each class", top + 0.1))
     for text, below in texts:
         figure.text(0.5, 1 - below / total, text, ha="center", va="top", fontsize=11, color=INK)
@@ -60,9 +59,9 @@ def data_overview(first: Images, names: Sequence[str], of_class: Sequence[Images
                 sheet.shape[0] * scale / total,
             )
         )
-        _picture(axes, sheet)
+        draw_image(axes, sheet)
         shown = names_at_side[part]
-        axes.set_yticks(np.arange(len(shown)) * (height + 1) + height / 2, shown, fontsize=9, **_plain())
+        axes.set_yticks(np.arange(len(shown)) * (height + 1) + height / 2, shown, fontsize=9, **plain())
         axes.tick_params(length=0, labelcolor=INK)
     return figure
 
@@ -81,11 +80,11 @@ def convolution(image: Plane, weights: Float[np.ndarray, "side side"], result: P
     # Inches. Set by hand: the two pictures are to be as large as they can.
     tall = min(5.0, 3.05 * height / width)
     wide, foot, total = tall * width / height, 0.62, tall + 1.0
-    figure = Figure((8, total), dpi=_DPI, facecolor="white")
+    figure = Figure((8, total), dpi=DPI, facecolor="white")
     left = figure.add_axes((0.1 / 8, foot / total, wide / 8, tall / total))
     middle = figure.add_axes((3.35 / 8, (foot + max(0, tall - 1.3) / 2) / total, 1.3 / 8, min(1.3, tall) / total))
     right = figure.add_axes(((7.9 - wide) / 8, foot / total, wide / 8, tall / total))
-    _picture(left, _pixels(image))
+    draw_image(left, _pixels(image))
     left.set_title(f"Image, {width} × {height} pixels", fontsize=10, color=INK)
     side = len(weights)
     bound = np.abs(weights).max() or 1
@@ -94,8 +93,8 @@ def convolution(image: Plane, weights: Float[np.ndarray, "side side"], result: P
         for (row, column), value in np.ndenumerate(weights):
             middle.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=11 - side, color=INK)
     middle.set_title(f"Kernel, {side} × {side}", fontsize=10, color=INK)
-    _bare(middle)
-    _picture(right, _pixels(result))
+    bare(middle)
+    draw_image(right, _pixels(result))
     right.set_title(f"Result, {result.shape[1]} × {result.shape[0]} pixels", fontsize=10, color=INK)
     figure.text(0.5, 0.08 / total, f"{sizes}\n{note}", ha="center", fontsize=9, linespacing=1.5, color=INK)
     return figure
@@ -118,7 +117,7 @@ def pooling(
         size: The side of the picture's patches, in pixels.
     """
     ratio = image.shape[0] / image.shape[1]
-    figure = _figure((8, 2.6 + min(5.0, 2.6 * ratio) + 0.6))
+    figure = new_figure((8, 2.6 + min(5.0, 2.6 * ratio) + 0.6))
     above, below = figure.subplots(2, 3, height_ratios=[2.4, min(5.0, 2.6 * ratio)])
     halves = [length // 2 for length in example.shape]
     for axes, values, title in zip(
@@ -137,7 +136,7 @@ def pooling(
             title = f"{values.shape[0]} × {values.shape[1]}: {title}"
         axes.set_title(title, fontsize=10, color=INK)
         axes.set(xlim=(-0.55, example.shape[1] - 0.45), ylim=(example.shape[0] - 0.45, -0.55))
-        _bare(axes)
+        bare(axes)
         axes.spines[:].set_visible(False)
     for axes, picture, title in zip(
         below,
@@ -145,14 +144,9 @@ def pooling(
         ("picture", f"max pooling by {size}", f"average pooling by {size}"),
         strict=True,
     ):
-        _picture(axes, _pixels(picture))
+        draw_image(axes, _pixels(picture))
         axes.set_title(f"{title}\n{picture.shape[1]} × {picture.shape[0]} pixels", fontsize=10, color=INK)
     return figure
-
-
-def _halves(figure: Figure, heights: tuple[float, float]) -> tuple[SubFigure, SubFigure]:
-    above, below = np.asarray(figure.subfigures(2, 1, height_ratios=heights)).flat
-    return above, below
 
 
 def _square(column: int, row: int, colour: str) -> Rectangle:
@@ -161,14 +155,3 @@ def _square(column: int, row: int, colour: str) -> Rectangle:
 
 def _pixels(image: Plane) -> np.ndarray:
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
-
-
-def _picture(axes: Axes, image: np.ndarray) -> None:
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    _bare(axes)
-    axes.spines[:].set_visible(False)
-
-
-def _bare(axes: Axes) -> None:
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_color(PALE)
