@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from cnnlab.config import preflight
 from cnnlab.data import shapes
 from cnnlab.errors import PartialError
+from cnnlab.record import Record, write_json
 from cnnlab.sweep.search import Search
 from tests.conftest import ROOT, read, run_process
 
@@ -73,6 +74,16 @@ def test_asha_stops_what_falls_behind_and_the_study_goes_on(search):
             assert row["epochs"] < 3
             assert "pruned after epoch" in (folder / row["name"] / "train.log").read_text()
             assert 0 <= row["metrics"]["test/accuracy"] <= 1, "it was tested all the same"
+
+    # Killed when it was given up, before it had ended: it ends so, as if nothing had been.
+    given_up = next(row for row in table["trials"] if row["status"] == "pruned")
+    place = folder / given_up["name"]
+    write_json(place / "run.json", read(place / "run.json") | {"status": "running"})
+    again = [line for line in Record(place).overrides if line.startswith("++callbacks.prune.")]  # as the sweep does
+    search(f"resume={place}", "trainer.max_epochs=3", *again)
+    assert read(place / "run.json")["status"] == "completed"
+    assert len((place / "history.csv").read_text().splitlines()) == 1 + given_up["epochs"]
+    assert read(place / "metrics.json") == given_up["metrics"] | {"objective": given_up["objective"]}
 
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/run.json")}
     search(*["search.n_trials=6" if word == "search.n_trials=5" else word for word in words], "resume=sweep")

@@ -54,23 +54,39 @@ class Prune(Callback):
             self._trial = self._opened()
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # It may have been killed between that decision and its end.
+        given_up = self._given_up() if trainer.is_global_zero else 0
+        self._stop(trainer, 0 < given_up <= trainer.current_epoch, trainer.current_epoch)
+
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor not in trainer.callback_metrics:
             measured = ", ".join(sorted(trainer.callback_metrics))
             raise ConfigError(f"search.pruner needs {self.monitor} every epoch; measured: {measured}")
         pruned = False
+        epoch = trainer.current_epoch + 1
         if trainer.is_global_zero:
-            epoch = trainer.current_epoch + 1
             pruned = self._falls_behind(
                 epoch, float(trainer.callback_metrics[self.monitor]), is_last=epoch == trainer.max_epochs
             )
+        self._stop(trainer, pruned, epoch)
+
+    def _stop(self, trainer: Trainer, pruned: bool, epochs: int) -> None:
+        """End the training after so many epochs, on all ranks, if the first one says so."""
         if trainer.world_size > 1:
             pruned = trainer.strategy.broadcast(pruned)
         if pruned:
-            log.info(f"pruned after epoch {trainer.current_epoch + 1}: other trials were better by then")
+            log.info(f"pruned after epoch {epochs}: other trials were better by then")
             trainer.should_stop = True
 
+    def _given_up(self) -> int:
+        """Return after how many epochs the study gave the trial up; 0 if it did not."""
+        return int(self._trial.study._storage.get_trial(self._trial._trial_id).user_attrs.get("pruned", 0))
+
     def _falls_behind(self, epoch: int, value: float, *, is_last: bool) -> bool:
+        if self._given_up():
+            return True
         trial = self._trial
         if epoch not in trial.study._storage.get_trial(trial._trial_id).intermediate_values:
             trial.report(value, epoch)  # an epoch that was repeated after an interruption is known already
