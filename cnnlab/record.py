@@ -4,7 +4,9 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,18 @@ RUNS = Path("outputs")
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 """The checkpoint to go on from, and the one that it took the place of."""
+
+
+def program() -> str:
+    """Return what starts a training here: the script in a checkout's folder, the command anywhere else."""
+    return "python train.py" if Path("train.py").is_file() else "cnnlab train"
+
+
+def typed(words: Sequence[str]) -> str:
+    """Return words as a person types them into a shell: in double quotes if they hold single ones."""
+    return " ".join(
+        f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else shlex.quote(word) for word in words
+    )
 
 
 class Record:

@@ -1,7 +1,6 @@
 """One HTML file about a run, or about a sweep; what stands in a folder is text and numbers, whoever wrote it."""
 
 import math
-import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from cnnlab.page import (
     tag,
     text,
 )  # fmt: skip
-from cnnlab.record import Record, check_links, find, is_run, read_json, write_text
+from cnnlab.record import Record, check_links, find, is_run, program, read_json, typed, write_text
 
 IMAGES = 10  # first test images
 MISTAKES = 24
@@ -129,8 +128,7 @@ def of_sweep(folder: Path, output: Path | None = None) -> Report:
 def command(record: Record) -> str:
     """Return the command that makes a run again, in a folder of its own."""
     lines = [line for line in record.overrides if not line.lstrip("+~").startswith(("hydra.run.dir", "hydra.sweep"))]
-    program = "cnnlab train" if not str(record.run.get("command", "")).startswith("train.py") else "python train.py"
-    return shlex.join([*program.split(), *lines])
+    return f"{program()} {typed(lines)}".rstrip()
 
 
 def _evaluated(record: Record, data: str | Path | None, trusted: Sequence[str]) -> tuple[dict[str, Any], str | None]:

@@ -31,7 +31,7 @@ from cnnlab.errors import (
     Stopped,
     report,
 )
-from cnnlab.record import Record, read_csv, read_json, write_json
+from cnnlab.record import Record, program, read_csv, read_json, write_json
 from cnnlab.seal import is_whole
 
 log = logging.getLogger(__name__)
@@ -181,9 +181,8 @@ class Run:
         table.add_row("time", f"{self.record['seconds']:.0f} s{trained}")
         table.add_row("folder", str(self.folder))
         folder = shlex.quote(str(self.folder))
-        program = "python train.py" if Path("train.py").is_file() else "cnnlab train"
         table.add_row("next", f"cnnlab dashboard {folder}")
-        table.add_row("", f"{program} resume={folder} trainer.max_epochs=...")
+        table.add_row("", f"{program()} resume={folder} trainer.max_epochs=...")
         # Wide: a line that the terminal wraps is still one line to whoever copies it.
         console = Console(file=io.StringIO(), width=1000, markup=False, highlight=False)
         with console.capture() as capture:

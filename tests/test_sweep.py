@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import statistics
@@ -91,6 +92,13 @@ def test_trial_that_is_stopped_however_often_goes_on(sweep, tmp_path: Path):
             sweep(*words, *start)
         assert stopped.value.code == 143
         assert read(tmp_path / "sweep" / "seed-0" / "run.json")["status"] == "interrupted"
+    told = (tmp_path / "sweep" / "sweep.md").read_text()
+    assert "2 trials: 1 interrupted, 1 not started" in told
+    shown = told.split("```")[1].removeprefix("bash\n").strip()
+    assert shown.startswith("cnnlab train -m data=npz ")
+    assert shown.endswith("seed=0,1 +callbacks.stop._target_=tests.test_sweep.Terminate resume=sweep")
+    again = preflight(shlex.split(shown)[2:])
+    assert again == sys.argv[1:], "what is shown goes on with it"
     (tmp_path / "stop").unlink()
     folder = sweep(*words, "resume=sweep")
     assert read(folder / "sweep.json")["counts"] == {"completed": 2}
@@ -162,8 +170,6 @@ def test_sweep_ends_in_a_table_and_goes_on_where_it_was(sweep):
 
 
 def test_winners_command_repeats_the_winner_to_the_bit(sweep, tmp_path, monkeypatch):
-    import shlex
-
     import train as script
 
     folder = sweep("optimizer.lr=0.1,0.001")

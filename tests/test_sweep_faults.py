@@ -152,8 +152,10 @@ def test_stopped_sweep_saves_its_trials_and_goes_on(home: Path, signum: int):
     assert "go on with: " in err
     assert "resume=" in err
     assert statuses(home / "sweep") == {"seed-0": "interrupted", "seed-1": "interrupted"}
-    counts = read(home / "sweep" / "sweep.json")["counts"]
-    assert counts == {"interrupted": 2}
+    table = read(home / "sweep" / "sweep.json")
+    assert table["counts"] == {"interrupted": 2, "not started": 1}
+    assert table["trials"][-1]["settings"] == {"seed": "2"}
+    assert not (home / "sweep" / "seed-2").exists()
     ended = sweep(home, *grid, "trainer.max_epochs=2", "resume=sweep")
     assert ended.returncode == 0, ended.stderr
     assert all(epochs(home / "sweep" / f"seed-{seed}") == [0, 1] for seed in range(3))

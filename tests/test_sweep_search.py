@@ -111,6 +111,7 @@ def test_diverging_trial_fails_and_the_study_goes_on_with_means_over_seeds(searc
         row["objective"] for row in table["trials"] if row["name"].startswith(f"{good.number:03d}_")
     ]  # fmt: skip
     assert len(values) == 2
+    assert "\n4 of 4 trials, " in (tmp_path / "sweep" / "sweep.md").read_text()
     assert good.value == pytest.approx(sum(values) / 2)
 
 

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from rich.table import Column
 from rich.table import Table as RichTable
 
 from cnnlab.errors import ConfigError
-from cnnlab.record import Record, read_json, write_text
+from cnnlab.record import Record, read_json, typed, write_text
 from cnnlab.sweep.folder import PLACE
 from cnnlab.sweep.trial import split
 
@@ -29,6 +28,7 @@ T = (
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 SHOWN = 30  # rows on a terminal
+NOT_STARTED = "not started"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Row:
         name: Its folder's.
         number: Its place in the sweep.
         settings: The overrides that tell it from others.
-        status: `completed`, `pruned`, `failed`, `interrupted` or `running`.
+        status: `completed`, `pruned`, `failed`, `interrupted`, `running` or `not started`.
         error: What went wrong.
         objective: What the sweep is about; None where it was not measured.
         metrics: All that was.
@@ -93,7 +93,7 @@ class Sweep:
         folder: The sweep's.
         record: What it was begun with.
         keys: Those that differ between the trials.
-        rows: The best first, then those without an objective.
+        rows: The best first, then those without an objective, of a grid those that were not started among them.
     """
 
     folder: Path
@@ -110,6 +110,16 @@ class Sweep:
     def interrupted(self) -> list[Row]:
         """The trials that somebody stopped."""
         return [row for row in self.rows if row.status == "interrupted"]
+
+    @property
+    def progress(self) -> str:
+        """How many trials there are; of a search, how many of those that it shall have."""
+        search = self.record.get("search")
+        if not search or search["sampler"] == "grid":
+            return f"{len(self.rows)} trials"
+        proposed = {row.number // (self.record.get("each") or 1) for row in self.rows}
+        runs = "" if len(self.rows) == len(proposed) else f", {len(self.rows)} runs"
+        return f"{len(proposed)} of {self.record['planned']} trials{runs}"
 
     @property
     def metric(self) -> str:
@@ -146,7 +156,7 @@ class Sweep:
         overrides = read_json(self.folder / best.name / "trial.json")["overrides"]
         varied = {split(line)[0] for line in overrides}
         base = [line for line in self.record["base"] if split(line)[0] not in varied]
-        return f"{self.record['program']} {shlex.join([*base, *overrides])}"
+        return f"{self.record['program']} {typed([*base, *overrides])}"
 
 
 def read(folder: Path) -> Sweep:
@@ -160,8 +170,15 @@ def read(folder: Path) -> Sweep:
         raise ConfigError(f"{folder} is no sweep's folder: there is no {PLACE}/record.json in it.")
     rows = [_row(path.parent) for path in sorted(folder.glob("*/trial.json"))]
     sign = 1 if record["objective"]["mode"] == "max" else -1
+    begun = {row.name for row in rows}
+    rows += [_waiting(planned) for planned in record.get("trials", ()) if planned["name"] not in begun]
     rows.sort(
-        key=lambda row: (row.objective is None, 0 if row.objective is None else -sign * row.objective, row.number)
+        key=lambda row: (
+            row.status == NOT_STARTED,
+            row.objective is None,
+            0 if row.objective is None else -sign * row.objective,
+            row.number,
+        )
     )
     keys = list(dict.fromkeys(key for row in rows for key in row.settings))
     differing = [key for key in keys if len({row.settings.get(key) for row in rows}) > 1]
@@ -191,7 +208,7 @@ def show(sweep: Sweep, console: Console | None = None) -> None:
     console = console or Console()
     header, lines = _group_lines(sweep) if sweep.has_seeds else _row_lines(sweep)
     columns = [Column(escape(head), overflow="fold") for head in header]
-    table = RichTable(*columns, title=f"{len(sweep.rows)} trials", title_justify="left")
+    table = RichTable(*columns, title=_told_in_a_line(sweep), title_justify="left")
     for line in lines[:SHOWN]:
         table.add_row(*map(escape, line))
     if not console.is_terminal:
@@ -234,11 +251,18 @@ def _row(folder: Path) -> Row:
         )  # fmt: skip
 
 
+def _waiting(planned: Mapping[str, Any]) -> Row:
+    return Row(
+        **planned, status=NOT_STARTED, error=None, objective=None, metrics={}, epochs=0, seconds=0.0,
+        images_per_second=None, started=None, history=[],
+    )  # fmt: skip
+
+
 def _told(folder: Path) -> Row:
     note = read_json(folder / "trial.json")
     record = Record(folder)
     run = record.run
-    status = record.status or "running"
+    status = record.status or ("running" if note.get("starts", 1) else NOT_STARTED)
     if note.get("pruned") is not None and status == "completed":
         status = "pruned"
     speeds = [float(row["images_per_second"]) for row in record.history if row.get("images_per_second")]
@@ -299,6 +323,11 @@ def _json(sweep: Sweep) -> dict[str, Any]:
 def _counts(sweep: Sweep) -> dict[str, int]:
     statuses = [row.status for row in sweep.rows]
     return {status: statuses.count(status) for status in dict.fromkeys(statuses)}
+
+
+def _told_in_a_line(sweep: Sweep) -> str:
+    counts = ", ".join(f"{count} {status}" for status, count in _counts(sweep).items())
+    return f"{sweep.progress}: {counts or 'none has begun'}"
 
 
 def _csv(sweep: Sweep) -> str:
@@ -383,8 +412,7 @@ def _shown(value: float | None) -> str:
 
 
 def _markdown(sweep: Sweep) -> str:
-    counts = ", ".join(f"{count} {status}" for status, count in _counts(sweep).items())
-    parts = [f"# {sweep.folder.name}", f"`{sweep.record['command']}`", f"{len(sweep.rows)} trials: {counts or 'none'}"]
+    parts = [f"# {sweep.folder.name}", f"```bash\n{sweep.record['command']}\n```", _told_in_a_line(sweep)]
     if sweep.winner:
         parts.append(f"The winner again:\n\n```bash\n{sweep.winner}\n```")
     if sweep.has_seeds:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import logging
-import shlex
+import re
 import sys
 from collections.abc import Iterator
 from itertools import product
@@ -22,7 +22,7 @@ from cnnlab import run as runs
 from cnnlab import signals
 from cnnlab.config import space
 from cnnlab.errors import ConfigError, PartialError, Stopped
-from cnnlab.record import is_run
+from cnnlab.record import is_run, program, typed
 from cnnlab.sweep import summary
 from cnnlab.sweep.board import Board
 from cnnlab.sweep.folder import SweepFolder
@@ -133,7 +133,7 @@ class Sweeper(HydraSweeper):
             with signals.handled():
                 self._sweep()
         except Stopped as stop:
-            print(f"cnnlab: stopped by {stop}; go on with: {self._resume_command()}", file=sys.stderr)
+            print(f"cnnlab: stopped by {stop}; go on with: {self._command(resume=True)}", file=sys.stderr)
             sys.exit(stop.exit_code)
         finally:
             self.folder.release()
@@ -150,14 +150,16 @@ class Sweeper(HydraSweeper):
         self.hold = self.folder.hold(shared=trials is None)
         self.limits = {name: config["trainer"].get(name) for name in ("max_epochs", "max_steps", "max_time")}
         self.folder.write(
-            command=shlex.join([*_program().split(), *sys.argv[1:]]),
-            program=_program(),
+            command=self._command(resume=self.resuming),
+            program=program(),
             base=self.base,
             keys=list(dict.fromkeys([*keys, *self.folder.record.get("keys", [])])),
             config=config,
             objective=config["objective"],
             planned=len(trials) if trials is not None else self.search["n_trials"],  # type: ignore[index]
+            trials=[{"name": trial.name, "number": trial.number, "settings": trial.settings} for trial in trials or ()],
             search=self.search,
+            each=max(1, len(self._seeds())) if self.search else 1,
         )
         self.board = Board(self.folder.path, config["objective"])
         try:
@@ -174,7 +176,7 @@ class Sweeper(HydraSweeper):
             summary.show(table)
         if missing := table.failed + table.interrupted:
             names = ", ".join(row.name for row in missing)
-            again = "" if trials is None else f"\nrun them again with: {self._resume_command()}"
+            again = "" if trials is None else f"\nrun them again with: {self._command(resume=True)}"
             raise PartialError(f"{len(missing)} of {len(table.rows)} trials failed: {names}{again}")
 
     def _grid(self, trials: list[Trial]) -> None:
@@ -236,6 +238,8 @@ class Sweeper(HydraSweeper):
                 if name in ended or folder.run.get("status") == "interrupted":
                     folder.end(ended.get(name), self.limits)
                     self.board.end(name)
+                elif not folder.run:
+                    folder.write(starts=0)
             raise
         except BaseException:
             pool.stop(15)
@@ -334,9 +338,20 @@ class Sweeper(HydraSweeper):
         assert isinstance(content, dict)
         return {str(key): value for key, value in content.items()}
 
-    def _resume_command(self) -> str:
-        words = [word for word in sys.argv[1:] if not word.startswith(("resume=", "hydra.sweep.dir="))]
-        return shlex.join([*_program().split(), *words, f"resume={self.folder.path}"])
+    def _command(self, *, resume: bool) -> str:
+        """Return the command line as somebody would type it: that of this sweep, or the one to go on with it."""
+        given = sys.argv[1:]
+        first = next((index for index, word in enumerate(given) if word.startswith("-")), len(given))
+        flags, words = given[first:], given[:first]  # as the check of the command line sorts them
+        if self.search:
+            flags = [flag for flag in flags if flag != "--multirun"]  # which it added
+        if resume:
+            words = [word for word in words if not word.startswith(("resume=", "hydra.sweep.dir="))]
+            path, here = self.folder.path, Path.cwd()
+            place = str(path.relative_to(here) if path.is_relative_to(here) else path)
+            is_plain = re.fullmatch(r"[\w./+-]+", place)
+            words.append(f"resume={place if is_plain else _quoted(place)}")
+        return f"{program()} {typed([*flags, *words])}"
 
 
 def _is_ours(line: Override) -> bool:
@@ -350,10 +365,6 @@ def _keys_of(dimension: space.Dimension) -> Iterator[str]:
     for inner in dimension.choices.values():
         for one in inner:
             yield from _keys_of(one)
-
-
-def _program() -> str:
-    return "python train.py" if Path("train.py").is_file() else "cnnlab train"
 
 
 def _quoted(value: object) -> str:
