@@ -101,16 +101,18 @@ class Worse(Callback):
 
 
 def test_the_result_is_that_of_the_best_state_which_a_rollback_left_behind(train: Train):
-    # The second validation of the epoch is the best so far; then a gradient sends the run back to before it.
+    # The validation behind step 15 finds the best state so far; step 17 sends the run back to what was saved at 10.
     folder = train(
-        spoil(10, above=0.04), "+callbacks.worse={_target_: tests.test_divergence.Worse}", "on_divergence=rollback",
-        "optimizer.lr=0.05", "trainer.max_epochs=2", "trainer.val_check_interval=0.5", "callbacks.checkpoint.mode=max",
+        spoil(17, above=0.04), "+callbacks.worse={_target_: tests.test_divergence.Worse}", "on_divergence=rollback",
+        "optimizer.lr=0.05", "trainer.val_check_interval=0.5", "objective.metric=val/loss", "objective.mode=min",
     )  # fmt: skip
     assert read(folder / "run.json")["rollbacks"] == 1
-    kept = state(folder, "best")["callbacks"]["Checkpoint"]["best_metrics"]
+    best = state(folder, "best")
+    assert best["global_step"] == 15
+    kept = best["callbacks"]["Checkpoint"]["best_metrics"]
     metrics = read(folder / "metrics.json")
     assert {name: metrics[name] for name in kept} == kept
-    assert metrics["objective"] == kept["val/accuracy"]
+    assert metrics["objective"] == kept["val/loss"]
 
 
 def test_a_schedule_keeps_its_shape_at_half_the_rate(train: Train, tmp_path: Path):

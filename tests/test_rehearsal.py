@@ -98,7 +98,12 @@ def test_a_last_layer_that_knows_too_much_is_pointed_out(check):
 def test_a_full_disk_is_no_go(check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[Path] = []
     usage = rehearsal.shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda place: asked.append(place) or usage)
+
+    def full(place: Path) -> object:
+        asked.append(place)
+        return usage
+
+    monkeypatch.setattr(rehearsal.shutil, "disk_usage", full)
     code, out, err = check()
     assert code == 5
     assert asked == [tmp_path]  # above hydra.run.dir, not above the working folder
