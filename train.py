@@ -1,6 +1,7 @@
 """Train a network: `python train.py --help` shows how."""
 
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,7 +22,7 @@ def main(cfg: DictConfig) -> float | None:
         with reported(cfg.debug):
             from cnnlab.rehearsal import rehearse
 
-            rehearse(cfg)
+            rehearse(cfg, Path(hydra_cfg.sweep.dir))  # see `config.preflight`
         return None
     sweeping = hydra_cfg.mode == RunMode.MULTIRUN
     with Run(hydra_cfg.runtime.output_dir, seed=cfg.seed, debug=cfg.debug, exit_on_error=not sweeping) as run:
@@ -29,7 +30,7 @@ def main(cfg: DictConfig) -> float | None:
         going_on = bool(cfg.resume) or (sweeping and run.has_begun)
         if going_on and run.is_done(limits):
             return run.previous_objective()
-        run.start(limits)
+        run.start(limits, afresh=not going_on)
 
         from cnnlab import build  # torch and Lightning, not before the config is known to be good
 
@@ -40,5 +41,5 @@ def main(cfg: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     with command_line():
-        sys.argv[1:] = config.preflight(sys.argv[1:])
+        sys.argv[1:] = config.preflight(sys.argv[1:], looking=True)
         main()

@@ -77,12 +77,14 @@ class Lab(NamedTuple):
         """Test the best state of the fitted classifier; return its validation and test metrics."""
         metrics = plain(self.trainer.callback_metrics)
         checkpoint = self.trainer.checkpoint_callback
-        best = None
         if isinstance(checkpoint, Checkpoint) and checkpoint.best.exists():
-            metrics, best = checkpoint.best_metrics, checkpoint.best
+            self.trainer.test(self.classifier, self.data, ckpt_path=checkpoint.best, verbose=False)
+            # As best.ckpt itself has them, which has just been loaded: a rollback leaves the best state where it is
+            # and goes back to metrics from before it.
+            metrics = checkpoint.best_metrics
         else:
             log.info("no checkpoint was kept: the last state is tested")
-        self.trainer.test(self.classifier, self.data, ckpt_path=best, verbose=False)
+            self.trainer.test(self.classifier, self.data, verbose=False)
         return plain(self.trainer.callback_metrics) | metrics
 
     def facts(self) -> dict[str, Any]:
@@ -438,7 +440,7 @@ def fitted(cfg: DictConfig, run: Run, *, resume: bool = False) -> Lab:
     never holds such a state, or to its beginning, with half the learning rate.
 
     Raises:
-        DivergedError: It diverged, and `MOST_ROLLBACKS` had been made where any are allowed.
+        DivergedError: It diverged, and `MOST_ROLLBACKS` had been made where any are allowed, or no checkpoint is kept.
         MachineError: A batch does not fit into memory.
     """
     checkpoint = run.checkpoint_to_resume() if resume else None
@@ -451,6 +453,11 @@ def fitted(cfg: DictConfig, run: Run, *, resume: bool = False) -> Lab:
         except DivergedError as error:
             if cfg.on_divergence != "rollback" or built.rollbacks == MOST_ROLLBACKS:
                 raise
+            if not isinstance(built.trainer.checkpoint_callback, Checkpoint):
+                raise DivergedError(
+                    f"{error}\non_divergence=rollback found no checkpoint to go back to: give "
+                    "trainer.enable_checkpointing=true and callbacks=[default], or on_divergence=stop."
+                ) from error
             rollbacks = built.rollbacks + 1
             log.warning(f"{error}")
             log.warning(f"rollback {rollbacks} of {MOST_ROLLBACKS}: optimizer.lr times {0.5**rollbacks:g}")

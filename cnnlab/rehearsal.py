@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from cnnlab import build
 from cnnlab.batch import Batch
 from cnnlab.errors import CnnlabError, ConfigError, DivergedError, MachineError
-from cnnlab.record import RUNS
 
 BATCH = 32  # images that are learnt by heart
 STEPS = 200
@@ -43,16 +43,20 @@ class Finding(NamedTuple):
     note: str = ""
 
 
-def rehearse(cfg: Any) -> None:
+def rehearse(cfg: Any, folder: Path) -> None:
     """Look at a run's data, network, gradients, time, memory and disk, print it all, and end in go or no go.
 
-    `cfg` is the composed config. Nothing is written, but for the data file where it is still to be fetched or drawn.
+    Nothing is written, but for the data file where it is still to be fetched or drawn.
+
+    Args:
+        cfg: The composed config.
+        folder: Where the run would stand.
 
     Raises:
         CnnlabError: What stands in the way of the run, with its own exit code.
     """
     findings = []
-    for finding in look(build.lab(cfg), cfg.trainer.max_time):
+    for finding in look(build.lab(cfg), folder, cfg.trainer.max_time):
         findings.append(finding)
         state = "no" if finding.error else "look" if finding.note else "ok"
         print(
@@ -65,11 +69,12 @@ def rehearse(cfg: Any) -> None:
     print("go" + ("" if not any(finding.note for finding in findings) else ", with an eye on what says look"))
 
 
-def look(lab: build.Lab, max_time: str | None = None) -> Iterator[Finding]:
+def look(lab: build.Lab, folder: Path, max_time: str | None = None) -> Iterator[Finding]:
     """Yield what each look finds, the cheap ones first.
 
     Args:
         lab: What the run is made of; it is left as it is.
+        folder: Where the run would stand.
         max_time: What ends the run before its last epoch.
     """
     yield from _data(lab)
@@ -84,7 +89,7 @@ def look(lab: build.Lab, max_time: str | None = None) -> Iterator[Finding]:
 
     yield from _first_step(copy.deepcopy(network), batch, lab.data.num_classes, loss_of)
     yield _by_heart(copy.deepcopy(network), lab, device)
-    yield from _timed(copy.deepcopy(network), lab, device, loss_of, max_time)
+    yield from _timed(copy.deepcopy(network), lab, device, loss_of, folder, max_time)
 
 
 def _data(lab: build.Lab) -> Iterator[Finding]:
@@ -172,6 +177,7 @@ def _timed(
     lab: build.Lab,
     device: torch.device,
     loss_of: Callable[[nn.Module, Batch], Tensor],
+    folder: Path,
     max_time: str | None,
 ) -> Iterator[Finding]:
     """Take some of the run's own steps, and count how many there will be."""
@@ -205,7 +211,7 @@ def _timed(
         for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
     )  # fmt: skip
     # best and last, and the one that is being written.
-    yield _disk(3 * (weights + moments) + LOGS)
+    yield _disk(folder, 3 * (weights + moments) + LOGS)
 
 
 def _time(lab: build.Lab, step: float, evaluation: float, max_time: str | None) -> Finding:
@@ -246,8 +252,8 @@ def _memory(device: torch.device) -> Finding:
     return Finding("memory", found)
 
 
-def _disk(needed: int) -> Finding:
-    place = next(path for path in (RUNS.absolute(), *RUNS.absolute().parents) if path.exists())
+def _disk(folder: Path, needed: int) -> Finding:
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     found = f"{free / 2**30:,.1f} GiB free in {place}, a run takes about {needed / 2**20:,.0f} MiB"
     if free < needed:

@@ -79,7 +79,7 @@ class Run:
         self.record: dict[str, Any] = {
             "status": "running",
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "started": before.get("started") or datetime.now().astimezone().isoformat(timespec="seconds"),
+            "started": before.get("started") or now(),
             "seconds": self._seconds_before,
             "device": None,
             "precision": None,
@@ -116,6 +116,15 @@ class Run:
                         f"before it, {path}"
                     )
                 return path
+        if len(there) == 2:
+            raise CheckpointError(
+                f"{record.last} and {record.previous} are both damaged. Put a copy of one back, or start a new run"
+                + (
+                    f", with the weights of this one's best state: init_from={record.best}."
+                    if record.best.is_file()
+                    else "."
+                )
+            )
         if there:
             return there[0]  # whoever loads it says what is wrong with it
         # An epoch's row is written just before its state: a run may be killed between the first ones.
@@ -143,8 +152,11 @@ class Run:
         logging.captureWarnings(True)
         return self
 
-    def start(self, limits: Mapping[str, Any]) -> None:
-        """Mark the run as running, towards these limits (epochs, steps, time)."""
+    def start(self, limits: Mapping[str, Any], *, afresh: bool = False) -> None:
+        """Mark the run as running, towards these limits (epochs, steps, time); `afresh`: whatever stood here before."""
+        if afresh:
+            self._before, self._seconds_before = {}, 0.0
+            self.record["started"] = now()
         self.describe(limits=dict(limits))
 
     def describe(self, **facts: Any) -> None:
@@ -347,6 +359,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is no more memory, on the processor or a device."""
     said = any(part in str(error) for part in ("can't allocate memory", "out of memory", "not enough memory"))
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)
+
+
+def now() -> str:
+    """Return the time, with its zone."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:

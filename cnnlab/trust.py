@@ -1,8 +1,8 @@
 """What a config that somebody else wrote may have built: classes that are known to be harmless, and nothing else."""
 
-import pkgutil
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from cnnlab.errors import UnsafeError
 
@@ -10,59 +10,132 @@ KNOWN = (
     "cnnlab.",
     "torch.nn.",
     "torch.optim.",
-    "torchmetrics.",
+    "torchmetrics.classification.",
     "pytorch_lightning.callbacks.",
     "pytorch_lightning.loggers.",
+    "pytorch_lightning.Trainer",
 )
-EXACTLY = ("pytorch_lightning.Trainer",)
+"""Where the classes stand that cnnlab's own configs name, and their like."""
+
+
+class Kind(NamedTuple):
+    """What may stand in a group.
+
+    Attributes:
+        places: Where its classes are defined.
+        base: What they are derived from, by name, since nothing is imported for it; empty for any class.
+    """
+
+    places: tuple[str, ...]
+    base: str = ""
+
+
+MODULE = Kind(("cnnlab.model.", "torch.nn.", "torchmetrics.classification."), "torch.nn.modules.module.Module")
+KINDS = {
+    "data": Kind(("cnnlab.data.module.ImageData.",)),
+    "augment": Kind(("cnnlab.augment.",)),
+    "model": MODULE,
+    "init": Kind(("cnnlab.init.",)),
+    "optimizer": Kind(("cnnlab.optimizer.", "torch.optim."), "torch.optim.optimizer.Optimizer"),
+    "schedule": Kind(("cnnlab.schedule.",)),
+    "trainer": Kind(("pytorch_lightning.trainer.trainer.Trainer.",)),
+    "callbacks": Kind(
+        ("cnnlab.callbacks.", "pytorch_lightning.callbacks."), "pytorch_lightning.callbacks.callback.Callback"
+    ),
+    "logger": Kind(("pytorch_lightning.loggers.",), "pytorch_lightning.loggers.logger.Logger"),
+}
+
+# These remove the files that a checkpoint names, write files of a name of their own, or send what they see to others.
+NEVER = (
+    "pytorch_lightning.callbacks.model_checkpoint.",
+    "pytorch_lightning.callbacks.on_exception_checkpoint.",
+    "pytorch_lightning.callbacks.spike.",
+    "pytorch_lightning.loggers.comet.",
+    "pytorch_lightning.loggers.litlogger.",
+    "pytorch_lightning.loggers.mlflow.",
+    "pytorch_lightning.loggers.neptune.",
+    "pytorch_lightning.loggers.wandb.",
+    "cnnlab.callbacks.prune.",
+)
 
 
 def check(config: Any, key: str, trusted: Sequence[str] = ()) -> None:
     """Check every `_target_` in a part of a config that comes from a run's folder or a checkpoint.
 
     A name on the list is not enough, since a module's names lead to all that it imports (`cnnlab.run.os.system`):
-    what it leads to must be a class, and one that is defined where the list says.
+    what it leads to must be a class of the group's kind, and one that is defined where the list says.
 
     Args:
         config: The part, as plain containers.
-        key: Where it stands, for the message.
+        key: Where it stands: the group, and what is below it.
         trusted: Packages and modules that the person at the keyboard vouches for.
 
     Raises:
         UnsafeError: Something else is named, or a value would be computed when it is read.
     """
-    for place, target in _targets(config, key):
-        if any(target.startswith(f"{package}.") for package in trusted):
+    for place, value in _leaves(config, key):
+        if isinstance(value, str) and "${" in value:
+            raise UnsafeError(f"{place}={value[:100]} would be computed when it is read, and was not.")
+    for place, target in targets(config, key):
+        if isinstance(target, str) and any(target.startswith(f"{package}.") for package in trusted):
             continue
-        if not _is_harmless(target):
+        if not _is_harmless(target, KINDS.get(key.partition(".")[0])):
             package = target.split(".")[0] if isinstance(target, str) else "PACKAGE"
             raise UnsafeError(
-                f"{place}={str(target)[:100]} is none of the classes that a run's folder may name. If you know where "
-                f"the run comes from: trusted=[{package}] (train.py), --trust {package} (commands)."
+                f"{place}={str(target)[:100]} is none of the classes that a run's folder may name there. If you know "
+                f"where the run comes from: trusted=[{package}] (train.py), --trust {package} (commands)."
             )
 
 
-def _targets(config: Any, key: str) -> Iterator[tuple[str, Any]]:
+def found(target: str) -> Any:
+    """Return what a `_target_` names; modules are imported where an attribute is missing, as Hydra does.
+
+    Raises:
+        ImportError, AttributeError, ValueError: There is no such thing. Whatever else an import raises comes through.
+    """
+    first, *rest = target.split(".")
+    thing: Any = importlib.import_module(first)
+    for depth, part in enumerate(rest, 2):
+        if not hasattr(thing, part):
+            importlib.import_module(".".join(target.split(".")[:depth]))
+        thing = getattr(thing, part)
+    return thing
+
+
+def targets(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the key and the value of every `_target_` in a part of a config that stands at `key`."""
+    for place, value in _leaves(config, key):
+        if place.rpartition(".")[2] == "_target_":
+            yield place, value
+
+
+def _leaves(config: Any, key: str) -> Iterator[tuple[str, Any]]:
     if isinstance(config, Mapping):
         for name, value in config.items():
+            place = f"{key}.{name}" if key else str(name)
             if name == "_target_":
-                yield f"{key}._target_", value
+                yield place, value
             else:
-                yield from _targets(value, f"{key}.{name}")
+                yield from _leaves(value, place)
     elif isinstance(config, list):
         for index, value in enumerate(config):
-            yield from _targets(value, f"{key}.{index}")
-    elif isinstance(config, str) and "${" in config:
-        raise UnsafeError(f"{key}={config[:100]} would be computed when it is read, and was not.")
+            yield from _leaves(value, f"{key}.{index}")
+    else:
+        yield key, config
 
 
-def _is_harmless(target: Any) -> bool:
-    if target in EXACTLY:
-        return True
-    if not isinstance(target, str) or not target.startswith(KNOWN):
+def _is_harmless(target: Any, kind: Kind | None) -> bool:
+    if kind is None or not isinstance(target, str) or not target.startswith(KNOWN):
         return False
     try:
-        found = pkgutil.resolve_name(target)
+        thing = found(target)
     except (ImportError, AttributeError, ValueError):
-        return True  # there is no such thing: whoever builds it will say so
-    return isinstance(found, type) and f"{found.__module__}.".startswith(KNOWN)
+        return False
+    if not isinstance(thing, type) or _name(thing).startswith(NEVER):
+        return False
+    bases = map(_name, thing.__mro__)
+    return f"{_name(thing)}.".startswith(kind.places) and (not kind.base or kind.base in bases)
+
+
+def _name(thing: type) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}"

@@ -609,6 +609,7 @@ FOREIGN = {
     "+optimizer.x=${oc.env:HOME}": "would be computed",
     "logger.tensorboard.save_dir=/tmp/x": "is a place",
     "trainer.default_root_dir=../x": "is a place",
+    "logger.tensorboard.save_dir=conf": "is a place",
 }
 
 
@@ -633,6 +634,16 @@ def test_the_person_at_the_keyboard_can_trust_a_package_and_choose_own_options(t
     mine = {"_target_": "mynet.Net", "channels_last": False, "compile": False}
     (folder / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml({**composed(), "model": mine}))
     assert "model=mine" in preflight([f"resume={folder}", "--config-dir", str(tmp_path / "conf")])
+
+
+def test_nothing_that_a_folder_names_is_imported_to_see_whether_it_is_there(tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = record_run(tmp_path / "run", "model=lenet")
+    (folder / ".hydra" / "overrides.yaml").write_text("- model._target_=evil.Net\n")
+    with pytest.raises(UnsafeError, match="none of the classes"):
+        preflight([f"resume={folder}"], looking=True)
+    preflight([f"resume={folder}", "model._target_=cnnlab.model.ConvNet"], looking=True)
 
 
 def test_a_folder_with_a_link_that_leads_outside_is_refused(tmp_path):

@@ -83,6 +83,38 @@ def test_rollback_in_the_first_epoch_begins_again_and_ends_some_time(train: Trai
     assert read(tmp_path / "run" / "run.json")["rollbacks"] == 8
 
 
+def test_rollback_without_a_checkpoint_to_go_back_to_has_diverged(train: Train, tmp_path: Path):
+    with pytest.raises(SystemExit) as ended:
+        train(spoil(23), "on_divergence=rollback", "trainer.enable_checkpointing=false", "trainer.max_epochs=3")
+    assert ended.value.code == 6
+    assert "found no checkpoint to go back to" in error(tmp_path / "run")
+
+
+class Worse(Callback):
+    """Take the weights away once a rate has been halved, so that no later state is as good as the first."""
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: torch.nn.Module, *args: object) -> None:
+        if trainer.optimizers[0].param_groups[0]["lr"] < 0.04:
+            for parameter in pl_module.parameters():
+                parameter.data.zero_()
+
+
+def test_the_result_is_that_of_the_best_state_which_a_rollback_left_behind(train: Train):
+    # The validation behind step 15 finds the best state so far; step 17 sends the run back to what was saved at 10.
+    folder = train(
+        spoil(17, above=0.04), "+callbacks.worse={_target_: tests.test_divergence.Worse}", "on_divergence=rollback",
+        "optimizer.lr=0.05", "trainer.val_check_interval=0.5", "objective.metric=val/loss", "objective.mode=min",
+    )  # fmt: skip
+    assert read(folder / "run.json")["rollbacks"] == 1
+    best = state(folder, "best")
+    assert best["global_step"] == 15
+    kept = best["callbacks"]["Checkpoint"]["best_metrics"]
+    metrics = read(folder / "metrics.json")
+    assert {name: metrics[name] for name in kept} == kept
+    assert metrics["objective"] == kept["val/loss"]
+
+
 def test_a_schedule_keeps_its_shape_at_half_the_rate(train: Train, tmp_path: Path):
     folder = train(spoil(13, above=0.004), "on_divergence=rollback", "optimizer.lr=0.006", "schedule=cosine",
                    "schedule.warmup=0", "trainer.max_epochs=2")  # fmt: skip

@@ -95,11 +95,18 @@ def test_a_last_layer_that_knows_too_much_is_pointed_out(check):
     assert " look " in line
 
 
-def test_a_full_disk_is_no_go(check, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_no_go(check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[Path] = []
     usage = rehearsal.shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda place: usage)
+
+    def full(place: Path) -> object:
+        asked.append(place)
+        return usage
+
+    monkeypatch.setattr(rehearsal.shutil, "disk_usage", full)
     code, out, err = check()
     assert code == 5
+    assert asked == [tmp_path]  # above hydra.run.dir, not above the working folder
     assert "too full" in err
     assert out.splitlines()[-1] == "no go"
 

@@ -107,3 +107,15 @@ def test_a_damaged_last_checkpoint_is_named_and_the_one_before_used(train: Train
     now = torch.load(folder / "checkpoints" / "previous.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(now[name], wanted[name]) for name in wanted)
     assert read(folder / "run.json")["status"] == "completed"
+
+
+def test_two_damaged_checkpoints_are_both_named_with_a_way_on(train: Train, capsys: pytest.CaptureFixture):
+    folder = train("trainer.max_epochs=2")
+    for name in ("last", "previous"):
+        path = folder / "checkpoints" / f"{name}.ckpt"
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(SystemExit) as ended:
+        train(f"resume='{folder}'", "trainer.max_epochs=4", folder=folder)
+    assert ended.value.code == 4
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("last.ckpt", "previous.ckpt", "init_from=", "best.ckpt"))

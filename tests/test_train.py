@@ -14,7 +14,8 @@ from pytorch_lightning import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typing_extensions import override
 
-from cnnlab.errors import Stopped
+from cnnlab.errors import ConfigError, Stopped
+from cnnlab.record import write_json
 from tests.conftest import ROOT, Train, read, run_process
 
 
@@ -281,6 +282,17 @@ def test_parallel_starts_never_share_a_folder(small: list[str], tmp_path: Path):
     assert len(list(tmp_path.glob("outputs/*/*/run.json"))) == 2
 
 
+def test_a_run_that_begins_in_a_failed_ones_folder_has_its_own_clock(train: Train, tmp_path: Path):
+    folder = tmp_path / "run"
+    write_json(folder / "run.json", {"status": "failed", "started": "2001-01-01T00:00:00+00:00", "seconds": 1e6})
+    train("trainer.max_epochs=1", "trainer.enable_checkpointing=false")
+    record = read(folder / "run.json")
+    assert not record["started"].startswith("2001")
+    assert record["seconds"] < 1e4
+    with pytest.raises(ConfigError, match="holds a run already"):  # though it kept no checkpoint
+        train("trainer.max_epochs=1")
+
+
 def test_a_refused_resume_leaves_a_completed_run_what_it_was(train: Train, capsys: pytest.CaptureFixture):
     folder = train("trainer.max_epochs=1")
     before = (folder / "run.json").read_bytes()
@@ -317,6 +329,8 @@ def test_a_sweep_goes_on_after_a_failed_run_and_ends_with_7(small: list[str], tm
         ("+optimizer.speed=3", 2),
         ("+model.wings=2", 2),
         ("optimizer._target_=torch.optim.Sgd", 2),
+        ("model._target_=nosuch.Net", 2),
+        ("data.path=nowhere.npz", 3),
         ("hydra.run.dir=/dev/null/run", 5),
     ],
 )
@@ -329,6 +343,8 @@ def test_what_cannot_be_built_ends_with_its_exit_code_and_no_traceback(
     assert run.returncode == code, run.stderr
     assert run.stderr.startswith("cnnlab: error: ")
     assert len(run.stderr.splitlines()) <= 2
+    if "_target_" in override or "data.path" in override:
+        assert not list(tmp_path.iterdir()), "found out before anything is written"
 
 
 def test_a_run_goes_on_when_nobody_reads_its_output(small: list[str], tmp_path: Path):

@@ -9,7 +9,10 @@ from typing_extensions import override
 
 
 class Lookahead(Callback):
-    """Pull the weights back to their own slow average every few steps, and end on the average.
+    """Pull the weights back to their own slow average every few steps, and once more at the run's last step.
+
+    A run that is ended before its last step, as early stopping and `max_time` do, ends up to `every_n_steps` - 1 steps
+    ahead of its average.
 
     Every `every_n_steps` optimizer steps the slow weights move to the fast ones by 1 - momentum^every·(t/T)³, where
     t/T is the share of the run that is over, and the fast ones are set to them: hardly any pull in the beginning, a

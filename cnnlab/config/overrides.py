@@ -26,6 +26,7 @@ from cnnlab.config import space
 from cnnlab.config.checks import CLOSED, get, mistakes_at, mistakes_in, plain, unknown
 from cnnlab.config.help import help_text
 from cnnlab.config.resume import check_origin, differences, expand, find, find_sweep
+from cnnlab.config.there import check_data, unimportable
 from cnnlab.config.tree import CONF, ROOT, Key, groups, options
 from cnnlab.config.words import dotted_keys, nearest, refusal, shown
 from cnnlab.errors import ConfigError, UnsafeError
@@ -35,16 +36,18 @@ from cnnlab.record import find as find_state
 MOST_VALUES = 1000  # of one sweep are checked
 SWEEPERS = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra_plugins.cnnlab.Sweeper")
 # Where each trial is a process with a command line of its own, so that the processes it starts get that one.
-ALONE = ("hydra_plugins.cnnlab.Local", "hydra_plugins.cnnlab.Slurm", "hydra_plugins.cnnlab.Ray")
+REMOTE = ("hydra_plugins.cnnlab.Slurm", "hydra_plugins.cnnlab.Ray")
+ALONE = ("hydra_plugins.cnnlab.Local", *REMOTE)
 
 
-# No folder, no record, no log: what only looks leaves nothing behind.
+# No folder, no record, no log: what only looks leaves nothing behind. Where the run would stand is told by the key that
+# is for sweeps.
 NOTHING_WRITTEN = (
     "hydra.run.dir=.", "hydra.output_subdir=null", f"hydra.job_logging.handlers.file.filename='{os.devnull}'",
 )  # fmt: skip
 
 
-def preflight(argv: Sequence[str]) -> list[str]:
+def preflight(argv: Sequence[str], *, looking: bool = False) -> list[str]:
     """Check the command line of train.py, and return the one to go on with.
 
     With `resume=` it is the run's own command line, changed by what is given now, in the run's folder. With
@@ -52,9 +55,11 @@ def preflight(argv: Sequence[str]) -> list[str]:
 
     Args:
         argv: The arguments, without the program's name.
+        looking: Whether the classes and the data that it names must be there.
 
     Raises:
         ConfigError: Something is wrong; the message has one line for each mistake.
+        DataError: The data is not there.
     """
     flags, words = _flags(argv)
     if flags.help:
@@ -96,10 +101,14 @@ def preflight(argv: Sequence[str]) -> list[str]:
     checking = command.config.get("check") is True
     if checking and (multirun or folder):
         mistakes.append("check=true looks at one run that has not begun: leave out -m and resume")
+    # What comes from a folder was judged above: until then nothing that it names is imported.
+    if looking and not mistakes:
+        mistakes = command.missing()
     if mistakes:
         raise refusal(*mistakes)
     if checking:
-        words = [*words, *NOTHING_WRITTEN]
+        place = QuotedString(command.run_dir, Quote.single).with_quotes()
+        words = [*words, f"hydra.sweep.dir={place}", *NOTHING_WRITTEN]
     return [*(str(override.input_line) for override in overrides), *words]
 
 
@@ -207,7 +216,10 @@ def _check_new(overrides: list[Override]) -> None:
     for override in overrides:
         if _sets(override, "hydra.run.dir") and isinstance(named := override.value(), str) and "${" not in named:
             lock.check_free(Path(named))
-            if lock.is_primary() and Record(Path(named)).last.is_file():
+            record = Record(Path(named))
+            if lock.is_primary() and (
+                record.last.is_file() or record.previous.is_file() or record.status == "completed"
+            ):
                 raise refusal(
                     f"hydra.run.dir={shown(named)} holds a run already: go on with it by resume={shown(named)}, or "
                     "choose another folder"
@@ -230,11 +242,13 @@ class _Command:
         version.setbase("1.3")
         JobRuntime.instance().set("name", "train")
         self.config: dict[str, Any] = {}
+        self.run_dir = "."
         self._overrides = overrides
         self._multirun = multirun
         self._only_shown = bool(flags.cfg or flags.info)  # and so may be unfinished
         self._main = flags.config_name or "train"
-        self._alone = False
+        self._alone = self._remote = False
+        self._values_given: list[Override] = []  # one for each value
         self._spoilt: set[str] = set()  # sections whose option is wrong: their keys can't be judged
         paths = [str(override.input_line) for override in overrides if _sets(override, "hydra.searchpath")]
         try:
@@ -248,6 +262,7 @@ class _Command:
         """List what is wrong, a line each, and set `config`: that of the run, or of a sweep's first trial."""
         found: list[str] = []
         swept = [values for override in self._overrides if (values := self._values(override, found))]
+        self._values_given = [value for values in swept for value in values]
         first = [values[0] for values in swept]
         composed, wrong = self._composed(first)
         found += wrong
@@ -274,6 +289,24 @@ class _Command:
                     note = ""
                 found += [line + note for line in wrong if line not in found and line + note not in found]
         return found
+
+    def missing(self) -> list[str]:
+        """List the classes that are not there, a line each; those on another machine are for that to find.
+
+        Raises:
+            DataError: A data file that was named is not there.
+        """
+        if self._only_shown or self._remote:
+            return []
+        given = [value for value in self._values_given if not self.is_choice(value)]
+        paths = [value.value() for value in given if _sets(value, "data.path")]
+        parts = [self.config]
+        if self._multirun:
+            parts += [{value.key_or_group: value.value()} for value in given]
+        else:  # what one run sets twice, as one that goes on does, has its last value
+            paths = paths[-1:]
+        check_data(paths, self.config)
+        return list(dict.fromkeys(line for part in parts for line in unimportable(part)))
 
     def _in_space(self, first: list[Override]) -> list[str]:
         """List what is wrong with a search's space: its form, its keys, the ends of its ranges, its choices."""
@@ -379,7 +412,10 @@ class _Command:
         except Exception as error:
             return None, [_short(error)]
         mistakes = [line for override in overrides if override not in early for line in _applied(override, config)]
-        self._alone = get(_whole(config), "hydra", "launcher", "_target_") in ALONE
+        whole = _whole(config)
+        self.run_dir = str(whole["hydra"]["run"]["dir"])
+        launcher = get(whole, "hydra", "launcher", "_target_")
+        self._alone, self._remote = launcher in ALONE, self._multirun and launcher in REMOTE
         return config, self._without_spoilt(mistakes) + self._judged(plain(config))
 
     def _judged(self, config: dict[str, Any], key: Key | None = None) -> list[str]:

@@ -163,7 +163,7 @@ def _check_value(value: Any, key: str, trusted: list[str], writes: bool) -> None
             raise DataError(f"{key}={shown(value)}, as the run's folder has it, does not exist: give data.path=FILE.")
     elif "${" in value and not re.fullmatch(r"\$\{\.*(?!hydra\b)\w+(\.\w+)*\}", value):
         raise UnsafeError(f"{key}={shown(value)} would be computed when it is read: if it is meant, give it again.")
-    elif re.search(r"[/\\]|^~|^\.\.", value):
+    elif re.search(r"[/\\]|^~|^\.\.", value) or re.search(r"(dir|path|file|filename|root|journal)$", key):
         raise UnsafeError(
             f"{key}={shown(value)}, as the run's folder has it, is a place: if it is meant, give it again."
         )

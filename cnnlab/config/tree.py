@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from cnnlab import trust
+
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 """The folder that holds `conf` and `train.py`: the package itself in a wheel, its parent in a checkout."""
@@ -68,6 +70,12 @@ def _samples() -> list[dict[str, Any]]:
                         content = {key: inherited[key] for key in ("_target_",) if key in inherited} | content
                 samples.append({group: content})
     return samples
+
+
+@cache
+def targets() -> frozenset[str]:
+    """Return the classes that the files of the tree name."""
+    return frozenset(target for sample in _samples() for _, target in trust.targets(sample) if isinstance(target, str))
 
 
 def values_of(key: Key, config: Mapping[str, Any]) -> Iterator[Any]:

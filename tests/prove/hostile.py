@@ -148,6 +148,18 @@ def folders(folder: Path, good: Path, canary: Path, out: Path) -> Iterator[tuple
         "another place": "logger.tensorboard.save_dir=/tmp/elsewhere",
         "another root": "trainer.default_root_dir=/tmp/elsewhere",
         "data to be drawn elsewhere": "data.path=/tmp/elsewhere/x.npz",
+        "our own writer": f"+callbacks.x={{_target_: cnnlab.record.write_text, path: x, text: '{touch}'}}",
+        "our own lock": "+callbacks.x={_target_: cnnlab.lock.take, folder: x}",
+        "what removes what a checkpoint names": "+callbacks.x={_target_: pytorch_lightning.callbacks.ModelCheckpoint}",
+        "a callback that computes": "+callbacks.x={_target_: pytorch_lightning.callbacks.LambdaCallback, "
+        "on_fit_start: {_target_: torch.nn.utils.clip_grad_norm_, _partial_: true}}",
+        "a function of torch's": "model._target_=torch.nn.functional.relu",
+        "a network as a callback": "+callbacks.x={_target_: torch.nn.Linear, in_features: 1, out_features: 1}",
+        "data as a callback": "+callbacks.x={_target_: cnnlab.data.ImageData, path: x.npz, source: shapes}",
+        "an optimizer's function": "optimizer._target_=torch.optim.swa_utils.get_ema_avg_fn",
+        "a metric that downloads": "model._target_=torchmetrics.image.FrechetInceptionDistance",
+        "a logger that sends": "+logger.x={_target_: pytorch_lightning.loggers.WandbLogger, project: x}",
+        "a folder beside": "logger.tensorboard.save_dir=elsewhere",
         "who is trusted": f"+callbacks.x={{_target_: os.system, command: '{touch}'}}",
         "yaml that makes objects": f"!!python/object/apply:os.system ['{touch}']",
     }

@@ -1,0 +1,41 @@
+"""What a command line names must be there, before anything is written: classes of the user's own, and files of data."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cnnlab import trust
+from cnnlab.config.checks import get
+from cnnlab.config.tree import targets
+from cnnlab.config.words import shown
+from cnnlab.errors import DataError
+
+
+def unimportable(config: Mapping[str, Any]) -> Iterator[str]:
+    """List the classes of a config, of plain containers, that cannot be imported, a line each.
+
+    Those that the conf tree names are passed over: they are there, and torch takes seconds.
+    """
+    known = targets()
+    for key, target in trust.targets(config):
+        if not isinstance(target, str) or target in known or "${" in target:
+            continue
+        try:
+            trust.found(target)
+        except Exception as error:  # an import runs whatever its author wrote
+            lines = str(error).splitlines() or [""]
+            yield f"{key}={shown(target)} cannot be imported: {type(error).__name__}: {shown(lines[0])}"
+
+
+def check_data(named: Iterable[Any], config: Mapping[str, Any]) -> None:
+    """Check that the files exist which `data.path=` names: only where nobody gave one, data is fetched or drawn.
+
+    Raises:
+        DataError: One does not.
+    """
+    for path in named:
+        if isinstance(path, str) and "${" not in path and not Path(path).exists():
+            source = get(config, "data", "source")
+            make = f"cnnlab data fetch {source} FILE" if source in ("cifar10", "cifar100") else "cnnlab data --help"
+            without = "" if source == "npz" else f", or leave data.path out to have {source} made at its own place"
+            raise DataError(f"data.path={shown(path)} does not exist. Check it, make it (`{make}`){without}.")
