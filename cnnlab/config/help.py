@@ -1,5 +1,7 @@
 """What `python train.py --help` prints."""
 
+import textwrap
+
 from cnnlab.config.tree import PACKAGE, ROOT, chosen, groups, options
 
 TEXT = """\
@@ -42,6 +44,7 @@ def help_text() -> str:
     lines = []
     for group, several in groups().items():
         marked = [f"{option}*" if option in chosen(group) else option for option in options(group)]
-        lines.append(f"  {group:<12}{', '.join(marked)}{'  [a,b]' if several else ''}")
+        text = f"  {group:<12}{', '.join(marked)}{'  [a,b]' if several else ''}"
+        lines += textwrap.wrap(text, 110, subsequent_indent=" " * 14, replace_whitespace=False)
     program = "cnnlab train" if ROOT == PACKAGE else "python train.py"
     return TEXT.format(program=program, groups="\n".join(lines))
