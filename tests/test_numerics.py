@@ -27,6 +27,7 @@ def test_mixed_precision_follows_float32(train: Train, tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own
 def test_a_compiled_network_follows_the_eager_one(train: Train, tmp_path: Path):
     eager = losses(train("model=resnet20", "trainer.max_epochs=1", folder=tmp_path / "eager"))
     compiled = losses(train("model=resnet20", "model.compile=true", "trainer.max_epochs=1", folder=tmp_path / "c"))
