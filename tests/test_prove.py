@@ -24,7 +24,8 @@ def test_each_proof_holds_at_a_glance():
     assert "BROKEN" not in printed
 
 
-@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.timeout(1600)
 @pytest.mark.parametrize(
     "arguments",
     [["resume", "--kills", "40"], ["signals", "--each", "10"], ["faults", "--damages", "4000"], ["hostile"]],
