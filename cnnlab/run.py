@@ -224,18 +224,20 @@ class Run:
             # Whatever was cut off in the middle: a second signal comes while the first one's exception is handled.
             log.error("this followed the signal", exc_info=error)
             error = Stopped(signals.received())
-        if isinstance(error, Stopped):
-            self.record["status"] = "interrupted"
-            self._save()
-            log.warning(f"stopped by {error}; go on with: resume={self.folder}")
-            sys.exit(error.exit_code)
-        known = understood(error)
-        if self._before.get("status") == "completed" and self.record["device"] is None:
-            # It was refused before it went on: what it had reached stays true.
+        # What was completed, and not gone on with yet, stays true.
+        untouched = self._before.get("status") == "completed" and self.record["device"] is None
+        if untouched:
             self.record = self._before
             if self.primary:
                 write_json(self.folder / "run.json", self._before)
-        else:
+        if isinstance(error, Stopped):
+            if self.record["status"] != "completed":
+                self.record["status"] = "interrupted"
+                self._save()
+                log.warning(f"stopped by {error}; go on with: resume={self.folder}")
+            sys.exit(error.exit_code)
+        known = understood(error)
+        if not untouched:
             self.record |= {"status": "failed", "error": str(known)}
             self._save()
         # The file gets the traceback; the console handler leaves records with one to us.

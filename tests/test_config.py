@@ -767,8 +767,9 @@ def test_wrong_command_line_ends_at_once_and_writes_nothing(tmp_path, argv):
 def test_help_lists_groups_options_and_commands_at_once(tmp_path):
     code, output, errors, seconds = run(tmp_path, "--help")
     assert (code, errors) == (0, "")
+    unwrapped = output.replace(f"\n{' ' * 14}", " ")
     for group in groups():
-        (line,) = [line for line in output.splitlines() if line.startswith(f"  {group} ")]
+        (line,) = [line for line in unwrapped.splitlines() if line.startswith(f"  {group} ")]
         for option in options(group):
             assert f"{option}*" in line if option in chosen(group) else option in line
     for command in (

@@ -81,6 +81,24 @@ def test_an_error_that_follows_a_signal_ends_as_the_signal_does(tmp_path: Path):
     assert read(tmp_path / "run.json")["status"] == "interrupted"
 
 
+def test_a_signal_behind_the_end_leaves_a_run_completed(tmp_path: Path):
+    def stopped(signum: signal.Signals, *, finished: bool) -> None:
+        with Run(tmp_path) as run:
+            run.start({"max_epochs": 1})
+            if finished:
+                run.finish({"test/accuracy": 0.5}, "test/accuracy")
+            raise Stopped(signum)
+
+    with pytest.raises(SystemExit) as ended:
+        stopped(signal.SIGTERM, finished=True)
+    assert ended.value.code == 143
+    before = read(tmp_path / "run.json")
+    assert before["status"] == "completed"
+    with pytest.raises(SystemExit):  # looked at again, and not gone on with
+        stopped(signal.SIGINT, finished=False)
+    assert read(tmp_path / "run.json") == before
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("verb", ["evaluate", "predict", "export", "report"])
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
