@@ -440,6 +440,7 @@ def fitted(cfg: DictConfig, run: Run, *, resume: bool = False) -> Lab:
     never holds such a state, or to its beginning, with half the learning rate.
 
     Raises:
+        ConfigError: It would go on with other batches.
         DivergedError: It diverged, and `MOST_ROLLBACKS` had been made where any are allowed, or no checkpoint is kept.
         MachineError: A batch does not fit into memory.
     """
@@ -447,6 +448,8 @@ def fitted(cfg: DictConfig, run: Run, *, resume: bool = False) -> Lab:
     rollbacks = 0
     while True:
         built = lab(cfg, rollbacks=rollbacks, begun=checkpoint is not None)
+        if checkpoint is not None:
+            check_batches(built, checkpoint)
         run.describe(**built.facts())
         try:
             built.fit(checkpoint)
@@ -472,6 +475,27 @@ def fitted(cfg: DictConfig, run: Run, *, resume: bool = False) -> Lab:
             ) from error
         else:
             return built
+
+
+def check_batches(lab: Lab, checkpoint: Path) -> None:
+    """Check that a step sees as many images, over all devices, as before: others would be skipped or seen twice.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    saved: Any = read_checkpoint(checkpoint)
+    now = lab.data.batch_size * lab.trainer.world_size
+    try:
+        before = int(saved[type(lab.data).__qualname__]["train"]["images"])
+    except (KeyError, TypeError, ValueError):
+        return  # saved behind no training batch; what is no checkpoint of this data, loading it says
+    if before != now:
+        devices = before / lab.data.batch_size
+        raise ConfigError(
+            f"resume: a step of this run sees {before} images, data.batch_size={lab.data.batch_size} on {devices:g} "
+            f"device{'s' if devices > 1 else ''}; here it would see {now}, on {lab.trainer.world_size}. Give "
+            f"trainer.devices={devices:g}, or begin a run of its own with init_from={checkpoint}."
+        )
 
 
 class Plan(NamedTuple):

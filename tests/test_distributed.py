@@ -29,3 +29,8 @@ def test_two_processes_train_as_one_with_the_same_global_batch(small: list[str],
     )
     assert read(two / "run.json")["status"] == "completed"
     assert (two / "figures" / "confusion_matrix.png").is_file()
+    # With two processes a step would be twice as large, and the place in the epoch another one.
+    more = run_process(f"resume={one}", "trainer.max_epochs=3", "trainer.devices=2", "trainer.strategy=ddp")
+    assert more.returncode == 2
+    assert "a step of this run sees 32 images, data.batch_size=32 on 1 device; here it would see 64" in more.stderr
+    assert read(one / "run.json")["status"] == "completed"

@@ -116,8 +116,8 @@ class Batches:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch and the number of its batches that were handed out."""
-        return {"epoch": self.epoch, "offset": self._offset}
+        """Return the epoch, how many of its batches were handed out, and the images of one, over all processes."""
+        return {"epoch": self.epoch, "offset": self._offset, "images": self.batch_size * self.world_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind the last batch that was handed out, if the next iteration is of the same epoch."""
