@@ -1,6 +1,7 @@
 import os
 import pickle
 import random
+import re
 import resource
 import stat
 import struct
@@ -406,6 +407,21 @@ def test_channel_statistics_equal_numpys_in_float64(shape):
 
 def test_constant_channel_has_a_standard_deviation_of_exactly_zero():
     assert archive.channel_statistics(np.full((700, 9, 9, 1), 77, np.uint8)) == ((77 / 255,), (0.0,))
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "cause"), [(6, 1, "is encrypted"), (8, 99, "compression method is not supported")]
+)
+def test_members_that_zipfile_cannot_open_are_bad_data(tmp_path, at, value, cause):
+    path = saved(tmp_path / "odd.npz")
+    content = bytearray(path.read_bytes())
+    # The field stands in each member's own header, and two bytes further in the directory.
+    for signature, offset in ((b"PK\x03\x04", at), (b"PK\x01\x02", at + 2)):
+        for found in re.finditer(re.escape(signature), bytes(content)):
+            content[found.start() + offset : found.start() + offset + 2] = value.to_bytes(2, "little")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=cause):
+        archive.read(path)
 
 
 def test_unreadable_file_and_folder_are_the_machines_fault(tmp_path):
