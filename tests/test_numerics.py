@@ -28,10 +28,17 @@ def test_mixed_precision_follows_float32(train: Train, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own
-def test_a_compiled_network_follows_the_eager_one(train: Train, tmp_path: Path):
-    eager = losses(train("model=resnet20", "trainer.max_epochs=1", folder=tmp_path / "eager"))
-    compiled = losses(train("model=resnet20", "model.compile=true", "trainer.max_epochs=1", folder=tmp_path / "c"))
-    assert torch.allclose(eager, compiled, atol=1e-3)
+@pytest.mark.parametrize(
+    ("model", "precision", "tolerance"),
+    [("resnet20", "32-true", 1e-3), ("speednet", "bf16-mixed", 0.02)],
+)
+def test_a_compiled_network_follows_the_eager_one(
+    model: str, precision: str, tolerance: float, train: Train, tmp_path: Path
+):
+    config = [f"model={model}", f"trainer.precision={precision}", "trainer.max_epochs=1"]
+    eager = losses(train(*config, folder=tmp_path / "eager"))
+    compiled = losses(train(*config, "model.compile=true", folder=tmp_path / "compiled"))
+    assert torch.allclose(eager, compiled, atol=tolerance)
 
 
 @pytest.mark.slow

@@ -70,7 +70,9 @@ class SpeedNet(nn.Module):
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch num_classes"]:
         """Return the logits of normalised images."""
         features = self.groups(F.gelu(self.whiten(images)))
-        return self.linear(features.amax((2, 3))) * self.logit_scale
+        # amax would do, but its gradient looks for the value again, which a compiled bfloat16 network has rounded
+        # otherwise by then: no match, and NaN.
+        return self.linear(F.max_pool2d(features, features.shape[2:]).flatten(1)) * self.logit_scale
 
 
 class _Group(nn.Module):
