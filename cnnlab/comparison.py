@@ -260,7 +260,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Verdict:
     freedom = sum(parts) ** 2 / sum(
         part**2 / (len(group) - 1) for part, group in zip(parts, (first, second), strict=True)
     )
-    half = error * t_quantile(LEVEL, freedom)
+    half = error * _t_quantile(LEVEL, freedom)
     return Verdict(difference, difference - half, difference + half, t_tails(difference / error, freedom), test)
 
 
@@ -290,8 +290,7 @@ def t_tails(t: float, freedom: float) -> float:
     return min(1.0, 2 * scale * float(np.trapezoid(heights, angles)))
 
 
-def t_quantile(tails: float, freedom: float) -> float:
-    """Return the distance from zero that Student's t keeps to but for a probability of `tails`."""
+def _t_quantile(tails: float, freedom: float) -> float:
     low, high = 0.0, 1.0
     while t_tails(high, freedom) > tails:
         high *= 2

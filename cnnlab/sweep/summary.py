@@ -17,12 +17,16 @@ from rich.markup import escape
 from rich.table import Column
 from rich.table import Table as RichTable
 
-from cnnlab.comparison import LEVEL, t_quantile
 from cnnlab.errors import ConfigError
 from cnnlab.record import Record, read_json, typed, write_text
 from cnnlab.sweep.folder import PLACE
 from cnnlab.sweep.trial import split
 
+# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom.
+T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
 SHOWN = 30  # rows on a terminal
 NOT_STARTED = "not started"
 
@@ -225,7 +229,10 @@ def interval(values: Sequence[float]) -> tuple[float, float | None, float | None
     if len(values) < 2:
         return mean, None, None
     sd = statistics.stdev(values)
-    return mean, sd, t_quantile(LEVEL, len(values) - 1) * sd / math.sqrt(len(values))
+    degrees = len(values) - 1
+    # Beyond the table, its expansion in 1/degrees, exact to three digits (Abramowitz & Stegun 1964, 26.7.5).
+    quantile = T[degrees - 1] if degrees <= len(T) else 1.95996 + 2.37227 / degrees + 2.8225 / degrees**2
+    return mean, sd, quantile * sd / math.sqrt(len(values))
 
 
 def _group(settings: Mapping[str, str], rows: Sequence[Row]) -> Group:
