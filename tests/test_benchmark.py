@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from cnnlab import benchmark, plots
+from cnnlab.benchmark.sides import as_written
 from cnnlab.config import composed
 from cnnlab.errors import ConfigError, DataError
+from cnnlab.model import ConvNet
 from tests.conftest import ROOT
 
 
@@ -73,3 +77,12 @@ def test_a_config_is_composed_for_a_folder(config: list[str], tmp_path: Path):
     for line, text in (("optimizer.lrr=1", "did you mean"), ("seed=1,2", "-m")):
         with pytest.raises(ConfigError, match=text):
             composed([line], tmp_path)
+
+
+def test_the_plain_side_computes_the_same_with_each_relu_in_front_of_the_pooling():
+    network = ConvNet(3, 10, (32, 32), channels=[6, 16], kernel_size=5, batch_norm=[False, True], hidden=[20])
+    images = torch.randn(4, 3, 32, 32)
+    before = network(images)
+    network = as_written(network)
+    assert [type(layer) for layer in network.features] == [nn.Conv2d, nn.ReLU, nn.MaxPool2d] * 2
+    assert torch.equal(network(images), before)
