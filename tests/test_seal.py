@@ -119,3 +119,15 @@ def test_two_damaged_checkpoints_are_both_named_with_a_way_on(train: Train, caps
     assert ended.value.code == 4
     said = capsys.readouterr().err
     assert all(word in said for word in ("last.ckpt", "previous.ckpt", "init_from=", "best.ckpt"))
+
+
+def test_a_damaged_checkpoint_is_named_with_a_whole_one_beside_it(tmp_path: Path):
+    last = tmp_path / "last.ckpt"
+    for epoch in (1, 2):
+        save(last, epoch=epoch)
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"last\.ckpt .*damaged.* take previous\.ckpt beside it"):
+        read_checkpoint(last)
+    (tmp_path / "previous.ckpt").unlink()
+    with pytest.raises(CheckpointError, match=r"Put a copy of it back\.$"):
+        read_checkpoint(last)

@@ -228,18 +228,18 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"{path}: there is no such checkpoint.")
     whole = is_whole(path)
     if not whole and has_seal(path):
-        raise CheckpointError(f"{path} is damaged: its bytes are not those that were written.")
+        raise CheckpointError(f"{path} is damaged: its bytes are not those that were written. {_instead(path)}")
     try:
         # True whatever the environment says: a checkpoint is data.
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         if re.search(r"(?i)unsupported|not an allowed global", str(error)):
             raise UnsafeError(f"{path} holds more than tensors and plain containers and was not loaded.") from error
-        raise CheckpointError(f"{path} is damaged and cannot be loaded.") from error
+        raise CheckpointError(f"{path} is damaged and cannot be loaded. {_instead(path)}") from error
     except Exception as error:  # torch promises nothing about which ones, for a file of chance
-        raise CheckpointError(f"{path} is damaged and cannot be loaded: {first_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged ({first_line(error)}). {_instead(path)}") from error
     if not whole:
-        raise CheckpointError(f"{path} has no seal: it is damaged, or train.py did not write it.")
+        raise CheckpointError(f"{path} has no seal: it is damaged, or train.py did not write it. {_instead(path)}")
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} must be a checkpoint that cnnlab wrote; it has no state_dict.")
     written = str(checkpoint.get("pytorch-lightning_version", "0"))
@@ -248,6 +248,13 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
             f"{path} was written by pytorch-lightning {written}, and this is {lightning_version}: install that one."
         )
     return checkpoint
+
+
+def _instead(path: Path) -> str:
+    """Name the next step where a checkpoint cannot be used."""
+    beside = (other for other in path.parent.glob("*.ckpt") if other != path and other.is_file())
+    whole = sorted(other.name for other in beside if is_whole(other))
+    return f"Put a copy of it back{f', or take {whole[0]} beside it' if whole else ''}."
 
 
 def release(version: str) -> tuple[int, ...]:
