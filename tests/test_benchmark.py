@@ -83,6 +83,6 @@ def test_the_plain_side_computes_the_same_with_each_relu_in_front_of_the_pooling
     network = ConvNet(3, 10, (32, 32), channels=[6, 16], kernel_size=5, batch_norm=[False, True], hidden=[20])
     images = torch.randn(4, 3, 32, 32)
     before = network(images)
-    network = as_written(network)
+    assert as_written(network) is network
     assert [type(layer) for layer in network.features] == [nn.Conv2d, nn.ReLU, nn.MaxPool2d] * 2
     assert torch.equal(network(images), before)

@@ -33,7 +33,7 @@ from cnnlab.data import ImageData
 from cnnlab.evaluation import answers, fabric_for
 from cnnlab.machine import describe_device
 
-WARM_UP = 5
+WARM_UP = 3
 """Steps of a block before its clock starts."""
 SOUND_STEPS = 20
 
@@ -177,23 +177,30 @@ class LabSide:
             taken.append(now(self.device) - begun)
         return 2 * size**3 / min(taken)
 
-    def inference(self) -> dict[str, Any]:
-        """Return the images a second of evaluation with its metrics, and the ms that predicting a batch takes."""
+    def inference(self, seconds: float) -> dict[str, Any]:
+        """Return the images a second of evaluation with its metrics, and the ms that predicting a batch takes.
+
+        Args:
+            seconds: About how long each is measured.
+        """
         data, classifier, device = self.lab.data, self.lab.classifier, self.device
         network = classifier.network.to(device).eval()
         fabric = fabric_for(device.type, str(self.lab.trainer.precision))
-        taken = [
-            answers(copy.deepcopy(classifier.network), data.batches("test"), data.num_classes, fabric=fabric).seconds
-            for _ in range(2)
-        ]
-        found: dict[str, Any] = {
-            "evaluation_images_per_second": len(data.test_targets) / min(taken), "prediction_ms": {},
-        }  # fmt: skip
+
+        def evaluated(batches: int) -> tuple[int, float]:
+            shown = islice(data.batches("test"), batches)
+            found = answers(copy.deepcopy(classifier.network), shown, data.num_classes, fabric=fabric)
+            return len(found.targets), found.seconds
+
+        _, first = evaluated(1)
+        batches = max(1, round(seconds / 2 / first))
+        speed = max(images / taken for images, taken in (evaluated(batches) for _ in range(2)))
+        found: dict[str, Any] = {"evaluation_images_per_second": speed, "prediction_ms": {}}
         with torch.inference_mode():
             for size in (1, 256):
                 images = data.test_images[:size].permute(0, 3, 1, 2).to(device)
-                taken = []
-                for _ in range(30):
+                taken: list[float] = []
+                while len(taken) < 3 or (len(taken) < 30 and sum(taken) < seconds):
                     begun = now(device)
                     network(images)
                     taken.append(now(device) - begun)
