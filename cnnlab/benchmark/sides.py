@@ -348,12 +348,12 @@ def now(device: torch.device) -> float:
 
 
 def as_written(network: nn.Module) -> nn.Module:
-    """Put each ReLU that follows a max pooling in front of it: the same function, with more to do."""
+    """Put each ReLU that follows a max pooling in front of it, not in place: the same function, with more to do."""
     for layers in network.modules():
         if isinstance(layers, nn.Sequential):
             for place, (first, second) in enumerate(pairwise(list(layers))):
                 if isinstance(first, nn.MaxPool2d) and isinstance(second, nn.ReLU):
-                    layers[place], layers[place + 1] = second, first
+                    layers[place], layers[place + 1] = nn.ReLU(), first
     return network
 
 
