@@ -252,7 +252,9 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 def _instead(path: Path) -> str:
     """Name the next step where a checkpoint cannot be used."""
-    beside = (other for other in path.parent.glob("*.ckpt") if other != path and other.is_file())
+    beside = (
+        other for other in path.parent.glob("*.ckpt") if other != path and os.access(other, os.R_OK) and other.is_file()
+    )
     whole = sorted(other.name for other in beside if is_whole(other))
     return f"Put a copy of it back{f', or take {whole[0]} beside it' if whole else ''}."
 
