@@ -8,8 +8,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from cnnlab import config, sweep
-from cnnlab.run import Run, command_line, reported
+from cnnlab import config, data, sweep
+from cnnlab.run import Run, command_line, importing, reported
 
 sweep.register()
 
@@ -32,7 +32,10 @@ def main(cfg: DictConfig) -> float | None:
             return run.previous_objective()
         run.start(limits, afresh=not going_on)
 
-        from cnnlab import build  # torch and Lightning, not before the config is known to be good
+        if not sweeping:
+            data.read_ahead(cfg.data)
+        with importing():
+            from cnnlab import build  # torch and Lightning, not before the config is known to be good
 
         lab = build.fitted(cfg, run, resume=going_on)
         return run.finish(lab.test(), cfg.objective.metric)

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import gc
 import importlib.metadata
 import io
 import logging
@@ -287,6 +288,20 @@ def command_line() -> Iterator[None]:
 def stop_printing() -> None:
     """Let standard output go nowhere when nobody listens any more, as behind `| head`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import what is large: the garbage collector finds nothing in new modules, and need never look at these again.
+
+    Of the processor time that importing torch and Lightning takes, this saves a tenth (median of seven pairs of runs).
+    """
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 @contextmanager

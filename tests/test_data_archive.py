@@ -56,6 +56,36 @@ def test_labels_of_any_integer_type_and_both_shapes_come_back_as_int64(npz, save
     assert data.image_shape == (5, 4, 3)
 
 
+def test_what_was_begun_ahead_is_what_is_read(npz, monkeypatch):
+    archive.read_ahead(saved(npz), {"train_images": "X_train"}, ["a", "b", "c"])
+    monkeypatch.setattr(archive, "_read", lambda *_: pytest.fail("read twice"))
+    data = archive.read(str(npz), archive.KEYS, ("a", "b", "c"))
+    assert data.classes == ("a", "b", "c")
+    np.testing.assert_array_equal(data.train_images, arrays()["X_train"])
+
+
+def test_what_was_begun_ahead_serves_nobody_who_asks_for_something_else(npz):
+    archive.read_ahead(saved(npz))
+    assert archive.read(npz, classes=["x", "y", "z"]).classes == ("x", "y", "z")
+    saved(npz, train=15)  # another file in its place
+    assert len(archive.read(npz).train_targets) == 15
+    archive.read_ahead(npz)
+    npz.unlink()
+    with pytest.raises(DataError, match="does not exist"):
+        archive.read(npz)
+
+
+def test_a_fault_found_ahead_is_raised_by_whoever_reads(npz):
+    archive.read_ahead(npz)  # nothing is there yet
+    content = saved(npz).read_bytes()
+    npz.write_bytes(content[: len(content) // 2])
+    archive.read_ahead(npz)
+    with pytest.raises(DataError):
+        archive.read(npz)
+    with pytest.raises(DataError):
+        archive.read(npz)
+
+
 def test_gray_images_and_fortran_order_are_read_as_contiguous_nhwc(npz):
     images = arrays(shape=(7, 5, 1))["X_train"]
     data = archive.read(saved(npz, shape=(7, 5, 1), X_train=np.asfortranarray(images)))

@@ -6,9 +6,11 @@ import logging
 import math
 import os
 import struct
+import threading
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +35,8 @@ CLASSES = "classes"
 """Name of the optional array of class names."""
 
 _log = logging.getLogger(__name__)
+
+_begun: dict[Hashable, "Future[Archive]"] = {}
 
 # numpy refuses a header text beyond 10,000 characters; this holds any it accepts.
 _HEADER_BYTES = 10_240
@@ -105,38 +109,28 @@ def read(path: Path | str, keys: Mapping[str, str] = KEYS, classes: Sequence[str
         MachineError: It may not be read, or does not fit into memory.
         ConfigError: `keys` names an array that a data set does not have.
     """
-    path = Path(path)
-    if unknown := sorted(set(keys) - set(KEYS)):
-        raise ConfigError(f"data.keys may hold {', '.join(KEYS)}; got {', '.join(unknown)}.")
-    keys = {**KEYS, **keys}
-    with _opened(path) as file:
-        present = [name.removesuffix(".npy") for name in file.namelist()]
-        if missing := [key for key in keys.values() if key not in present]:
-            raise DataError(
-                f"{path} lacks {', '.join(missing)}; it holds {', '.join(present) or 'nothing'}. "
-                "Name its arrays with data.keys."
-            )
-        wanted = [*keys.values(), *([CLASSES] if classes is None and CLASSES in present else [])]
-        members = {key: _Member(file, key) for key in wanted}
-        for member in members.values():
-            member.check_size(path)
-        _check_layouts(path, keys, {role: members[key].layout for role, key in keys.items()})
-        if CLASSES in members:
-            classes = _names_in(path, members[CLASSES])
-        train_targets, test_targets, classes = _check_targets(
-            path,
-            (keys["train_targets"], keys["test_targets"]),
-            (members[keys["train_targets"]].load(), members[keys["test_targets"]].load()),
-            classes,
-        )
-        return Archive(
-            path=path,
-            train_images=np.ascontiguousarray(members[keys["train_images"]].load()),
-            train_targets=train_targets,
-            test_images=np.ascontiguousarray(members[keys["test_images"]].load()),
-            test_targets=test_targets,
-            classes=classes,
-        )
+    begun = _begun.pop(_request(path, keys, classes), None)
+    return begun.result() if begun else _read(Path(path), keys, classes)
+
+
+def read_ahead(path: Path | str, keys: Mapping[str, str] = KEYS, classes: Sequence[str] | None = None) -> None:
+    """Begin to read a file in the background; the next `read` of it, asked in the same way, has what came of it.
+
+    For whoever has something else to do first, such as importing torch. A file that is not there, or another one by
+    then, is left to that `read`.
+    """
+    if not Path(path).is_file():
+        return
+    found: Future[Archive] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(_read(Path(path), keys, classes))
+        except BaseException as error:  # raised where it is asked for
+            found.set_exception(error)
+
+    _begun[_request(path, keys, classes)] = found
+    threading.Thread(target=work, name="read ahead", daemon=True).start()  # a run that is stopped does not wait for it
 
 
 def layouts(path: Path | str) -> dict[str, Layout]:
@@ -240,6 +234,50 @@ def channel_statistics(
         for sum_, sum_of_squares in zip(total, total_of_squares, strict=True)
     )
     return mean, std
+
+
+def _request(path: Path | str, keys: Mapping[str, str], classes: Sequence[str] | None) -> Hashable:
+    """Return what tells one `read` from another: the file as it stands there now, and the arguments."""
+    try:
+        file = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    names = repr(({**KEYS, **keys}, None if classes is None else list(classes)))
+    return Path(path).absolute(), file.st_ino, file.st_size, file.st_mtime_ns, names
+
+
+def _read(path: Path, keys: Mapping[str, str], classes: Sequence[str] | None) -> Archive:
+    if unknown := sorted(set(keys) - set(KEYS)):
+        raise ConfigError(f"data.keys may hold {', '.join(KEYS)}; got {', '.join(unknown)}.")
+    keys = {**KEYS, **keys}
+    with _opened(path) as file:
+        present = [name.removesuffix(".npy") for name in file.namelist()]
+        if missing := [key for key in keys.values() if key not in present]:
+            raise DataError(
+                f"{path} lacks {', '.join(missing)}; it holds {', '.join(present) or 'nothing'}. "
+                "Name its arrays with data.keys."
+            )
+        wanted = [*keys.values(), *([CLASSES] if classes is None and CLASSES in present else [])]
+        members = {key: _Member(file, key) for key in wanted}
+        for member in members.values():
+            member.check_size(path)
+        _check_layouts(path, keys, {role: members[key].layout for role, key in keys.items()})
+        if CLASSES in members:
+            classes = _names_in(path, members[CLASSES])
+        train_targets, test_targets, classes = _check_targets(
+            path,
+            (keys["train_targets"], keys["test_targets"]),
+            (members[keys["train_targets"]].load(), members[keys["test_targets"]].load()),
+            classes,
+        )
+        return Archive(
+            path=path,
+            train_images=np.ascontiguousarray(members[keys["train_images"]].load()),
+            train_targets=train_targets,
+            test_images=np.ascontiguousarray(members[keys["test_images"]].load()),
+            test_targets=test_targets,
+            classes=classes,
+        )
 
 
 class _Member:

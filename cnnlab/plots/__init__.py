@@ -20,7 +20,6 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from cnnlab.plots.style import (
     BLUE,
-    DPI,
     INK,
     PALE,
     SERIES,
@@ -36,9 +35,10 @@ from cnnlab.plots.style import (
 # Of the parts of a step: neighbours far apart in lightness too.
 _PARTS = ("#56B4E9", "#E69F00", "#0072B2", "#F0E442", "#009E73", "#CC79A7", "#BBBBBB")
 
-# Pictures a row, and the inches a line of a title takes.
+# Pictures a row, and in inches: a line of a title, and the space around picture and title.
 _ROW = 10
 _LINE = 0.17
+_PAD = 0.05
 # Values of a setting that stand side by side.
 _FEW = 8
 # Beyond this many points a curve is no better for more of them, only slower and larger.
@@ -184,7 +184,7 @@ def confusion_matrix(matrix: Integer[np.ndarray, "target predicted"], classes: S
     name = 0.1 + 0.58 * size / 72 * max(map(len, names))
     left, right, bottom, top = name + 0.35, 0.95, name * (0.75 if roomy else 1) + 0.35, 0.1
     width, height = left + grid + right, bottom + grid + top
-    figure = Figure((width, height), dpi=DPI, facecolor="white")
+    figure = new_figure((width, height), by_hand=True)
     axes = figure.add_axes((left / width, bottom / height, grid / width, grid / height))
     scale = figure.add_axes(((left + grid + 0.15) / width, bottom / height, 0.15 / width, 2.5 / height))
 
@@ -347,20 +347,23 @@ def _grid(images: Images, titles: Sequence[str], columns: int, framed: Bool[np.n
     rows = math.ceil(len(images) / columns)
     cell = min(1.25, WIDTH / columns)
     lines = max(title.count("\n") + 1 if title else 0 for title in titles)
-    height, width = images.shape[1:3]
-    figure = new_figure((columns * cell, rows * (cell * height / width + lines * _LINE)))
+    side = cell - 2 * _PAD
+    high = side * images.shape[1] / images.shape[2]
+    pitch = high + lines * _LINE + 2 * _PAD
+    width, height = columns * cell, rows * pitch
+    # Set by hand: with so many axes matplotlib's own layout takes as long as all the drawing.
+    figure = new_figure((width, height), by_hand=True)
     framed = np.zeros(len(images), bool) if framed is None else framed
-    spots = figure.subplots(rows, columns, squeeze=False).flat
-    for image, title, frame in zip(images, titles, framed, strict=True):
-        axes = next(spots)
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for number, (image, title, frame) in enumerate(zip(images, titles, framed, strict=True)):
+        row, column = divmod(number, columns)
+        left, bottom = column * cell + _PAD, height - (row + 1) * pitch + _PAD
+        axes = figure.add_axes((left / width, bottom / height, side / width, high / height))
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(visible=bool(frame), color=VERMILION, linewidth=2.5)
         # About 5 points a letter, 72 points an inch.
         text = "\n".join(shortened(line, int(cell * 72 / 5)) for line in title.split("\n"))
-        axes.set_title(text, fontsize=8, pad=3, color=INK, **plain())
-    for axes in spots:
-        axes.remove()
+        axes.set_title(text, fontsize=8, pad=4, color=INK, **plain())
     return figure
 
 

@@ -23,9 +23,9 @@ DPI = 120
 Images = UInt8[np.ndarray, "n height width channel"]
 
 
-def new_figure(size: tuple[float, float]) -> Figure:
-    """Return an empty figure of (width, height) in inches."""
-    return Figure(size, dpi=DPI, layout="compressed", facecolor="white")
+def new_figure(size: tuple[float, float], *, by_hand: bool = False) -> Figure:
+    """Return an empty figure of (width, height) in inches; `by_hand`: matplotlib's layout leaves its axes alone."""
+    return Figure(size, dpi=DPI, layout=None if by_hand else "compressed", facecolor="white")
 
 
 def named_axes(axes: Axes, x: str, y: str) -> Axes:
