@@ -15,10 +15,11 @@ def read_ahead(node: Mapping[str, Any]) -> None:
 
     Importing torch and Lightning takes seconds in which a second core has nothing to do.
     """
-    if node["_target_"] == "cnnlab.data.ImageData":  # a class of the user's own reads as it likes
+    path = node.get("path")
+    if node["_target_"] == "cnnlab.data.ImageData" and path:  # a class of the user's own reads as it likes
         from cnnlab.data import archive
 
-        archive.read_ahead(node["path"], node["keys"] or {}, node["classes"])
+        archive.read_ahead(path, node.get("keys") or {}, node.get("classes"))
 
 
 def __getattr__(name: str) -> Any:

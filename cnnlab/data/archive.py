@@ -119,7 +119,8 @@ def read_ahead(path: Path | str, keys: Mapping[str, str] = KEYS, classes: Sequen
     For whoever has something else to do first, such as importing torch. A file that is not there, or another one by
     then, is left to that `read`.
     """
-    if not Path(path).is_file():
+    request = _request(path, keys, classes)
+    if request is None or not Path(path).is_file():
         return
     found: Future[Archive] = Future()
 
@@ -129,7 +130,7 @@ def read_ahead(path: Path | str, keys: Mapping[str, str] = KEYS, classes: Sequen
         except BaseException as error:  # raised where it is asked for
             found.set_exception(error)
 
-    _begun[_request(path, keys, classes)] = found
+    _begun[request] = found
     threading.Thread(target=work, name="read ahead", daemon=True).start()  # a run that is stopped does not wait for it
 
 
