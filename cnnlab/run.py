@@ -151,6 +151,8 @@ class Run:
         self._signals = signals.handled()
         self._signals.__enter__()
         logging.captureWarnings(True)
+        # As torch itself does at the end of its import; a signal may come before, and torch says something at exit.
+        logging.getLogger("torch").setLevel(logging.WARNING)
         return self
 
     def start(self, limits: Mapping[str, Any], *, afresh: bool = False) -> None:
