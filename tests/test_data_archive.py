@@ -58,6 +58,8 @@ def test_labels_of_any_integer_type_and_both_shapes_come_back_as_int64(npz, save
 
 def test_what_was_begun_ahead_is_what_is_read(npz, monkeypatch):
     archive.read_ahead(saved(npz), {"train_images": "X_train"}, ["a", "b", "c"])
+    [begun] = archive._begun.values()
+    begun.result()
     monkeypatch.setattr(archive, "_read", lambda *_: pytest.fail("read twice"))
     data = archive.read(str(npz), archive.KEYS, ("a", "b", "c"))
     assert data.classes == ("a", "b", "c")

@@ -110,6 +110,7 @@ def read(path: Path | str, keys: Mapping[str, str] = KEYS, classes: Sequence[str
         ConfigError: `keys` names an array that a data set does not have.
     """
     begun = _begun.pop(_request(path, keys, classes), None)
+    _begun.clear()  # what nobody asked for need not stay in memory
     return begun.result() if begun else _read(Path(path), keys, classes)
 
 
