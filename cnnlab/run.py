@@ -209,6 +209,7 @@ class Run:
         log.info(f"the run in {self.folder} is done already; more epochs: trainer.max_epochs=...")
         return read_json(self.folder / "metrics.json").get("objective")
 
+    @signals.uninterrupted
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:

@@ -4,11 +4,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import CodeType, FrameType
+from typing import TypeVar
 
 from cnnlab.errors import Stopped
+
+Function = TypeVar("Function", bound=Callable[..., object])
 
 # SIGUSR1 and SIGUSR2 are what `sbatch --signal` is asked to send before a job's time is up. Pre-emption sends SIGTERM,
 # with SIGCONT in front, which wakes a process and does nothing else.
@@ -22,18 +25,23 @@ MEANING = {
 PATIENCE_SECONDS = 8.0
 """How long a step under way may take to its end: less than what is left between SIGTERM and SIGKILL anywhere."""
 
+UNWINDING_SECONDS = 1.0
+"""How long what a signal raised is left to clean up behind itself: a scheduler may send two within milliseconds."""
+
 _received: int | None = None
 _received_at = 0.0
+_raised_at: float | None = None
 _deferring = False
 _handling = False
 _alarm: threading.Timer | None = None
+_uninterrupted: set[CodeType] = set()
 
 
 @contextmanager
 def handled() -> Iterator[None]:
     """Turn the signals into `Stopped` within the block."""
-    global _received, _handling
-    _received, outer, _handling = None, _handling, True
+    global _received, _raised_at, _handling
+    _received, _raised_at, outer, _handling = None, None, _handling, True
     before = {signum: signal.signal(signum, _on_signal) for signum in MEANING}
     try:
         yield
@@ -57,9 +65,18 @@ def defer(on: bool) -> None:
 
 
 def silence() -> None:
-    """Let none interrupt what is left of the block: to write down how it ended."""
+    """Let none interrupt what is left of the block: to write down how it ended.
+
+    Whoever calls this is to be `uninterrupted`: a signal may come in front of its first line.
+    """
     for signum in MEANING:
         signal.signal(signum, signal.SIG_IGN)
+
+
+def uninterrupted(function: Function) -> Function:
+    """Let our handlers do nothing from a function's first instruction to its last."""
+    _uninterrupted.add(function.__code__)
+    return function
 
 
 def received() -> int:
@@ -84,6 +101,10 @@ def raise_if_received(*, between_steps: bool = False) -> None:
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
     global _received, _received_at, _alarm
+    while frame is not None:
+        if frame.f_code in _uninterrupted:
+            return
+        frame = frame.f_back
     meant = MEANING[signal.Signals(signum)]
     if _received is None:
         _received, _received_at = meant, time.monotonic()
@@ -91,8 +112,17 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
             _alarm = threading.Timer(PATIENCE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
             _alarm.daemon = True
             _alarm.start()
+    elif _raised_at is not None and time.monotonic() - _raised_at < UNWINDING_SECONDS:
+        return
     # A second Ctrl-C stops at once. A second SIGTERM does not: Slurm sends it to a job's processes more than once.
     elif meant == signal.SIGINT or waited(PATIENCE_SECONDS):
-        raise Stopped(_received)
+        _stop()
     if not _deferring:
-        raise Stopped(_received)
+        _stop()
+
+
+def _stop() -> None:
+    global _raised_at
+    assert _received is not None
+    _raised_at = time.monotonic()
+    raise Stopped(_received)

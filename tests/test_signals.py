@@ -1,5 +1,7 @@
 """What a signal does, while it is handled at once and while it is deferred."""
 
+import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -57,6 +59,47 @@ def test_a_step_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPa
         with pytest.raises(Stopped):
             time.sleep(5)
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_leaves_the_first_one_time_to_clean_up(monkeypatch: pytest.MonkeyPatch, signum: int):
+    cleaned = []
+
+    def clean_up() -> None:
+        try:
+            send(signum)
+        finally:
+            send(signum)
+            cleaned.append(True)
+
+    with pytest.raises(Stopped), signals.handled():
+        clean_up()
+    assert cleaned == [True]
+    monkeypatch.setattr(signals, "UNWINDING_SECONDS", 0.0)
+    monkeypatch.setattr(signals, "PATIENCE_SECONDS", 0.0)
+    with pytest.raises(Stopped), signals.handled():
+        clean_up()
+    assert cleaned == [True]
+
+
+class Unseen:
+    """Sends a signal for which Python does not look before it calls its next function."""
+
+    __neg__ = staticmethod(functools.partial(ctypes.CDLL(None)["raise"], signal.SIGTERM))
+
+
+def test_a_signal_at_the_first_instruction_of_the_end_leaves_the_record_true(tmp_path: Path):
+    unseen = Unseen()
+
+    def fails() -> None:
+        with Run(tmp_path) as run:
+            run.start({"max_epochs": 1})
+            {}[-unseen]
+
+    with pytest.raises(SystemExit) as ended:
+        fails()
+    assert ended.value.code == 1
+    assert read(tmp_path / "run.json")["status"] == "failed"
 
 
 def test_handlers_are_put_back():
