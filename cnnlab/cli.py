@@ -96,7 +96,7 @@ for _name, _help in COMMANDS.items():
 def _run(command: Callable[[], object], debug: bool) -> None:
     """Run a command and end the process with the exit code that its outcome has."""
     try:
-        with signals.handled():
+        with signals.handled(last=True):
             command()
     except Stopped as stop:
         sys.exit(stop.exit_code)

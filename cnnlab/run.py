@@ -274,7 +274,7 @@ def command_line() -> Iterator[None]:
     """Around a command line's work: report an error that came before any run, or runs of a sweep that failed."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print a traceback of its own, and exit with 1
     try:
-        with signals.handled():
+        with signals.handled(last=True):
             yield
         if failed:
             raise PartialError(f"{len(failed)} of the sweep's runs failed: {', '.join(map(str, failed))}")

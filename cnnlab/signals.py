@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cnnlab.errors import Stopped
 
@@ -38,20 +38,43 @@ _uninterrupted: set[CodeType] = set()
 
 
 @contextmanager
-def handled() -> Iterator[None]:
-    """Turn the signals into `Stopped` within the block."""
+def handled(*, last: bool = False) -> Iterator[None]:
+    """Turn the signals into `Stopped` within the block.
+
+    Args:
+        last: The process ends behind the block. If a signal stopped it, the ones that follow no longer change that
+            or its exit code; a Ctrl-C still ends it at once.
+    """
     global _received, _raised_at, _handling
     _received, _raised_at, outer, _handling = None, None, _handling, True
     before = {signum: signal.signal(signum, _on_signal) for signum in MEANING}
     try:
         yield
     finally:
-        defer(False)
-        _handling = outer
-        if _alarm is not None:
-            _alarm.cancel()
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        _put_back(before, outer, last and _received is not None)
+
+
+def uninterrupted(function: Function) -> Function:
+    """Let our handlers do nothing from a function's first instruction to its last."""
+    _uninterrupted.add(function.__code__)
+    return function
+
+
+@uninterrupted
+def _put_back(before: dict[signal.Signals, Any], outer: bool, last: bool) -> None:
+    global _handling
+    defer(False)
+    _handling = outer
+    if _alarm is not None:
+        _alarm.cancel()
+    for signum, handler in before.items():
+        if last:
+            handler = _end_at_once if MEANING[signal.Signals(signum)] == signal.SIGINT else signal.SIG_IGN
+        signal.signal(signum, handler)
+
+
+def _end_at_once(signum: int, frame: FrameType | None) -> None:
+    os._exit(128 + received())
 
 
 def defer(on: bool) -> None:
@@ -71,12 +94,6 @@ def silence() -> None:
     """
     for signum in MEANING:
         signal.signal(signum, signal.SIG_IGN)
-
-
-def uninterrupted(function: Function) -> Function:
-    """Let our handlers do nothing from a function's first instruction to its last."""
-    _uninterrupted.add(function.__code__)
-    return function
 
 
 def received() -> int:

@@ -102,6 +102,29 @@ def test_a_signal_at_the_first_instruction_of_the_end_leaves_the_record_true(tmp
     assert read(tmp_path / "run.json")["status"] == "failed"
 
 
+LATE = """
+import os, signal, sys, time
+from cnnlab.run import command_line
+with command_line():
+    try:
+        os.kill(os.getpid(), int(sys.argv[1]))
+    finally:
+        import atexit
+        atexit.register(lambda: [os.kill(os.getpid(), int(sys.argv[2])), print("the end")])
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "late", "code", "ends"),
+    [(15, 15, 143, True), (10, 15, 143, True), (2, 15, 130, True), (2, 2, 130, False), (15, 2, 143, False)],
+)
+def test_a_late_signal_changes_nothing_and_ctrl_c_ends_at_once(first: int, late: int, code: int, ends: bool):
+    command = [sys.executable, "-c", LATE, str(first), str(late)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stderr) == (code, "")
+    assert ("the end" in process.stdout) == ends
+
+
 def test_handlers_are_put_back():
     before = [signal.getsignal(signum) for signum in signals.MEANING]
     with signals.handled():
