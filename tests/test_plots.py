@@ -1,6 +1,7 @@
 """The figures: what they show, how large they are, and that odd input draws without a warning."""
 
 import io
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +29,15 @@ def titles(figure: Figure) -> list[str]:
     return [axes.get_title() for axes in figure.axes]
 
 
+def captions(figure: Figure) -> list[str]:
+    """Return the text over each image of a grid, which stands above the image's middle."""
+    (axes,) = figure.axes
+    for text, image in zip(axes.texts, axes.images, strict=True):
+        left, right, _, top = image.get_extent()
+        assert text.get_position() == pytest.approx(((left + right) / 2, top + 4 / 72))
+    return [text.get_text() for text in axes.texts]
+
+
 def points(line: Line2D) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
 
@@ -39,9 +49,9 @@ def words(figure: Figure) -> str:
 def test_image_row_shows_each_image_under_its_title():
     images = pictures(10)
     figure = plots.image_row(images, [str(number) for number in range(10)])
-    assert titles(figure) == [str(number) for number in range(10)]
-    for axes, image in zip(figure.axes, images, strict=True):
-        np.testing.assert_array_equal(axes.images[0].get_array(), image)
+    assert captions(figure) == [str(number) for number in range(10)]
+    for shown, image in zip(figure.axes[0].images, images, strict=True):
+        np.testing.assert_array_equal(shown.get_array(), image)
     assert figure.get_size_inches()[0] == pytest.approx(8)
 
 
@@ -53,10 +63,20 @@ def test_grey_images_keep_their_brightness():
 
 
 @pytest.mark.parametrize("num", [1, 3, 13])
-def test_image_grid_has_one_axes_an_image(num):
+def test_images_of_a_grid_stand_in_rows_apart_from_each_other(num):
     figure = plots.image_grid(pictures(num), columns=5)
-    assert len(figure.axes) == num
-    assert len({axes.get_position().x0 for axes in figure.axes}) == min(num, 5)
+    (axes,) = figure.axes
+    places = [image.get_extent() for image in axes.images]
+    assert len(places) == num
+    assert len({left for left, *_ in places}) == min(num, 5)
+    assert len({bottom for _, _, bottom, _ in places}) == -(-num // 5)
+    width, height = figure.get_size_inches()
+    for left, right, bottom, top in places:
+        assert 0 < left < right < width
+        assert 0 < bottom < top < height
+        assert right - left == pytest.approx(top - bottom)
+    for one, other in itertools.combinations(places, 2):
+        assert one[1] < other[0] or other[1] < one[0] or one[3] < other[2] or other[3] < one[2]
 
 
 def test_as_many_titles_as_images_are_asked_for():
@@ -66,15 +86,17 @@ def test_as_many_titles_as_images_are_asked_for():
 
 def test_wrong_predictions_are_told_without_colour():
     figure = plots.predictions_row(pictures(3), np.array([0, 1, 2]), np.array([0, 2, 2]), CLASSES)
-    assert titles(figure) == ["cat", "✗ dog\nis owl", "owl"]
-    assert [axes.spines["left"].get_visible() for axes in figure.axes] == [False, True, False]
+    assert captions(figure) == ["cat", "✗ dog\nis owl", "owl"]
+    (frame,) = figure.axes[0].patches
+    left, right, bottom, top = figure.axes[0].images[1].get_extent()
+    assert frame.get_bbox().bounds == pytest.approx((left, bottom, right - left, top - bottom))
 
 
 def test_worst_mistakes_are_the_surest_first_and_no_right_ones():
     predicted, targets = np.array([0, 1, 2, 0]), np.array([0, 2, 1, 1])
     confidence = np.array([0.99, 0.6, 0.9, 0.7])
     figure = plots.worst_mistakes(pictures(4), predicted, targets, confidence, CLASSES, count=2)
-    assert titles(figure) == ["✗ owl\nis dog\n90.0% sure", "✗ cat\nis dog\n70.0% sure"]
+    assert captions(figure) == ["✗ owl\nis dog\n90.0% sure", "✗ cat\nis dog\n70.0% sure"]
 
 
 def test_worst_mistakes_says_when_there_are_none():
