@@ -66,7 +66,10 @@ class Dashboard(Callback):
                     warnings.simplefilter("ignore", DeprecationWarning)
                     training = pl_module.training
                     pl_module.eval()
-                    writer.add_graph(pl_module.network, images)
+                    # The writer would run the network again to check the trace, which takes ten times as long.
+                    traced = torch.jit.trace(pl_module.network, images, check_trace=False)
+                    warnings.filterwarnings("ignore", ".*already a ScriptModule")
+                    writer.add_graph(traced, images)
                     pl_module.train(training)
 
     @override
