@@ -16,13 +16,33 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import torch
 from pytorch_lightning import Callback, Trainer
+from torch import Tensor, nn
 from typing_extensions import override
 
 from cnnlab.commands.dashboard import serve
 from cnnlab.config import preflight
 from cnnlab.errors import ConfigError
 from tests.conftest import ROOT, Train, read, run_process
+
+
+class Untraceable(nn.Linear):
+    """A user's network that does something which tracing can't follow."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(3, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if torch.jit.is_tracing():
+            raise TypeError("only on\nthe first of May")
+        return super().forward(images.mean((2, 3)))
+
+
+def test_a_network_that_cannot_be_traced_is_trained_without_a_graph(train: Train):
+    folder = train("model=custom", "model._target_=tests.test_dashboard.Untraceable", "trainer.max_epochs=1")
+    assert read(folder / "run.json")["status"] == "completed"
+    assert "no graph, the network can't be traced: only on the first of May" in (folder / "train.log").read_text()
 
 
 def free_port() -> int:

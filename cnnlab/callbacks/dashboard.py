@@ -1,5 +1,6 @@
 """What TensorBoard shows besides curves and pictures: layout, graph, precision and recall, summary, HParams tab."""
 
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -19,6 +20,8 @@ from cnnlab.callbacks.figures import data_of, first_batch, gathered
 from cnnlab.callbacks.history import writers
 from cnnlab.classifier import Classifier
 from cnnlab.record import read_json
+
+log = logging.getLogger(__name__)
 
 LAYOUT = {
     "Training": {
@@ -59,18 +62,7 @@ class Dashboard(Callback):
             writer.add_custom_scalars(LAYOUT)
             # A compiled network can't be traced.
             if data is not None and not config.get("model", {}).get("compile"):
-                images = first_batch(data).images[:1].to(pl_module.device)
-                with warnings.catch_warnings():
-                    # Tracing fixes sizes that are decided in Python; the graph is only looked at.
-                    warnings.simplefilter("ignore", TracerWarning)
-                    warnings.simplefilter("ignore", DeprecationWarning)
-                    training = pl_module.training
-                    pl_module.eval()
-                    # The writer would run the network again to check the trace, which takes ten times as long.
-                    traced = torch.jit.trace(pl_module.network, images, check_trace=False)
-                    warnings.filterwarnings("ignore", ".*already a ScriptModule")
-                    writer.add_graph(traced, images)
-                    pl_module.train(training)
+                add_graph(writer, pl_module, first_batch(data).images[:1].to(pl_module.device))
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -100,6 +92,27 @@ class Dashboard(Callback):
                 _, start, end = hparams(told, {})
                 for summary in (start, end):
                     last._get_file_writer().add_summary(summary)
+
+
+def add_graph(writer: SummaryWriter, classifier: LightningModule, images: Tensor) -> None:
+    """Add the network's graph; in its place, a line in the log where a network of the user's can't be traced."""
+    training = classifier.training
+    classifier.eval()
+    with warnings.catch_warnings():
+        # Tracing fixes sizes that are decided in Python; the graph is only looked at.
+        warnings.simplefilter("ignore", TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", ".*already a ScriptModule")
+        try:
+            # The writer would run the network again to check the trace, which takes ten times as long.
+            traced = torch.jit.trace(classifier.network, images, check_trace=False)
+        except Exception as error:
+            log.warning(
+                f"TensorBoard shows no graph, the network can't be traced: {' '.join(str(error).split())[:200]}"
+            )
+        else:
+            writer.add_graph(traced, images)
+    classifier.train(training)
 
 
 def varied(trainer: Trainer) -> dict[str, str | float]:
