@@ -88,6 +88,7 @@ def test_wrong_predictions_are_told_without_colour():
     figure = plots.predictions_row(pictures(3), np.array([0, 1, 2]), np.array([0, 2, 2]), CLASSES)
     assert captions(figure) == ["cat", "✗ dog\nis owl", "owl"]
     (frame,) = figure.axes[0].patches
+    assert isinstance(frame, Rectangle)
     left, right, bottom, top = figure.axes[0].images[1].get_extent()
     assert frame.get_bbox().bounds == pytest.approx((left, bottom, right - left, top - bottom))
 
