@@ -214,7 +214,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         """Record how the run ended."""
-        signals.silence()
+        signals.defer(False)  # our handlers, not Lightning's
         try:
             return self._ended(error, traceback)
         finally:

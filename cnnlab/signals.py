@@ -2,10 +2,12 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
@@ -30,6 +32,7 @@ UNWINDING_SECONDS = 1.0
 
 _received: int | None = None
 _received_at = 0.0
+_late: int | None = None
 _raised_at: float | None = None
 _deferring = False
 _handling = False
@@ -44,18 +47,26 @@ def handled(*, last: bool = False) -> Iterator[None]:
     Args:
         last: The process ends behind the block. If a signal stopped it, the ones that follow no longer change that
             or its exit code; a Ctrl-C still ends it at once.
+
+    Raises:
+        Stopped: Within such a block, one came already and stopped nothing.
     """
-    global _received, _raised_at, _handling
-    _received, _raised_at, outer, _handling = None, None, _handling, True
+    global _received, _late, _raised_at, _handling
+    if _handling:
+        raise_if_received()
+    _received, _late, _raised_at, outer, _handling = None, None, None, _handling, True
     before = {signum: signal.signal(signum, _on_signal) for signum in MEANING}
+    hook = sys.unraisablehook
+    sys.unraisablehook = partial(_on_unraisable, hook)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         _put_back(before, outer, last and _received is not None)
 
 
 def uninterrupted(function: Function) -> Function:
-    """Let our handlers do nothing from a function's first instruction to its last."""
+    """Let our handlers only note what comes, from a function's first instruction to its last."""
     _uninterrupted.add(function.__code__)
     return function
 
@@ -68,13 +79,24 @@ def _put_back(before: dict[signal.Signals, Any], outer: bool, last: bool) -> Non
     if _alarm is not None:
         _alarm.cancel()
     for signum, handler in before.items():
-        if last:
-            handler = _end_at_once if MEANING[signal.Signals(signum)] == signal.SIGINT else signal.SIG_IGN
-        signal.signal(signum, handler)
+        signal.signal(signum, _behind_the_end if last else handler)
 
 
-def _end_at_once(signum: int, frame: FrameType | None) -> None:
-    os._exit(128 + received())
+def _behind_the_end(signum: int, frame: FrameType | None) -> None:
+    if signum == signal.SIGINT or waited(PATIENCE_SECONDS):
+        os._exit(128 + received())
+
+
+def _on_unraisable(otherwise: Callable[[Any], Any], unraisable: Any) -> None:
+    """Send the signal again whose exception was dropped: raised in a destructor or a callback of a weak reference."""
+    global _raised_at
+    if not isinstance(unraisable.exc_value, Stopped):
+        otherwise(unraisable)
+        return
+    _raised_at = None
+    again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM))
+    again.daemon = True
+    again.start()
 
 
 def defer(on: bool) -> None:
@@ -85,15 +107,6 @@ def defer(on: bool) -> None:
         # Lightning puts handlers of its own before ours, and ends a run at its next convenience with exit code 0.
         for signum in MEANING:
             signal.signal(signum, _on_signal)
-
-
-def silence() -> None:
-    """Let none interrupt what is left of the block: to write down how it ended.
-
-    Whoever calls this is to be `uninterrupted`: a signal may come in front of its first line.
-    """
-    for signum in MEANING:
-        signal.signal(signum, signal.SIG_IGN)
 
 
 def received() -> int:
@@ -109,20 +122,21 @@ def waited(seconds: float) -> bool:
 def raise_if_received(*, between_steps: bool = False) -> None:
     """Stop now if a signal came.
 
-    That is for signals that were deferred, and for those that stopped nothing: Python drops an exception that a
-    handler raises while it calls a destructor or the callback of a weak reference.
+    That is for signals that were deferred, and for those that stopped nothing: they came while a run of a sweep ended,
+    or Python dropped the exception, as it does within a destructor or the callback of a weak reference.
     """
-    if _received is not None:
-        raise Stopped(_received, between_steps=between_steps)
+    if signum := _received or _late:
+        raise Stopped(signum, between_steps=between_steps)
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
-    global _received, _received_at, _alarm
+    global _received, _received_at, _late, _alarm
+    meant = MEANING[signal.Signals(signum)]
     while frame is not None:
         if frame.f_code in _uninterrupted:
+            _late = _late or meant
             return
         frame = frame.f_back
-    meant = MEANING[signal.Signals(signum)]
     if _received is None:
         _received, _received_at = meant, time.monotonic()
         if _deferring and meant == signal.SIGTERM:

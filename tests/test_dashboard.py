@@ -17,14 +17,35 @@ from urllib.parse import quote
 
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from typing_extensions import override
 
+from cnnlab.callbacks import History
 from cnnlab.commands.dashboard import serve
 from cnnlab.config import preflight
 from cnnlab.errors import ConfigError
 from tests.conftest import ROOT, Train, read, run_process
+
+
+class Frozen(nn.Sequential):
+    """A user's network with a layer that is frozen for good."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_classes))
+        self[0].eval()
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module.* in eval mode")
+def test_a_layer_that_its_network_froze_stays_so(train: Train, monkeypatch: pytest.MonkeyPatch):
+    seen: set[bool] = set()
+
+    def note(self: Callback, trainer: Trainer, pl_module: LightningModule) -> None:
+        seen.update(module.training for module in pl_module.modules() if isinstance(module, nn.BatchNorm2d))
+
+    monkeypatch.setattr(History, "on_train_epoch_start", note)
+    train("model=custom", "model._target_=tests.test_dashboard.Frozen", "trainer.max_epochs=1")
+    assert seen == {False}
 
 
 class Untraceable(nn.Linear):

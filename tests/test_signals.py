@@ -13,7 +13,7 @@ import pytest
 
 from cnnlab import signals
 from cnnlab.errors import Stopped
-from cnnlab.run import Run
+from cnnlab.run import Run, failed
 from tests.conftest import Train, read
 
 
@@ -126,11 +126,50 @@ def test_a_late_signal_changes_nothing_and_ctrl_c_ends_at_once(first: int, late:
 
 
 def test_handlers_are_put_back():
-    before = [signal.getsignal(signum) for signum in signals.MEANING]
+    def installed() -> list[object]:
+        return [sys.unraisablehook, *(signal.getsignal(signum) for signum in signals.MEANING)]
+
+    before = installed()
+    with signals.handled(), signals.handled():
+        assert installed() != before
+    assert installed() == before
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_whose_exception_is_dropped_stops_all_the_same(times: int):
+    class Forgotten:
+        def __del__(self) -> None:
+            for _ in range(times):
+                send(signal.SIGTERM)
+
+    def forget() -> None:
+        with signals.handled():
+            Forgotten()
+            time.sleep(5)
+
+    began = time.monotonic()
+    with pytest.raises(Stopped) as stopped:
+        forget()
+    assert stopped.value.exit_code == 143
+    assert time.monotonic() - began < 2
+
+
+def test_what_came_while_a_run_ended_stops_the_next_one(tmp_path: Path):
+    unseen = Unseen()
+
+    def fails() -> None:
+        with Run(tmp_path / "first", exit_on_error=False):
+            {}[-unseen]
+
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
     with signals.handled():
-        signals.silence()
-        send(signal.SIGTERM)
-    assert [signal.getsignal(signum) for signum in signals.MEANING] == before
+        fails()
+        with pytest.raises(Stopped) as stopped:
+            Run(tmp_path / "second").__enter__()
+    assert stopped.value.exit_code == 143
+    assert read(tmp_path / "first" / "run.json")["status"] == "failed"
+    failed.clear()
 
 
 def cut_off() -> None:

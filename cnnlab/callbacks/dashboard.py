@@ -96,7 +96,7 @@ class Dashboard(Callback):
 
 def add_graph(writer: SummaryWriter, classifier: LightningModule, images: Tensor) -> None:
     """Add the network's graph; in its place, a line in the log where a network of the user's can't be traced."""
-    training = classifier.training
+    training = {module: module.training for module in classifier.modules()}
     classifier.eval()
     with warnings.catch_warnings():
         # Tracing fixes sizes that are decided in Python; the graph is only looked at.
@@ -112,7 +112,8 @@ def add_graph(writer: SummaryWriter, classifier: LightningModule, images: Tensor
             )
         else:
             writer.add_graph(traced, images)
-    classifier.train(training)
+    for module, mode in training.items():  # a layer that its network froze stays so
+        module.training = mode
 
 
 def varied(trainer: Trainer) -> dict[str, str | float]:

@@ -211,6 +211,7 @@ class Sweeper(HydraSweeper):
         exhausted = False
         try:
             while True:
+                signals.raise_if_received()
                 while not exhausted and len(running) < pool.size:
                     trial = next(queue, ...)
                     if trial is ...:
