@@ -352,7 +352,7 @@ def _grid(images: Images, titles: Sequence[str], columns: int, framed: Bool[np.n
     high = side * images.shape[1] / images.shape[2]
     pitch = high + lines * _LINE + 2 * _PAD
     width, height = columns * cell, rows * pitch
-    # One pair of axes, in inches from the figure's corner: a pair for each image takes ten times as long.
+    # One pair of axes, in inches from the corner: with a pair for each image, drawing takes two to three times as long.
     figure = new_figure((width, height), by_hand=True)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), autoscale_on=False)
     axes.set_axis_off()
