@@ -1,5 +1,6 @@
 """What all pictures have in common: colours, sizes, letters, bare frames."""
 
+import io
 from functools import cache
 from typing import Any
 
@@ -26,6 +27,20 @@ Images = UInt8[np.ndarray, "n height width channel"]
 def new_figure(size: tuple[float, float], *, by_hand: bool = False) -> Figure:
     """Return an empty figure of (width, height) in inches; `by_hand`: matplotlib's layout leaves its axes alone."""
     return Figure(size, dpi=DPI, layout=None if by_hand else "compressed", facecolor="white")
+
+
+def to_png(figure: Figure) -> bytes:
+    """Render a figure as a PNG file's content."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def message(text: str, size: tuple[float, float] = (4, 1)) -> Figure:
+    """Return a figure that says in words what there is nothing to draw of."""
+    figure = new_figure(size)
+    figure.text(0.5, 0.5, text, ha="center", va="center", color=INK)
+    return figure
 
 
 def named_axes(axes: Axes, x: str, y: str) -> Axes:

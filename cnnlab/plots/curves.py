@@ -1,0 +1,172 @@
+"""What happened during training, by iteration and by epoch."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+
+from cnnlab.plots.style import (
+    BLUE,
+    INK,
+    PALE,
+    SERIES,
+    VERMILION,
+    WIDTH,
+    message,
+    named_axes,
+    new_figure,
+    plain,
+    shortened,
+)
+
+# Beyond this many points a curve is no better for more of them, only slower and larger.
+_POINTS = 2000
+
+
+def loss_curve(
+    losses: Float[np.ndarray, "n"] | Sequence[float], title: str = "Global loss for the CNN model"
+) -> Figure:
+    """Show the training loss of every iteration, and its moving mean. Values that aren't finite are left out.
+
+    Of more than 2000 iterations, the smallest and the largest loss in each of 1000 equal parts are drawn.
+    """
+    losses = np.asarray(losses, dtype=float)
+    finite = np.isfinite(losses)
+    if not finite.any():
+        return message("No loss recorded.", (6, 4))
+    losses = np.where(finite, losses, np.nan)
+    lost = len(losses) - int(finite.sum())
+    figure = new_figure((6, 4))
+    axes = named_axes(figure.subplots(), "Iteration", "Training loss")
+    axes.set_title(title, fontsize=11, color=INK)
+    window = len(losses) // 40
+    axes.plot(
+        *_envelope(losses),
+        color=PALE if window > 1 else BLUE,
+        linewidth=0.7 if window > 1 else 1.8,
+        marker="." if len(losses) == 1 else None,
+        label="each iteration" + (f" ({lost:,} not finite)" if lost else ""),
+    )
+    if window > 1:
+        axes.plot(*_moving_mean(losses, window), color=BLUE, linewidth=1.8, label=f"mean of {window:,} iterations")
+    _from_zero(axes)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    _legend(axes, "upper right")
+    return figure
+
+
+def learning_curves(history: Mapping[str, Sequence[float]]) -> Figure:
+    """Show loss and accuracy by epoch, for training and validation, as far as they were recorded.
+
+    Args:
+        history: Columns of `history.csv`: `epoch` (from 0; drawn from 1, as people count), `train/loss`, `val/loss`,
+            `train/accuracy` (0 to 1) and `val/accuracy`. All but `epoch` may be absent or hold NaN.
+    """
+    figure = new_figure((WIDTH, 3.2))
+    epochs = np.asarray(history["epoch"], dtype=float) + 1
+    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        named_axes(axes, "Epoch", metric.capitalize())
+        for split, label, style in (
+            ("train", "training", {"color": BLUE, "marker": "o"}),
+            ("val", "validation", {"color": VERMILION, "marker": "s", "linestyle": "--"}),
+        ):
+            values = np.asarray(history.get(f"{split}/{metric}", []), dtype=float)
+            if not np.isfinite(values).any():
+                continue
+            shown = np.isfinite(values)
+            axes.plot(
+                epochs[shown],
+                values[shown],
+                label=label,
+                linewidth=1.8,
+                markersize=4 if shown.sum() <= 40 else 0,
+                **style,
+            )
+        if metric == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        else:
+            _from_zero(axes)
+        _legend(axes, "lower right" if metric == "accuracy" else "upper right")
+    return figure
+
+
+def compared_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], groups: Sequence[int]) -> Figure:
+    """Show the curves of several runs over each other: validation where it was measured, else training.
+
+    Args:
+        histories: Columns of `history.csv` by the run's name, see `learning_curves`.
+        groups: For each run the group whose colour and line style it has.
+    """
+    measured = any(np.isfinite(np.asarray(history.get("val/loss", []), float)).any() for history in histories.values())
+    split, word = ("val", "Validation") if measured else ("train", "Training")
+    rows = math.ceil(len(histories) / 3)
+    figure = new_figure((WIDTH, 3.2 + 0.22 * rows))
+    panels = figure.subplots(1, 2)
+    for axes, metric in zip(panels, ("loss", "accuracy"), strict=True):
+        named_axes(axes, "Epoch", f"{word} {metric}")
+        for (name, history), group in zip(histories.items(), groups, strict=True):
+            values = np.asarray(history.get(f"{split}/{metric}", []), dtype=float)
+            if not np.isfinite(values).any():
+                continue
+            shown = np.isfinite(values)
+            # What tells runs apart stands at the end of their folders' names.
+            tail = name if len(name) <= 36 else f"…{name[-35:]}"
+            epochs = np.asarray(history["epoch"], dtype=float) + 1
+            axes.plot(
+                epochs[shown], values[shown], label=shortened(tail, 36), linewidth=1.6,
+                color=SERIES[group % len(SERIES)], linestyle=("-", "--", "-.", ":")[group % 4],
+                marker="osD^v"[group % 5], markersize=4 if shown.sum() <= 40 else 0,
+            )  # fmt: skip
+        if metric == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        legend = figure.legend(
+            handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK
+        )
+        for text in legend.get_texts():
+            text.set(**plain())
+    return figure
+
+
+def _from_zero(axes: Axes) -> None:
+    """Let the y axis include zero, so that a height tells how large a loss is."""
+    if len(axes.lines) > 0:
+        axes.update_datalim([(axes.dataLim.x0, 0)])
+        axes.set_ylim(axes.dataLim.y0 * 1.05, axes.dataLim.y1 * 1.05 or 1)
+
+
+def _legend(axes: Axes, place: Literal["upper right", "lower right"]) -> None:
+    if len(axes.lines) > 0:
+        axes.legend(loc=place, frameon=False, fontsize=9, labelcolor=INK)
+
+
+def _envelope(values: Float[np.ndarray, "n"]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (iteration, value) of each point, or of the extremes of equal parts if there are too many."""
+    if len(values) <= _POINTS:
+        return np.arange(1, len(values) + 1), values
+    length = math.ceil(2 * len(values) / _POINTS)
+    parts = np.full((math.ceil(len(values) / length), length), np.nan)
+    parts.flat[: len(values)] = values
+    starts = np.arange(len(parts)) * length + 1
+    extremes = np.stack([np.fmin.reduce(parts, axis=1), np.fmax.reduce(parts, axis=1)], axis=1)
+    return np.repeat(starts, 2), extremes.ravel()
+
+
+def _moving_mean(values: Float[np.ndarray, "n"], window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (iteration, mean of the finite values around it) at up to `_POINTS` places."""
+    places = np.unique(np.linspace(0, len(values) - 1, _POINTS).astype(int))
+    known = np.isfinite(values)
+    counts = np.concatenate([[0], np.cumsum(known)])
+    sums = np.concatenate([[0], np.cumsum(np.where(known, values, 0))])
+    first = np.maximum(places - window // 2, 0)
+    last = np.minimum(places - window // 2 + window, len(values))
+    count = counts[last] - counts[first]
+    means = np.full(len(places), np.nan)
+    np.divide(sums[last] - sums[first], count, out=means, where=count > 0)
+    return places + 1, means
