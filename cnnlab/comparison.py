@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -12,35 +12,7 @@ from jaxtyping import Bool
 from cnnlab.errors import ConfigError, DataError
 from cnnlab.ledger import flat
 from cnnlab.record import Record, find, precision_of, read_json
-
-LEVEL = 0.05
-RESAMPLES = 10_000
-
-
-class Verdict(NamedTuple):
-    """Whether two things differ.
-
-    Attributes:
-        difference: Second minus first, of the accuracy or the metric.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
-        p: How often chance alone would make a difference at least as large.
-        test: Which test says so, over what.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p: float
-    test: str
-
-    def words(self, first: str, second: str, what: str = "accuracy") -> str:
-        """Return the verdict as a sentence."""
-        interval = f"{self.difference:+.4f}, 95 % interval {self.low:+.4f} to {self.high:+.4f}"
-        how = f"{self.test}, p = {self.p:.2g}; difference {interval}"
-        if self.p >= LEVEL:
-            return f"no evidence of a difference in {what} between {first} and {second} ({how})"
-        return f"{second} has the {'higher' if self.difference > 0 else 'lower'} {what} than {first} ({how})"
+from cnnlab.stats import Verdict, holm, mcnemar, welch
 
 
 class Side:
@@ -106,7 +78,7 @@ class Side:
         return all(path.stat().st_mtime_ns >= place.stat().st_mtime_ns for place in made_from)
 
 
-def sides(names: Sequence[str], letter: str = "") -> list[Side]:
+def sides(names: Sequence[str]) -> list[Side]:
     """Find the runs; each is labelled by what its folder's name does not share with the others'.
 
     Raises:
@@ -175,7 +147,7 @@ def against_first(
             raise DataError(
                 f"{side.label} was tested on other images than {compared[0].label}: give a file for both with --data."
             )
-        found[side.label] = paired(first, second)
+        found[side.label] = mcnemar(first, second)
     adjusted = holm([verdict.p for verdict in found.values()])
     note = "" if len(found) == 1 else ", Holm's correction"
     return {
@@ -197,6 +169,8 @@ def of_groups(first: Sequence[Side], second: Sequence[Side], metric: str = "test
         None,
     ):
         raise ConfigError(f"{twice.label} is a state of a run that is in the first group too: groups share no run.")
+    if min(len(first), len(second)) < 2:
+        raise ConfigError("a comparison over seeds needs at least two runs on each side of --against.")
     for group in (first, second):
         _check_independent(group)
     values = []
@@ -221,89 +195,6 @@ def _check_independent(group: Sequence[Side]) -> None:
                 f"{other.label} and {side.label} have the same seed, {seeds.get('seed')}: in a group that is one "
                 "measurement, not two. Leave one of them out, or train with another seed."
             )
-
-
-def paired(first: Bool[np.ndarray, "n"], second: Bool[np.ndarray, "n"]) -> Verdict:
-    """Test whether two classifiers are right equally often, from which of the same images each has right.
-
-    McNemar's exact test: of the images that only one has right, either is as likely to be the one. The interval is the
-    bootstrap's over the images, of which only three kinds count.
-
-    Source: McNemar 1947, doi:10.1007/BF02295996; Efron & Tibshirani 1993, chapter 13 (percentile interval).
-    """
-    count = len(first)
-    lost, won = int((first & ~second).sum()), int((~first & second).sum())
-    drawn = np.random.default_rng(0).multinomial(
-        count, [lost / count, won / count, (count - lost - won) / count], RESAMPLES
-    )
-    low, high = np.percentile((drawn[:, 1] - drawn[:, 0]) / count, [2.5, 97.5])
-    p = min(1.0, 2 * _binomial_tail(min(lost, won), lost + won))
-    return Verdict((won - lost) / count, float(low), float(high), p, f"McNemar's exact test over {count:,} test images")
-
-
-def welch(first: Sequence[float], second: Sequence[float]) -> Verdict:
-    """Test whether two groups of measurements, normally distributed, have the same mean.
-
-    Source: Welch 1947, doi:10.1093/biomet/34.1-2.28.
-
-    Raises:
-        ConfigError: A group has fewer than two.
-    """
-    if min(len(first), len(second)) < 2:
-        raise ConfigError("a comparison over seeds needs at least two runs on each side of --against.")
-    difference = float(np.mean(second) - np.mean(first))
-    parts = [float(np.var(group, ddof=1)) / len(group) for group in (first, second)]
-    error = math.sqrt(sum(parts))
-    test = f"Welch's t-test over {len(first)} and {len(second)} runs"
-    if error == 0:  # each group repeats one value
-        return Verdict(difference, difference, difference, 1.0 if difference == 0 else 0.0, test)
-    freedom = sum(parts) ** 2 / sum(
-        part**2 / (len(group) - 1) for part, group in zip(parts, (first, second), strict=True)
-    )
-    half = error * _t_quantile(LEVEL, freedom)
-    return Verdict(difference, difference - half, difference + half, t_tails(difference / error, freedom), test)
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """Return p values that stay what they claim to be although there are several.
-
-    Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
-    """
-    adjusted = [0.0] * len(values)
-    highest = 0.0
-    for rank, index in enumerate(sorted(range(len(values)), key=lambda index: values[index])):
-        highest = max(highest, min(1.0, values[index] * (len(values) - rank)))
-        adjusted[index] = highest
-    return adjusted
-
-
-def t_tails(t: float, freedom: float) -> float:
-    """Return how likely Student's t is at least so far from zero.
-
-    With t = sqrt(freedom) tan(angle) the density is that of cos(angle) to the power of freedom - 1: smooth, and
-    bounded.
-    """
-    start = math.atan(abs(t) / math.sqrt(freedom))
-    angles = np.linspace(start, math.pi / 2, 2_001)
-    heights = np.cos(angles).clip(min=0) ** (freedom - 1)
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
-    return min(1.0, 2 * scale * float(np.trapezoid(heights, angles)))
-
-
-def _t_quantile(tails: float, freedom: float) -> float:
-    low, high = 0.0, 1.0
-    while t_tails(high, freedom) > tails:
-        high *= 2
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_tails(middle, freedom) > tails else (low, middle)
-    return high
-
-
-def _binomial_tail(most: int, count: int) -> float:
-    """Return the probability of at most so many heads in `count` fair throws."""
-    logs = [math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(most + 1)]
-    return float(sum(math.exp(value - count * math.log(2)) for value in logs))
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -47,6 +47,7 @@ from cnnlab.data import ImageData
 from cnnlab.errors import ConfigError, DataError
 from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
 from cnnlab.record import precision_of, write_bytes, write_text
+from cnnlab.stats import wilson
 from cnnlab.tta import TTA, augmented
 
 Split = Literal["test", "val", "train"]
@@ -236,17 +237,6 @@ def summary(logits: Float[Tensor, "n classes"], targets: Int64[Tensor, "n"], cla
             for index in surest
         ],
     }
-
-
-def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the 95 % interval of a share.
-
-    Source: Wilson 1927, doi:10.1080/01621459.1927.10502953.
-    """
-    share = successes / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def calibration(confidence: Float[np.ndarray, "n"], right: Bool[np.ndarray, "n"]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ ROWS = [
     {"classifier", "data"},
     {"augment", "init", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger"}
     | {"anatomy", "chart"},
-    {"batch", "signals", "record", "trust", "seal", "lock", "tutorial", "page", "tta"},
+    {"batch", "signals", "record", "trust", "seal", "lock", "tutorial", "page", "tta", "stats"},
     {"errors"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(reversed(ROWS)) for room in rooms}

@@ -1,82 +1,16 @@
 """Differences are found where they are, and called real as often as is claimed."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cnnlab.cli import app
-from cnnlab.comparison import against_first, differences, holm, of_groups, paired, sides, t_tails, welch
-from cnnlab.errors import ConfigError, DataError
+from cnnlab.comparison import against_first, differences, of_groups, sides
+from cnnlab.errors import DataError
 from cnnlab.evaluation import evaluate
 from tests.conftest import drawn, read
-
-
-def simulated(random: np.random.Generator, both: float, first: float, second: float, count: int = 1000):
-    """Return who is right on each image: both, only the first, only the second, or none, with these probabilities."""
-    kind = random.choice(4, count, p=[both, first, second, 1 - both - first - second])
-    return (kind == 0) | (kind == 1), (kind == 0) | (kind == 2)
-
-
-def test_equal_classifiers_are_called_different_as_rarely_as_is_claimed():
-    random = np.random.default_rng(0)
-    verdicts = [paired(*simulated(random, 0.7, 0.1, 0.1)) for _ in range(1000)]
-    # An exact test errs on the safe side; binomial noise of a thousand simulations is 0.007.
-    assert 0.02 < np.mean([verdict.p < 0.05 for verdict in verdicts]) < 0.065
-    assert 0.93 < np.mean([verdict.low <= 0 <= verdict.high for verdict in verdicts]) < 0.97
-
-
-def test_a_known_difference_is_found_and_lies_in_its_interval():
-    random = np.random.default_rng(1)
-    verdicts = [paired(*simulated(random, 0.7, 0.08, 0.14)) for _ in range(1000)]
-    assert np.mean([verdict.p < 0.05 for verdict in verdicts]) > 0.95
-    assert 0.93 < np.mean([verdict.low <= 0.06 <= verdict.high for verdict in verdicts]) < 0.97
-    assert np.mean([verdict.difference for verdict in verdicts]) == pytest.approx(0.06, abs=0.002)
-
-
-def test_equal_recipes_are_called_different_as_rarely_as_is_claimed():
-    random = np.random.default_rng(2)
-    verdicts = [welch(random.normal(0.9, 0.01, 4).tolist(), random.normal(0.9, 0.02, 3).tolist()) for _ in range(1000)]
-    assert 0.025 < np.mean([verdict.p < 0.05 for verdict in verdicts]) < 0.075
-    assert 0.925 < np.mean([verdict.low <= 0 <= verdict.high for verdict in verdicts]) < 0.975
-    for verdict in verdicts:
-        assert (verdict.p < 0.05) == (not verdict.low <= 0 <= verdict.high)
-
-
-def test_the_exact_test_counts_throws():
-    first = np.array([True] * 8 + [False] * 2 + [True] * 90)
-    second = np.array([False] * 8 + [True] * 2 + [True] * 90)
-    expected = 2 * sum(math.comb(10, k) for k in range(3)) / 2**10
-    assert paired(first, second).p == pytest.approx(expected)
-    assert paired(first, second).difference == pytest.approx(-0.06)
-    same = paired(first, first)
-    assert (same.p, same.difference, same.low, same.high) == (1, 0, 0, 0)
-    many = np.arange(100_000) % 2 == 0
-    assert paired(many, ~many).p == pytest.approx(1)
-    assert paired(many, np.ones(100_000, bool)).p < 1e-300
-
-
-@pytest.mark.parametrize(
-    ("t", "freedom", "p"),
-    [(12.706, 1, 0.05), (4.303, 2, 0.05), (2.228, 10, 0.05), (3.169, 10, 0.01), (1.98, 120, 0.05), (0, 5, 1)],
-)
-def test_students_t_is_the_tables(t: float, freedom: float, p: float):
-    assert t_tails(t, freedom) == pytest.approx(p, rel=2e-3)
-
-
-def test_several_p_values_are_corrected():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.9, 0.8]) == [1, 1]
-    assert holm([]) == []
-
-
-def test_groups_without_spread_or_without_members_are_answered():
-    assert welch([0.5, 0.5], [0.5, 0.5]).p == 1
-    assert welch([0.5, 0.5], [0.6, 0.6]).p == 0
-    with pytest.raises(ConfigError, match="two runs on each side"):
-        welch([0.5], [0.6, 0.7])
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch import nn
 from cnnlab.callbacks import AtomicCheckpointIO
 from cnnlab.commands.evaluate import evaluate as evaluate_command
 from cnnlab.errors import CheckpointError, ConfigError, DataError, MachineError
-from cnnlab.evaluation import Split, answers, calibration, evaluate, summary, wilson
+from cnnlab.evaluation import Split, answers, calibration, evaluate, summary
 from cnnlab.tta import TTA, augmented, moved
 from tests.conftest import Train, drawn, read
 
@@ -156,15 +156,6 @@ def test_augmentation_weighs_the_images_as_its_source_does():
     torch.testing.assert_close(augmented(network, "mirror")(images), (ways[0] + ways[1]) / 2)
     expected = (ways[0] + ways[1]) / 4 + sum(ways[2:]) / 8
     torch.testing.assert_close(augmented(network, "mirror_translate")(images), expected)
-
-
-@pytest.mark.parametrize(
-    ("successes", "count", "low", "high"),
-    # Newcombe 1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<857::AID-SIM777>3.0.CO;2-E, table I, method 3.
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_the_interval_is_wilsons(successes, count, low, high):
-    assert wilson(successes, count) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_odd_answers_are_summed_up():

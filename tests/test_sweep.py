@@ -1,7 +1,6 @@
 """Names of trials, the table, what is refused, and what is passed over."""
 
 import json
-import math
 import os
 import shlex
 import shutil
@@ -245,16 +244,6 @@ def test_space_of_choices_that_open_spaces_makes_a_grid():
         ["optimizer=sgd", "optimizer.lr=1.0"],
         ["optimizer=adam"],
     ]
-
-
-@pytest.mark.parametrize(("n", "quantile"), [(2, 12.706), (11, 2.228), (31, 2.042), (41, 2.0211), (121, 1.9799)])
-def test_interval_is_students(n: int, quantile: float):
-    values = [float(index % 2) for index in range(n)]
-    _, sd, half = summary.interval(values)
-    assert sd is not None
-    assert half is not None
-    assert half * math.sqrt(n) / sd == pytest.approx(quantile, rel=1e-3)
-    assert summary.interval([0.5]) == (0.5, None, None)
 
 
 def test_report_reads_a_sweep_that_is_still_running(tmp_path: Path):

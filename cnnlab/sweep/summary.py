@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +18,10 @@ from rich.table import Table as RichTable
 
 from cnnlab.errors import ConfigError
 from cnnlab.record import Record, read_json, typed, write_text
+from cnnlab.stats import mean_interval
 from cnnlab.sweep.folder import PLACE
 from cnnlab.sweep.trial import split
 
-# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom.
-T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 SHOWN = 30  # rows on a terminal
 NOT_STARTED = "not started"
 
@@ -223,20 +218,8 @@ def show(sweep: Sweep, console: Console | None = None) -> None:
         console.print(f"winner  {sweep.winner}", markup=False, highlight=False, soft_wrap=True)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Return mean, standard deviation and half the mean's 95 % interval; of one value only the mean."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, None, None
-    sd = statistics.stdev(values)
-    degrees = len(values) - 1
-    # Beyond the table, its expansion in 1/degrees, exact to three digits (Abramowitz & Stegun 1964, 26.7.5).
-    quantile = T[degrees - 1] if degrees <= len(T) else 1.95996 + 2.37227 / degrees + 2.8225 / degrees**2
-    return mean, sd, quantile * sd / math.sqrt(len(values))
-
-
 def _group(settings: Mapping[str, str], rows: Sequence[Row]) -> Group:
-    mean, sd, half = interval([row.objective for row in rows if row.objective is not None])
+    mean, sd, half = mean_interval([row.objective for row in rows if row.objective is not None])
     tested = [row.metrics["test/accuracy"] for row in rows if row.metrics.get("test/accuracy") is not None]
     return Group(settings, rows, mean, sd, half, statistics.fmean(tested) if tested else None)
 
