@@ -40,7 +40,7 @@ from cnnlab.callbacks import (
 )
 from cnnlab.callbacks.checkpoint import first_line, plain, read_checkpoint
 from cnnlab.classifier import Classifier
-from cnnlab.data import ImageData, archive
+from cnnlab.data import ImageData, archive, npz
 from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, DataError, DivergedError, MachineError
 from cnnlab.machine import check_accelerator, check_precision, describe_device, keep_freed_memory
 from cnnlab.model import normalised
@@ -327,7 +327,7 @@ def data_of(run: Restored, path: str | Path | None = None, *, eval_batch_size: i
     if path is None:
         path = _found(own, run)
     else:
-        layouts = archive.layouts(path)
+        layouts = npz.layouts(path)
         # Without names of its own, a file's labels are taken for the network's, as far as there are any.
         classes = None if archive.CLASSES in layouts else list(run.classes)
         training = layouts.get(keys["train_images"])

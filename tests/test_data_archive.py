@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from cnnlab.data import archive
+from cnnlab.data.npz import layouts
 from cnnlab.errors import CnnlabError, ConfigError, DataError, MachineError, UnsafeError
 
 
@@ -56,17 +57,17 @@ def test_labels_of_any_integer_type_and_both_shapes_come_back_as_int64(npz, save
     assert data.image_shape == (5, 4, 3)
 
 
-def test_what_was_begun_ahead_is_what_is_read(npz, monkeypatch):
+def test_a_read_begun_ahead_is_the_one_that_counts(npz, monkeypatch):
     archive.read_ahead(saved(npz), {"train_images": "X_train"}, ["a", "b", "c"])
-    [begun] = archive._begun.values()
-    begun.result()
+    [future] = archive._reads.values()
+    future.result()
     monkeypatch.setattr(archive, "_read", lambda *_: pytest.fail("read twice"))
     data = archive.read(str(npz), archive.KEYS, ("a", "b", "c"))
     assert data.classes == ("a", "b", "c")
     np.testing.assert_array_equal(data.train_images, arrays()["X_train"])
 
 
-def test_what_was_begun_ahead_serves_nobody_who_asks_for_something_else(npz):
+def test_a_read_begun_ahead_serves_no_other_request(npz):
     archive.read_ahead(saved(npz))
     assert archive.read(npz, classes=["x", "y", "z"]).classes == ("x", "y", "z")
     saved(npz, train=15)  # another file in its place
@@ -77,7 +78,7 @@ def test_what_was_begun_ahead_serves_nobody_who_asks_for_something_else(npz):
         archive.read(npz)
 
 
-def test_a_fault_found_ahead_is_raised_by_whoever_reads(npz):
+def test_a_fault_met_ahead_is_raised_at_the_read(npz):
     archive.read_ahead(npz)  # nothing is there yet
     content = saved(npz).read_bytes()
     npz.write_bytes(content[: len(content) // 2])
@@ -355,6 +356,7 @@ def test_random_bytes_never_escape_as_another_error(npz):
 MEASURE = """
 import resource, sys
 from cnnlab.data import archive
+from cnnlab.data.npz import layouts
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 data = archive.read(sys.argv[1])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
@@ -372,9 +374,9 @@ def test_reading_takes_the_memory_of_the_arrays_and_no_copy(npz, save):
 
 def test_layouts_are_read_without_the_data(npz):
     saved(npz, notes=np.array([Bomb()], dtype=object))
-    layouts = archive.layouts(npz)
-    assert list(layouts) == ["X_train", "y_train", "X_test", "y_test", "notes"]
-    assert str(layouts["X_train"]) == "uint8 (12, 5, 4, 3)"
+    in_file = layouts(npz)
+    assert list(in_file) == ["X_train", "y_train", "X_test", "y_test", "notes"]
+    assert str(in_file["X_train"]) == "uint8 (12, 5, 4, 3)"
 
 
 def test_written_file_reads_back_and_opens_with_numpy(npz):
@@ -449,8 +451,8 @@ def test_members_that_zipfile_cannot_open_are_bad_data(tmp_path, at, value, caus
     content = bytearray(path.read_bytes())
     # The field stands in each member's own header, and two bytes further in the directory.
     for signature, offset in ((b"PK\x03\x04", at), (b"PK\x01\x02", at + 2)):
-        for found in re.finditer(re.escape(signature), bytes(content)):
-            content[found.start() + offset : found.start() + offset + 2] = value.to_bytes(2, "little")
+        for match in re.finditer(re.escape(signature), bytes(content)):
+            content[match.start() + offset : match.start() + offset + 2] = value.to_bytes(2, "little")
     path.write_bytes(content)
     with pytest.raises(DataError, match=cause):
         archive.read(path)
@@ -462,6 +464,7 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from cnnlab.data import archive
+from cnnlab.data.npz import layouts
 from cnnlab.errors import MachineError
 if os.getuid() == 0:
     os.setuid(65534)  # nothing is forbidden to root
@@ -488,7 +491,7 @@ def test_annotations_of_a_zip_do_not_matter(npz):
         file.comment = b"x" * 1000
         file.writestr("readme.txt", "no array")
     assert len(archive.read(npz).train_images) == 12
-    assert list(archive.layouts(npz)) == ["X_train", "y_train", "X_test", "y_test"]
+    assert list(layouts(npz)) == ["X_train", "y_train", "X_test", "y_test"]
 
 
 def test_member_header_is_held_against_the_directory(npz):

@@ -1,4 +1,4 @@
-"""The batch stream: its order, its shares, and going on inside an epoch."""
+"""The batch stream: its order, its shares, and resuming inside an epoch."""
 
 import itertools
 
@@ -49,7 +49,7 @@ def test_images_targets_and_indices_belong_together():
 
 
 @pytest.mark.parametrize("stop", range(7))
-def test_a_loaded_state_goes_on_with_the_next_batch(stop: int):
+def test_a_loaded_state_resumes_with_the_next_batch(stop: int):
     whole = stream(shuffle=True)
     whole.set_epoch(5)
     expected = [batch.targets.tolist() for batch in whole]
@@ -94,10 +94,10 @@ def test_processes_get_equally_many_samples(shuffle: bool):
 
 
 @pytest.mark.parametrize(
-    ("options", "named"), [({"batch_size": 0}, "batch_size"), ({"rank": 2, "world_size": 2}, "rank")]
+    ("options", "argument"), [({"batch_size": 0}, "batch_size"), ({"rank": 2, "world_size": 2}, "rank")]
 )
-def test_bad_arguments_are_named(options: dict, named: str):
-    with pytest.raises(ValueError, match=named):
+def test_bad_arguments_are_named(options: dict, argument: str):
+    with pytest.raises(ValueError, match=argument):
         stream(**options)
 
 

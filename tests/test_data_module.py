@@ -49,12 +49,12 @@ def test_statistics_are_those_of_the_training_images(npz: Path):
     data = ImageData(npz, val_size=80)
     np.testing.assert_allclose(data.mean, images.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(data.std, images.std((0, 1, 2)), rtol=1e-6)
-    given = ImageData(npz, val_size=80, mean=[0.5] * 3, std=[0.25] * 3)
-    assert (list(given.mean), list(given.std)) == ([0.5] * 3, [0.25] * 3)
+    chosen = ImageData(npz, val_size=80, mean=[0.5] * 3, std=[0.25] * 3)
+    assert (list(chosen.mean), list(chosen.std)) == ([0.5] * 3, [0.25] * 3)
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "message"),
     [
         ({"val_size": 400}, r"data.val_size must be between 0 and 399.*got 400"),
         ({"val_size": -1}, r"data.val_size must be between 0 and 399.*got -1"),
@@ -62,8 +62,8 @@ def test_statistics_are_those_of_the_training_images(npz: Path):
         ({"path": "nowhere.npz"}, "nowhere.npz"),
     ],
 )
-def test_what_cannot_work_is_refused(npz: Path, options: dict, named: str):
-    with pytest.raises(DataError, match=named):
+def test_what_cannot_work_is_refused(npz: Path, options: dict, message: str):
+    with pytest.raises(DataError, match=message):
         ImageData(**({"path": npz} | options))
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from cnnlab.data import archive, cifar, folder
+from cnnlab.data import archive, cifar, folder, npz
 from cnnlab.errors import ConfigError, PartialError
 
 app = typer.Typer(
@@ -24,30 +23,16 @@ app = typer.Typer(
 )
 
 
-class _Name(StrEnum):
-    CIFAR10 = "cifar10"
-    CIFAR100 = "cifar100"
-
-
-class _Fit(StrEnum):
-    CROP = "crop"
-    PAD = "pad"
-    STRETCH = "stretch"
-
-
 @app.command()
 def fetch(
-    name: Annotated[_Name, typer.Argument(help="The data set.")],
+    name: Annotated[cifar.Name, typer.Argument(help="The data set.")],
     path: Annotated[Path | None, typer.Argument(help="The npz file to make. [default: data/NAME.npz]")] = None,
 ) -> None:
-    """Download a data set from its authors and write it as an npz file; goes on where it was interrupted."""
-    path = path or Path("data") / f"{name.value}.npz"
+    """Download a data set from its authors and write it as an npz file; continues where it was interrupted."""
+    path = path or Path("data") / f"{name}.npz"
     existed = path.exists()
-    cifar.fetch(name.value, path)
-    print(
-        f"{path} {'was there already' if existed else 'is ready'}. Train: "
-        f"cnnlab train data={name.value} data.path={path}"
-    )
+    cifar.fetch(name, path)
+    print(f"{path} {'was there already' if existed else 'is ready'}. Train: cnnlab train data={name} data.path={path}")
 
 
 @app.command()
@@ -59,15 +44,15 @@ def pack(
     output: Annotated[Path, typer.Argument(metavar="OUT.npz", help="The file to write.")],
     size: Annotated[int, typer.Option(help="Height and width of the images, in pixels.")] = 32,
     fit: Annotated[
-        _Fit,
+        folder.Fit,
         typer.Option(help="Scale the shorter side and crop the middle; or pad with black; or stretch."),
-    ] = _Fit.CROP,
+    ] = "crop",
     test_fraction: Annotated[float, typer.Option(help="Share of each class for the test set.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Decides split and order.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.npz.")] = False,
 ) -> None:
     """Pack a folder of pictures into an npz file; unreadable ones are named and left out (exit 7)."""
-    packed = folder.pack(source, output, size, fit.value, test_fraction, seed, overwrite)
+    packed = folder.pack(source, output, size, fit, test_fraction, seed, overwrite)
     written = packed.num_train + packed.num_test
     print(
         f"{packed.path}: {packed.num_train} training and {packed.num_test} test images, "
@@ -111,7 +96,7 @@ def _parsed(text: str) -> tuple[str, str]:
 
 def _array_table(file: Path) -> Table:
     table = Table("array", "type", "shape", title="In the file", title_justify="left")
-    for name, layout in archive.layouts(file).items():
+    for name, layout in npz.layouts(file).items():
         table.add_row(escape(name), str(layout.dtype), " × ".join(map(str, layout.shape)))
     return table
 

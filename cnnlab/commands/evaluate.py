@@ -45,7 +45,7 @@ def evaluate(
     Writes evaluation.json, evaluation.npz and figures into the run's folder; evaluations of another split, file or
     checkpoint, or with other settings, stand beside them under names of their own.
     """
-    from cnnlab.data import archive
+    from cnnlab.data import archive, npz
     from cnnlab.evaluation import evaluate
 
     done = evaluate(
@@ -53,7 +53,7 @@ def evaluate(
         batch_size=batch_size, figures=figures, trusted=trust or (),
     )  # fmt: skip
     _show(done.content)
-    if data is not None and archive.CLASSES not in archive.layouts(data):
+    if data is not None and archive.CLASSES not in npz.layouts(data):
         print(
             f"note: {data} has no class names that could be compared, only labels up to {done.targets.max()}: "
             f"they are taken for the network's {len(done.content['classes'])} classes in their order."

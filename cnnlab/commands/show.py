@@ -17,7 +17,7 @@ from rich.table import Column, Table
 
 from cnnlab import tutorial
 from cnnlab.commands import RunName, Trust
-from cnnlab.data import archive, folder, shapes
+from cnnlab.data import archive, folder, npz, shapes
 from cnnlab.errors import ConfigError, DataError, MachineError
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ def _training_images(cfg: Any) -> int:
     path = Path(cfg.data.path)
     if path.exists():
         key = cfg.data.get("keys", {}).get("train_targets", archive.KEYS["train_targets"])
-        layouts = archive.layouts(path)
+        layouts = npz.layouts(path)
         if key not in layouts:
             raise DataError(f"{path} lacks {key}; `cnnlab data check {path}` says what it holds.")
         count = layouts[key].shape[0]

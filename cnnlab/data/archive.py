@@ -1,25 +1,20 @@
 """Images and labels in one npz file: checked before memory is taken, read once, written in one step."""
 
-import contextlib
-import io
 import logging
 import math
-import os
-import struct
 import threading
 import zipfile
-import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Integer, UInt8
 
-from cnnlab.errors import CnnlabError, ConfigError, DataError, MachineError, UnsafeError
+from cnnlab.data import npz
+from cnnlab.errors import ConfigError, DataError
 
 KEYS: Mapping[str, str] = MappingProxyType(
     {
@@ -36,21 +31,8 @@ CLASSES = "classes"
 
 _log = logging.getLogger(__name__)
 
-_begun: dict[Hashable, "Future[Archive]"] = {}
+_reads: dict[Hashable, "Future[Archive]"] = {}
 
-# numpy refuses a header text beyond 10,000 characters; this holds any it accepts.
-_HEADER_BYTES = 10_240
-# Small enough for the processor's cache: a larger piece is slower and costs memory beside the array.
-_PIECE_BYTES = 256 * 1024
-# The record that ends a zip file, without its comment (APPNOTE.TXT 4.3.16).
-_END_BYTES = 22
-# Deflate cannot expand beyond 1032:1 (zlib's technical notes), so no file can hold more than this factor.
-_DEFLATE_LIMIT = 1032
-# What one flipped bit in a 32-bit size field can claim. Up to here a false size counts as damage.
-_DAMAGE_BYTES = 2**32
-# Photographs shrink by less than 2, drawings by some tens. Beyond this a large member is a bomb.
-_BOMB_RATIO = 200
-_BOMB_BYTES = 64 * 2**20
 # Without names the highest label decides the number of classes; a stray one must not make millions.
 _MAX_UNNAMED_CLASSES = 1000
 
@@ -78,16 +60,6 @@ class Archive:
         return height, width, channels
 
 
-class Layout(NamedTuple):
-    """What the header of one array says: its type and its shape."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {self.shape}"
-
-
 def read(path: Path | str, keys: Mapping[str, str] = KEYS, classes: Sequence[str] | None = None) -> Archive:
     """Read and check a whole npz file.
 
@@ -109,55 +81,44 @@ def read(path: Path | str, keys: Mapping[str, str] = KEYS, classes: Sequence[str
         MachineError: It may not be read, or does not fit into memory.
         ConfigError: `keys` names an array that a data set does not have.
     """
-    begun = _begun.pop(_request(path, keys, classes), None)
-    _begun.clear()  # what nobody asked for need not stay in memory
-    return begun.result() if begun else _read(Path(path), keys, classes)
+    future = _reads.pop(_request(path, keys, classes), None)
+    _reads.clear()  # what nobody asked for need not stay in memory
+    return future.result() if future else _read(Path(path), keys, classes)
 
 
 def read_ahead(path: Path | str, keys: Mapping[str, str] = KEYS, classes: Sequence[str] | None = None) -> None:
-    """Begin to read a file in the background; the next `read` of it, asked in the same way, has what came of it.
+    """Begin to read a file in the background; the next `read` of it, asked in the same way, gets its result.
 
-    For whoever has something else to do first, such as importing torch. A file that is not there, or another one by
-    then, is left to that `read`.
+    For whoever has something else to do first, such as importing torch. A file that is missing, or that was replaced
+    in between, is left to that `read`.
     """
     request = _request(path, keys, classes)
     if request is None or not Path(path).is_file():
         return
-    found: Future[Archive] = Future()
+    future: Future[Archive] = Future()
 
     def work() -> None:
         try:
-            found.set_result(_read(Path(path), keys, classes))
+            future.set_result(_read(Path(path), keys, classes))
         except BaseException as error:  # raised where it is asked for
-            found.set_exception(error)
+            future.set_exception(error)
 
-    _begun[request] = found
+    _reads[request] = future
     threading.Thread(target=work, name="read ahead", daemon=True).start()  # a run that is stopped does not wait for it
 
 
-def layouts(path: Path | str) -> dict[str, Layout]:
-    """Return type and shape of every array in an npz file, from the headers alone.
-
-    Raises:
-        DataError, UnsafeError, MachineError: As `read` does for a file that is no npz.
-    """
-    with _opened(Path(path)) as file:
-        names = [name.removesuffix(".npy") for name in file.namelist() if name.endswith(".npy")]
-        return {name: _Member(file, name).layout for name in names}
-
-
 def pieces(path: Path | str, name: str, count: int) -> Iterator[UInt8[np.ndarray, "n height width channel"]]:
-    """Yield the images of one array in an npz file, up to `count` at a time: never more of it is in memory.
+    """Yield the images of one array in an npz file, up to `count` at a time: no more than that is in memory.
 
     Raises:
-        DataError, UnsafeError, MachineError: As `read` does; also when the array is not there.
+        DataError, UnsafeError, MachineError: As `read` does; also when the file lacks the array.
     """
     path = Path(path)
-    with _opened(path) as file:
+    with npz.opened(path) as file:
         present = [entry.removesuffix(".npy") for entry in file.namelist()]
         if name not in present:
             raise DataError(f"{path} lacks {name}; it holds {', '.join(present) or 'nothing'}.")
-        member = _Member(file, name)
+        member = npz.Member(file, name)
         member.check_size(path)
         _check_images(f"{path}: {name}", member.layout)
         total, *shape = member.layout.shape
@@ -200,12 +161,12 @@ def write(
         "test_images": test_images,
         "test_targets": test_targets,
     }
-    _check_layouts(path, KEYS, {role: Layout(array.dtype, array.shape) for role, array in arrays.items()})
+    _check_layouts(path, KEYS, {role: npz.Layout(array.dtype, array.shape) for role, array in arrays.items()})
     _check_targets(path, (KEYS["train_targets"], KEYS["test_targets"]), (train_targets, test_targets), classes)
     content = {KEYS[role]: array for role, array in arrays.items()}
     if classes is not None:
         content[CLASSES] = np.array(classes, dtype=np.str_)
-    with _replacing(path) as file:
+    with npz.replacing(path) as file:
         np.savez(file, **content)  # type: ignore[arg-type]  # numpy's stub takes the keywords for allow_pickle
 
 
@@ -252,15 +213,15 @@ def _read(path: Path, keys: Mapping[str, str], classes: Sequence[str] | None) ->
     if unknown := sorted(set(keys) - set(KEYS)):
         raise ConfigError(f"data.keys may hold {', '.join(KEYS)}; got {', '.join(unknown)}.")
     keys = {**KEYS, **keys}
-    with _opened(path) as file:
+    with npz.opened(path) as file:
         present = [name.removesuffix(".npy") for name in file.namelist()]
         if missing := [key for key in keys.values() if key not in present]:
             raise DataError(
                 f"{path} lacks {', '.join(missing)}; it holds {', '.join(present) or 'nothing'}. "
                 "Name its arrays with data.keys."
             )
-        wanted = [*keys.values(), *([CLASSES] if classes is None and CLASSES in present else [])]
-        members = {key: _Member(file, key) for key in wanted}
+        names = [*keys.values(), *([CLASSES] if classes is None and CLASSES in present else [])]
+        members = {key: npz.Member(file, key) for key in names}
         for member in members.values():
             member.check_size(path)
         _check_layouts(path, keys, {role: members[key].layout for role, key in keys.items()})
@@ -282,131 +243,10 @@ def _read(path: Path, keys: Mapping[str, str], classes: Sequence[str] | None) ->
         )
 
 
-class _Member:
-    """One npy array inside an open zip file, its header parsed and its data still on disk."""
-
-    def __init__(self, file: zipfile.ZipFile, name: str) -> None:
-        self.file = file
-        self.name = name
-        self.info = file.getinfo(f"{name}.npy" if f"{name}.npy" in file.NameToInfo else name)
-        if self.info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            # Others take memory by their own header's word before they give a byte.
-            raise DataError(f"{file.filename}: {name} is neither stored nor deflated; write it with numpy.savez.")
-        with file.open(self.info) as stream:
-            start = io.BytesIO(stream.read(_HEADER_BYTES))
-        try:
-            parse = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[np.lib.format.read_magic(start)]
-            shape, self.fortran_order, dtype = parse(start)
-        except Exception as error:  # numpy parses a stranger's text here and does not promise which errors
-            raise DataError(f"{file.filename}: {name} has no readable npy header ({error}).") from error
-        self.layout = Layout(dtype, shape)
-        self.offset = start.tell()
-        self.nbytes = math.prod(shape) * dtype.itemsize
-
-    def check_size(self, path: Path) -> None:
-        """Hold the header's claim against the zip directory and the bytes on disk."""
-        if self.layout.dtype.hasobject:
-            raise UnsafeError(
-                f"{path}: {self.name} holds pickled Python objects; loading them would run code. "
-                "Save it as a plain numeric array."
-            )
-        claimed = self.offset + self.nbytes
-        on_disk = path.stat().st_size
-        claims = f"{path}: {self.name} claims {claimed:,} bytes as {self.layout}"
-        if max(claimed, self.info.file_size) > max(_DEFLATE_LIMIT * on_disk, _DAMAGE_BYTES):
-            raise UnsafeError(f"{claims}, more than the {on_disk:,} bytes on disk can hold.")
-        if claimed != self.info.file_size or min(self.layout.shape, default=1) < 0:
-            raise DataError(f"{claims}, but the zip directory says {self.info.file_size:,}: the file is damaged.")
-        if claimed > max(_BOMB_BYTES, _BOMB_RATIO * self.info.compress_size):
-            raise UnsafeError(
-                f"{claims} out of {self.info.compress_size:,} compressed ones, as a zip bomb does. "
-                "If it is meant so, write it uncompressed with numpy.savez."
-            )
-
-    def load(self) -> np.ndarray:
-        """Read the array into memory once; the zip's checksum is verified on the last byte."""
-        buffer = np.empty(self.nbytes, np.uint8)
-        view = buffer.data
-        with self.file.open(self.info) as stream:
-            stream.read(self.offset)
-            position = 0
-            while position < len(view):
-                piece = stream.read(min(_PIECE_BYTES, len(view) - position))
-                if not piece:
-                    raise zipfile.BadZipFile(f"{self.name} ends after {position:,} of {len(view):,} bytes")
-                view[position : position + len(piece)] = piece
-                position += len(piece)
-        array = buffer.view(self.layout.dtype)
-        if self.fortran_order:
-            return array.reshape(self.layout.shape[::-1]).T
-        return array.reshape(self.layout.shape)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an npz file; whatever goes wrong with it inside the block becomes an error of ours."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            _check_directory(path, file)
-            yield file
-    except CnnlabError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist. Check data.path, or make it: `cnnlab data --help`.") from error
-    except PermissionError as error:
-        raise MachineError(f"{path} may not be read: {error.strerror}.") from error
-    except MemoryError as error:
-        raise MachineError(f"{path} does not fit into this machine's memory; use fewer or smaller images.") from error
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        struct.error,
-        EOFError,
-        OSError,
-        ValueError,
-        OverflowError,
-        RuntimeError,  # encrypted; NotImplementedError, a subclass: unknown compression
-    ) as error:
-        raise _unreadable(path, error) from error
-
-
-def _check_directory(path: Path, file: zipfile.ZipFile) -> None:
-    """Check that no member is lost by damage to its name or to the directory, as zipfile does not."""
-    with path.open("rb") as raw:
-        raw.seek(-_END_BYTES - len(file.comment), os.SEEK_END)
-        (count,) = struct.unpack_from("<H", raw.read(_END_BYTES), 10)
-    if count not in (len(file.filelist), 0xFFFF):  # the latter stands for "see the zip64 record"
-        raise zipfile.BadZipFile(f"it lists {len(file.filelist)} of {count} members")
-    for info in file.filelist:
-        file.open(info).close()  # compares the directory with the member's own header
-
-
-def _unreadable(path: Path, error: Exception) -> CnnlabError:
-    """Say what a file is that could not be read as an npz."""
-    if not path.is_file():
-        return DataError(f"{path} must be an npz file, got a folder or a device. See `cnnlab data pack --help`.")
-    with path.open("rb") as file:
-        start = file.read(6)
-        file.seek(-min(1, path.stat().st_size), os.SEEK_END)
-        end = file.read(1)
-    if not start:
-        return DataError(f"{path} is empty. Delete it and make it again.")
-    if start.startswith(b"PK"):
-        return DataError(f"{path} is damaged ({error}). Delete it and make or copy it again.")
-    # Protocol 2 and above starts with 0x80; older ones with the opcode of a container or an import.
-    if start[0] == 0x80 or (start[:1] in b"(]}c" and end == b"."):
-        return UnsafeError(f"{path} is a Python pickle, and loading one runs code. Write an npz with numpy.savez.")
-    hint = "a single npy array" if start == b"\x93NUMPY" else f"a file that starts with {start!r}"
-    return DataError(f"{path} must be an npz file (numpy.savez), got {hint}.")
-
-
-def _check_layouts(path: Path, keys: Mapping[str, str], given: Mapping[str, Layout]) -> None:
+def _check_layouts(path: Path, keys: Mapping[str, str], layouts: Mapping[str, npz.Layout]) -> None:
     """Check types and shapes of the four arrays against the rules and each other."""
     for split in ("train", "test"):
-        images, targets = given[f"{split}_images"], given[f"{split}_targets"]
+        images, targets = layouts[f"{split}_images"], layouts[f"{split}_targets"]
         images_key, targets_key = keys[f"{split}_images"], keys[f"{split}_targets"]
         _check_images(f"{path}: {images_key}", images)
         _check_labels(f"{path}: {targets_key}", targets)
@@ -415,14 +255,14 @@ def _check_layouts(path: Path, keys: Mapping[str, str], given: Mapping[str, Layo
                 f"{path}: {images_key} and {targets_key} must be equally long, "
                 f"got {images.shape[0]} images and {targets.shape[0]} labels."
             )
-    train, test = given["train_images"].shape[1:], given["test_images"].shape[1:]
+    train, test = layouts["train_images"].shape[1:], layouts["test_images"].shape[1:]
     if train != test:
         raise DataError(
             f"{path}: {keys['test_images']} must hold images shaped like {keys['train_images']}, {train}, got {test}."
         )
 
 
-def _check_images(where: str, layout: Layout) -> None:
+def _check_images(where: str, layout: npz.Layout) -> None:
     dtype, shape = layout
     if dtype == np.uint8 and len(shape) == 4 and shape[3] in (1, 3) and min(shape) > 0:
         return
@@ -445,7 +285,7 @@ def _check_images(where: str, layout: Layout) -> None:
     )
 
 
-def _check_labels(where: str, layout: Layout) -> None:
+def _check_labels(where: str, layout: npz.Layout) -> None:
     dtype, shape = layout
     if dtype.kind in "iu" and shape and shape[0] > 0 and shape[1:] in ((), (1,)):
         return
@@ -487,37 +327,14 @@ def _check_targets(
     train, test = (part.reshape(-1).astype(np.int64) for part in labels)
     counts = np.bincount(train, minlength=len(classes))
     if missing := [name for name, count in zip(classes, counts, strict=True) if count == 0]:
-        shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-        _log.warning("%s: %d of %d classes have no training image: %s", path, len(missing), len(classes), shown)
+        listing = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+        _log.warning("%s: %d of %d classes have no training image: %s", path, len(missing), len(classes), listing)
     return train, test, classes
 
 
-def _names_in(path: Path, member: _Member) -> tuple[str, ...]:
+def _names_in(path: Path, member: npz.Member) -> tuple[str, ...]:
     """Read the class names that a file brings along."""
     dtype, shape = member.layout
     if dtype.kind not in "US" or len(shape) != 1:
         raise DataError(f"{path}: {member.name} must hold strings shaped (classes,), got {member.layout}.")
     return tuple(name.decode() if isinstance(name, bytes) else name for name in member.load().tolist())
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file beside `path` and put it in its place once it is whole and on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # without it a power cut can undo the renaming
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise MachineError(f"{path} could not be written: {error.strerror or error}.") from error

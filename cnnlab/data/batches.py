@@ -14,8 +14,8 @@ from cnnlab.batch import PADDING, Batch, mix_seed
 class Batches:
     """Iterate over a split in batches, without per-sample work and without worker processes.
 
-    The order of the samples is a pure function of (seed, epoch), so that an epoch can be taken up again at any
-    batch: save `state_dict()`, and a new stream that gets it goes on with the next batch.
+    The order of the samples is a pure function of (seed, epoch), so that an epoch can be resumed at any batch: a new
+    stream that loads the `state_dict()` of an old one continues with the next batch.
 
     Under distributed training each process takes every `world_size`-th sample of the common order, so that the
     processes' batches together are the batch that one process would see. All processes get equally many samples:
@@ -116,9 +116,9 @@ class Batches:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch, how many of its batches were handed out, and the images of one, over all processes."""
+        """Return the epoch, how many of its batches were handed out, and the images of a batch over all processes."""
         return {"epoch": self.epoch, "offset": self._offset, "images": self.batch_size * self.world_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the last batch that was handed out, if the next iteration is of the same epoch."""
+        """Resume after the last batch that was handed out, if the next iteration is of the same epoch."""
         self._resume = dict(state)

@@ -73,7 +73,7 @@ SOURCES: dict[Name, _Source] = {
 def fetch(name: Name, path: Path | str, progress: bool = True, url: str | None = None, md5: str | None = None) -> Path:
     """Make the data set's npz file, downloading the official archive; does nothing where the file exists.
 
-    What arrives is kept in a folder `<path>.download`, so that a later call goes on where an interrupted one
+    What arrives is kept in a folder `<path>.download`, so that a later call continues where an interrupted one
     stopped. Processes that ask for the same folder at once wait for each other.
 
     Args:
@@ -255,7 +255,7 @@ def _download(name: str, url: str, part: Path, path: Path, report: Callable[[int
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             if (after := _size(part)) > before:
                 continue
-            kept = f" The next try goes on after the {after:,} bytes that came." if after else ""
+            kept = f" The next try continues after the {after:,} bytes that came." if after else ""
             raise DataError(
                 f"{path} is missing, and its source {url} cannot be reached: {_reason(error)}.{kept}\n"
                 f"Ways out: data.path=<your npz>; or `cnnlab data fetch {name}` on a machine with a network, "
@@ -277,7 +277,7 @@ def _transfer(url: str, part: Path, report: Callable[[int, int | None], None]) -
         if start and (
             answer.status_code == 416 or (answer.status_code == 206 and not sent.startswith(f"bytes {start}-"))
         ):
-            part.unlink()  # what is there does not fit to what the server has
+            part.unlink()  # what is there does not match what the server has
             _transfer(url, part, report)
             return
         answer.raise_for_status()

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from numpy.random import PCG64, Generator
 
-from cnnlab.data import archive
+from cnnlab.data import archive, npz
 from cnnlab.errors import ConfigError, DataError
 
 SIZE = 32
@@ -71,7 +71,7 @@ def generate(path: Path, num_train: int = 20_000, num_test: int = 4_000, seed: i
 
 def _holds(path: Path, expected: Mapping[str, Int64[np.ndarray, "n"]]) -> bool:
     """Say whether a file holds these labels. They take 20 ms, and no two seeds or sizes share them."""
-    layouts = archive.layouts(path)
+    layouts = npz.layouts(path)
     if any(layouts.get(key) != (labels.dtype, labels.shape) for key, labels in expected.items()):
         return False
     # A damaged file is `archive.read`'s to report.
@@ -133,7 +133,7 @@ def _scenes(targets: Int64[np.ndarray, "n"], generator: Generator) -> UInt8[np.n
     centre = SIZE / 2 + uniform(-1, 1, 2) * (SIZE / 2 - radius)[:, None]
     _paint(image, ink, _coverage(_shape(targets, centre, radius, turn(0.4))))
 
-    # Around a point of the shape other than its centre, in one scene of three.
+    # Around a point of the shape other than its centre, in a third of the scenes.
     behind = centre + (radius * uniform(0.3, 1))[:, None] * turn(1) * generator.choice([-1, 1], (num, 1))
     front = _bar_or_disc(behind, turn(1), uniform(0, 1), generator.random(num) < 0.5)
     hidden = generator.random(num) < 0.35
