@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from cnnlab.batch import PADDING, Batch, mix_seed
 from cnnlab.schedule import Constant
-from cnnlab.tta import TTA, augmented
+from cnnlab.tta import TTA, average_views
 
 
 class Classifier(LightningModule):
@@ -29,7 +29,7 @@ class Classifier(LightningModule):
         schedule: Learning rate's factor at (step, total_steps); None keeps the learning rate.
         label_smoothing: Share of the target that is spread evenly over all classes, 0 to 1.
         seed: Decides dropout, together with the step.
-        tta: Test-time augmentation, see `tta.augmented`; validation has none.
+        tta: Test-time augmentation, see `tta.average_views`; validation has none.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Classifier(LightningModule):
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        logits = self._evaluate(augmented(self.network, self.tta), batch, self.test_metrics)
+        logits = self._evaluate(average_views(self.network, self.tta), batch, self.test_metrics)
         self.test_outputs.append((logits, batch.targets, batch.indices))
 
     @override

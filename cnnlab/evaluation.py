@@ -45,29 +45,39 @@ from cnnlab.build import Restored, data_of, restored
 from cnnlab.classifier import evaluation_metrics, update
 from cnnlab.data import ImageData
 from cnnlab.errors import ConfigError, DataError
-from cnnlab.files import write_bytes, write_text
 from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
-from cnnlab.record import precision_of
+from cnnlab.record import precision_of, write_bytes, write_text
 from cnnlab.stats import wilson
-from cnnlab.tta import TTA, augmented
+from cnnlab.tta import TTA, average_views
 
 Split = Literal["test", "val", "train"]
 
 MISTAKES = 100
 BINS = 15
+FIGURES = ("confusion_matrix", "reliability", "worst_mistakes")
 
 
 class Answers(NamedTuple):
-    """What a network said of a split's images, in their order."""
+    """A network's logits for a split's images, in their order, and what they add up to."""
 
     logits: Float[Tensor, "n classes"]
     targets: Int64[Tensor, "n"]
     metrics: dict[str, float]
     seconds: float
 
+    @property
+    def predicted(self) -> Int64[Tensor, "n"]:
+        """The likeliest class of each image."""
+        return self.logits.argmax(1)
+
+    @property
+    def confidence(self) -> Float[Tensor, "n"]:
+        """The probability of the likeliest class of each image."""
+        return self.logits.softmax(1).amax(1)
+
 
 class Evaluation(NamedTuple):
-    """An evaluation's files and what they hold."""
+    """An evaluation as it was written: its path, its content, and the answers."""
 
     path: Path
     content: dict[str, Any]
@@ -87,7 +97,7 @@ def evaluate(
     figures: bool = True,
     trusted: Sequence[str] = (),
 ) -> Evaluation:
-    """Evaluate a run's best state, and write what came out into its folder.
+    """Evaluate a run's best state, and write the result into its folder.
 
     Without options it repeats the test that ended the training, to the last digit on the same device.
 
@@ -95,36 +105,39 @@ def evaluate(
         run: What `record.find` takes: a run's folder, a checkpoint file, `last` or `best`.
         data: Another npz file with the same classes.
         split: Which of its images.
-        tta: Test-time augmentation, see `tta.augmented`; the run's by default.
-        accelerator: As Lightning calls them.
-        precision: As Lightning calls them; the run's by default.
-        batch_size: Images at a time; the run's by default.
+        tta: Test-time augmentation, see `tta.average_views`; by default the run's.
+        accelerator: In Lightning's words.
+        precision: In Lightning's words; by default the run's.
+        batch_size: Images at a time; by default the run's.
         figures: Whether to draw.
         trusted: Packages that may be imported although a run's folder names them.
 
     Raises:
         ConfigError, CheckpointError, UnsafeError: As `build.restored` does.
         DataError: The file is missing, or of other classes; or the split is empty; or the loss is not finite.
-        MachineError: The accelerator is not there.
+        MachineError: The machine lacks the accelerator.
     """
     check_accelerator(accelerator, "--accelerator ")
     keep_freed_memory()
     state = restored(run, trusted)
     images = data_of(state, data, eval_batch_size=batch_size)
-    own = precision_of(state.config)
-    fabric = fabric_for(accelerator, precision or own)
+    run_precision = precision_of(state.config)
+    run_tta: TTA = state.config.get("eval", {}).get("tta", "none")
+    tta = tta or run_tta
+    fabric = fabric_for(accelerator, precision or run_precision)
+    computed_precision = str(fabric.strategy.precision.precision)
     batches = images.batches(split)
     if len(batches) == 0:
         raise DataError(f"{images.path}: the {split} split holds no images (data.val_size={len(images.val_indices)}).")
-    of_run: TTA = state.config.get("eval", {}).get("tta", "none")
-    tta = tta or of_run
-    computed = str(fabric.strategy.precision.precision)
-    found = answers(state.network, batches, images.num_classes, fabric=fabric, tta=tta)
-    pixels, digest = _pixels(images, split)
-    place = _place(
-        state, split, None if tta == of_run else tta, None if computed == own else computed,
-        None if data is None else (Path(data).stem, digest),
-    )  # fmt: skip
+    answers = answer(state.network, batches, images.num_classes, fabric=fabric, tta=tta)
+    pixels, digest = _read_split(images, split)
+    stem = _stem(
+        state,
+        split,
+        tta=None if tta == run_tta else tta,
+        precision=None if computed_precision == run_precision else computed_precision,
+        data=None if data is None else (Path(data).stem, digest),
+    )
     content = {
         "format": 1,
         "checkpoint": str(state.checkpoint),
@@ -132,40 +145,48 @@ def evaluate(
         "split": split,
         "tta": tta,
         "data_digest": digest,
-        "count": len(found.targets),
+        "count": len(answers.targets),
         "classes": list(images.classes),
-        "metrics": found.metrics,
-        **summary(found.logits, found.targets, images.classes),
+        "metrics": answers.metrics,
+        **summarise(answers.logits, answers.targets, images.classes),
         "device": describe_device(fabric.device),
-        "precision": computed,
-        "seconds": round(found.seconds, 4),
-        "images_per_second": round(len(found.targets) / found.seconds, 1),
-        "answers": f"{place.name}.npz",
-        "figures": [f"figures/{place.name}/{name}.png" for name in FIGURES] if figures else [],
+        "precision": computed_precision,
+        "seconds": round(answers.seconds, 4),
+        "images_per_second": round(len(answers.targets) / answers.seconds, 1),
+        "answers": f"{stem.name}.npz",
+        "figures": [f"figures/{stem.name}/{name}.png" for name in FIGURES] if figures else [],
     }
-    predicted, targets = found.logits.argmax(1).numpy(), found.targets.numpy()
-    confidence = found.logits.softmax(1).amax(1).numpy()
     if figures:
-        folder = place.parent / "figures" / place.name
-        drawn = (
-            plots.confusion_matrix(np.array(content["confusion"]), images.classes),
-            plots.reliability(content["calibration"], found.metrics["calibration_error"]),
-            plots.worst_mistakes(pixels, predicted, targets, confidence, images.classes),
-        )
-        for name, figure in zip(FIGURES, drawn, strict=True):
-            write_bytes(folder / f"{name}.png", plots.to_png(figure))
+        _draw(stem.parent / "figures" / stem.name, content, answers, pixels)
+    return _write(stem, content, answers)
+
+
+def _draw(folder: Path, content: dict[str, Any], answers: Answers, pixels: np.ndarray) -> None:
+    classes = content["classes"]
+    drawings = (
+        plots.confusion_matrix(np.array(content["confusion"]), classes),
+        plots.reliability(content["calibration"], answers.metrics["calibration_error"]),
+        plots.worst_mistakes(
+            pixels, answers.predicted.numpy(), answers.targets.numpy(), answers.confidence.numpy(), classes
+        ),
+    )
+    for name, drawing in zip(FIGURES, drawings, strict=True):
+        write_bytes(folder / f"{name}.png", plots.to_png(drawing))
+
+
+def _write(stem: Path, content: dict[str, Any], answers: Answers) -> Evaluation:
+    """Write the answers, and after them the content that names them: a reader who finds it finds the rest."""
+    predicted, targets = answers.predicted.numpy(), answers.targets.numpy()
+    dtype = np.uint16 if len(content["classes"]) <= 2**16 else np.int64
     arrays = io.BytesIO()
-    small = np.uint16 if images.num_classes <= 2**16 else np.int64
-    np.savez_compressed(arrays, predicted=predicted.astype(small), targets=targets.astype(small), confidence=confidence)
-    # The table of contents comes last: where it stands, the rest does.
-    write_bytes(place.with_name(f"{place.name}.npz"), arrays.getvalue())
-    path = place.with_name(f"{place.name}.json")
+    np.savez_compressed(
+        arrays, predicted=predicted.astype(dtype), targets=targets.astype(dtype), confidence=answers.confidence.numpy()
+    )
+    write_bytes(stem.with_name(content["answers"]), arrays.getvalue())
+    path = stem.with_name(f"{stem.name}.json")
     lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
     return Evaluation(path, content, predicted, targets)
-
-
-FIGURES = ("confusion_matrix", "reliability", "worst_mistakes")
 
 
 def fabric_for(accelerator: str, precision: str | None) -> Fabric:
@@ -178,7 +199,7 @@ def fabric_for(accelerator: str, precision: str | None) -> Fabric:
         raise ConfigError(text) from error
 
 
-def answers(
+def answer(
     network: nn.Module,
     batches: Iterable[Batch],
     num_classes: int,
@@ -186,37 +207,38 @@ def answers(
     fabric: Fabric | None = None,
     tta: TTA = "none",
 ) -> Answers:
-    """Ask a network about a split's images; the metrics are those of training's own test, updated in its order.
+    """Put a split's images through a network; metrics are those of training's test, updated in the same order.
 
     Args:
         network: Takes images, returns logits.
         batches: The split, in order.
         num_classes: Number of classes.
         fabric: Device and precision; by default Lightning chooses a device, and 32 bits.
-        tta: Test-time augmentation, see `tta.augmented`.
+        tta: Test-time augmentation, see `tta.average_views`.
     """
     fabric = fabric or fabric_for("auto", None)
     model = fabric.setup_module(network.eval())
-    ask = augmented(model, tta)
+    predict = average_views(model, tta)
     metrics = evaluation_metrics(num_classes, "", full=True).to(fabric.device)
     logits, targets = [], []
     started = time.perf_counter()
     with torch.inference_mode():
-        for batch in _shown(batches):
-            here = Batch(*(tensor.to(fabric.device, non_blocking=True) for tensor in batch))
-            answer = ask(here.images).float()
-            update(metrics, answer, here.targets)
-            logits.append(answer)
-            targets.append(here.targets)
+        for batch in _with_progress(batches):
+            batch = Batch(*(tensor.to(fabric.device, non_blocking=True) for tensor in batch))
+            logits.append(predict(batch.images).float())
+            targets.append(batch.targets)
+            update(metrics, logits[-1], batch.targets)
         values = {name: float(value) for name, value in metrics.compute().items()}
         if not math.isfinite(values["loss"]):
             raise DataError(f"the network's loss is {values['loss']}: its weights, or the precision, are not usable.")
-        together = torch.cat(logits).cpu(), torch.cat(targets).cpu()
-    return Answers(*together, values, time.perf_counter() - started)
+        answers = torch.cat(logits).cpu(), torch.cat(targets).cpu()
+    return Answers(*answers, values, time.perf_counter() - started)
 
 
-def summary(logits: Float[Tensor, "n classes"], targets: Int64[Tensor, "n"], classes: Sequence[str]) -> dict[str, Any]:
-    """Return what a split's answers add up to: the middle part of `evaluation.json`."""
+def summarise(
+    logits: Float[Tensor, "n classes"], targets: Int64[Tensor, "n"], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return the middle part of `evaluation.json`: interval, confusion, classes, calibration and mistakes."""
     predicted = logits.argmax(1)
     matrix = multiclass_confusion_matrix(predicted, targets, len(classes)).numpy()
     confidence = logits.softmax(1).amax(1).numpy()
@@ -226,8 +248,8 @@ def summary(logits: Float[Tensor, "n classes"], targets: Int64[Tensor, "n"], cla
     return {
         "accuracy_interval": list(wilson(int(right.sum()), len(right))),
         "confusion": matrix.tolist(),
-        "per_class": [_of_class(matrix, label, name) for label, name in enumerate(classes)],
-        "calibration": calibration(confidence, right),
+        "per_class": [_rate_class(matrix, label, name) for label, name in enumerate(classes)],
+        "calibration": calibrate(confidence, right),
         "mistakes": [
             {
                 "index": int(index),
@@ -240,15 +262,15 @@ def summary(logits: Float[Tensor, "n classes"], targets: Int64[Tensor, "n"], cla
     }
 
 
-def calibration(confidence: Float[np.ndarray, "n"], right: Bool[np.ndarray, "n"]) -> list[dict[str, Any]]:
-    """Return for equal parts of the probability scale how sure the network was there, and how often it was right."""
+def calibrate(confidence: Float[np.ndarray, "n"], right: Bool[np.ndarray, "n"]) -> list[dict[str, Any]]:
+    """Return, for equal parts of the probability scale, the mean confidence and the accuracy of the images in it."""
     edges = np.linspace(0, 1, BINS + 1)
-    part = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, BINS - 1)
-    found = []
+    part_of_image = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, BINS - 1)
+    parts = []
     for number in range(BINS):
-        inside = part == number
+        inside = part_of_image == number
         count = int(inside.sum())
-        found.append(
+        parts.append(
             {
                 "low": round(float(edges[number]), 6),
                 "high": round(float(edges[number + 1]), 6),
@@ -257,10 +279,10 @@ def calibration(confidence: Float[np.ndarray, "n"], right: Bool[np.ndarray, "n"]
                 "accuracy": float(right[inside].mean()) if count else None,
             }
         )
-    return found
+    return parts
 
 
-def _of_class(matrix: np.ndarray, label: int, name: str) -> dict[str, Any]:
+def _rate_class(matrix: np.ndarray, label: int, name: str) -> dict[str, Any]:
     hits, count, guesses = (int(value) for value in (matrix[label, label], matrix[label].sum(), matrix[:, label].sum()))
     return {
         "class": name,
@@ -271,7 +293,7 @@ def _of_class(matrix: np.ndarray, label: int, name: str) -> dict[str, Any]:
     }
 
 
-def _pixels(images: ImageData, split: Split) -> tuple[UInt8[np.ndarray, "n height width channel"], str]:
+def _read_split(images: ImageData, split: Split) -> tuple[UInt8[np.ndarray, "n height width channel"], str]:
     """Return a split's images, and the digest of these and their labels."""
     if split == "test":
         pixels, targets = images.test_images.numpy(), images.test_targets.numpy()
@@ -283,10 +305,16 @@ def _pixels(images: ImageData, split: Split) -> tuple[UInt8[np.ndarray, "n heigh
     return pixels, digest.hexdigest()
 
 
-def _place(
-    state: Restored, split: Split, tta: TTA | None, precision: str | None, other: tuple[str, str] | None
-) -> Path:
-    """Return where an evaluation's files stand, without their endings: what is evaluated decides, and nothing else."""
+def _stem(state: Restored, split: Split, tta: TTA | None, precision: str | None, data: tuple[str, str] | None) -> Path:
+    """Return the path of an evaluation's files without their endings: a name for each thing that can be evaluated.
+
+    Args:
+        state: The network.
+        split: Which images.
+        tta: Test-time augmentation, None for the run's.
+        precision: None for the run's.
+        data: Name and digest of another file, None for the run's.
+    """
     parts = ["evaluation"]
     if state.record is None:
         parts.insert(0, state.checkpoint.stem)
@@ -298,14 +326,15 @@ def _place(
         parts.append(tta if tta != "none" else "plain")
     if precision is not None:
         parts.append(precision)
-    if other is not None:
-        parts += [other[0], other[1][:6]]
+    if data is not None:
+        name, digest = data
+        parts += [name, digest[:6]]
     folder = state.record.folder if state.record else state.checkpoint.parent
     return folder / "-".join(parts)
 
 
-def _shown(batches: Iterable[Batch]) -> Iterable[Batch]:
-    """Show how far it is, on a terminal."""
+def _with_progress(batches: Iterable[Batch]) -> Iterable[Batch]:
+    """Yield the batches, with a progress bar where there is a terminal."""
     if not sys.stderr.isatty():
         return batches
     from rich.console import Console

@@ -12,8 +12,8 @@ from torch import nn
 from cnnlab.callbacks import AtomicCheckpointIO
 from cnnlab.commands.evaluate import evaluate as evaluate_command
 from cnnlab.errors import CheckpointError, ConfigError, DataError, MachineError
-from cnnlab.evaluation import Split, answers, calibration, evaluate, summary
-from cnnlab.tta import TTA, augmented, moved
+from cnnlab.evaluation import Split, answer, calibrate, evaluate, summarise
+from cnnlab.tta import TTA, average_views, shift
 from tests.conftest import Train, drawn, read
 
 
@@ -138,12 +138,12 @@ def test_a_checkpoint_that_does_not_say_how_its_data_is_read_is_named(trained: P
 
 def test_moved_images_are_mirrored_at_the_edge():
     image = torch.arange(9).reshape(1, 1, 3, 3)
-    assert moved(image, -1)[0, 0].tolist() == [[4, 5, 4], [7, 8, 7], [4, 5, 4]]
-    assert moved(image, 1)[0, 0].tolist() == [[4, 3, 4], [1, 0, 1], [4, 3, 4]]
+    assert shift(image, -1)[0, 0].tolist() == [[4, 5, 4], [7, 8, 7], [4, 5, 4]]
+    assert shift(image, 1)[0, 0].tolist() == [[4, 3, 4], [1, 0, 1], [4, 3, 4]]
     padded = nn.functional.pad(image.float(), (1, 1, 1, 1), mode="reflect")
-    assert torch.equal(moved(image, 1).float(), padded[:, :, :3, :3])
-    assert torch.equal(moved(image, -1).float(), padded[:, :, 2:, 2:])
-    assert moved(torch.ones(1, 1, 1, 1), 1).shape == (1, 1, 1, 1)
+    assert torch.equal(shift(image, 1).float(), padded[:, :, :3, :3])
+    assert torch.equal(shift(image, -1).float(), padded[:, :, 2:, 2:])
+    assert shift(torch.ones(1, 1, 1, 1), 1).shape == (1, 1, 1, 1)
 
 
 def test_augmentation_weighs_the_images_as_its_source_does():
@@ -151,20 +151,20 @@ def test_augmentation_weighs_the_images_as_its_source_does():
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
     images = torch.rand(2, 3, 4, 4)
     ways = [
-        network(shown) for still in (images, moved(images, -1), moved(images, 1)) for shown in (still, still.flip(3))
+        network(shown) for still in (images, shift(images, -1), shift(images, 1)) for shown in (still, still.flip(3))
     ]
-    torch.testing.assert_close(augmented(network, "mirror")(images), (ways[0] + ways[1]) / 2)
+    torch.testing.assert_close(average_views(network, "mirror")(images), (ways[0] + ways[1]) / 2)
     expected = (ways[0] + ways[1]) / 4 + sum(ways[2:]) / 8
-    torch.testing.assert_close(augmented(network, "mirror_translate")(images), expected)
+    torch.testing.assert_close(average_views(network, "mirror_translate")(images), expected)
 
 
 def test_odd_answers_are_summed_up():
     logits = torch.tensor([[9.0, 0.0, -9.0], [9.0, 0.0, -9.0]])
-    found = summary(logits, torch.tensor([0, 1]), ["a", "b", "c"])
-    assert found["per_class"][2] == {"class": "c", "count": 0, "precision": None, "recall": None, "f1": None}
-    assert found["per_class"][1]["recall"] == 0
-    assert [mistake["index"] for mistake in found["mistakes"]] == [1]
-    parts = calibration(np.array([0.0, 1.0]), np.array([False, True]))
+    content = summarise(logits, torch.tensor([0, 1]), ["a", "b", "c"])
+    assert content["per_class"][2] == {"class": "c", "count": 0, "precision": None, "recall": None, "f1": None}
+    assert content["per_class"][1]["recall"] == 0
+    assert [mistake["index"] for mistake in content["mistakes"]] == [1]
+    parts = calibrate(np.array([0.0, 1.0]), np.array([False, True]))
     assert (parts[0]["count"], parts[-1]["count"], parts[5]["accuracy"]) == (1, 1, None)
 
 
@@ -173,10 +173,10 @@ def test_the_answers_are_the_networks_own(npz: Path):
 
     data = ImageData(npz, val_size=0)
     network = normalised(ConvNet(3, 10, (32, 32), channels=[4], kernel_size=3, hidden=[8]), data.mean, data.std)
-    found = answers(network, data.batches("test"), 10)
+    answers = answer(network, data.batches("test"), 10)
     with torch.inference_mode():
         (batch,) = data.batches("test")
-        assert torch.equal(found.logits, network(batch.images))
+        assert torch.equal(answers.logits, network(batch.images))
 
 
 def test_evaluate_repeats_the_runs_own_augmented_test(train: Train):

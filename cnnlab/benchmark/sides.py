@@ -30,7 +30,7 @@ from cnnlab import build
 from cnnlab.batch import Batch
 from cnnlab.config import composed
 from cnnlab.data import ImageData
-from cnnlab.evaluation import answers, fabric_for
+from cnnlab.evaluation import answer, fabric_for
 from cnnlab.machine import describe_device
 
 WARM_UP = 3
@@ -189,7 +189,7 @@ class LabSide:
 
         def evaluated(batches: int) -> tuple[int, float]:
             shown = islice(data.batches("test"), batches)
-            found = answers(copy.deepcopy(classifier.network), shown, data.num_classes, fabric=fabric)
+            found = answer(copy.deepcopy(classifier.network), shown, data.num_classes, fabric=fabric)
             return len(found.targets), found.seconds
 
         _, first = evaluated(1)

@@ -11,12 +11,12 @@ from rich.table import Column, Table
 
 from cnnlab.config import composed
 from cnnlab.errors import ConfigError
-from cnnlab.files import write_text
+from cnnlab.record import write_text
 
 app = typer.Typer(add_completion=False)
 
 
-class _Kind(StrEnum):
+class _Loop(StrEnum):  # an enum, as typer takes no list of Literals
     PLAIN = "plain"
     DATALOADER = "dataloader"
 
@@ -25,7 +25,7 @@ class _Kind(StrEnum):
 def benchmark(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As for train.py.")] = None,
     against: Annotated[
-        list[_Kind] | None,
+        list[_Loop] | None,
         typer.Option(help="Train in turn with a plain PyTorch loop, or with Lightning over a DataLoader; repeatable."),
     ] = None,
     sweep: Annotated[
@@ -56,8 +56,9 @@ def benchmark(
                 "overrides": lines, "tried": [vars(one) for one in tried], "best": best, "versions": measure.versions(),
             }  # fmt: skip
         else:
-            kinds: list[Any] = [kind.value for kind in against or ()]
-            content = measure.report(lines, kinds, rounds=rounds, seconds=seconds, told=status.update)
+            content = measure.report(
+                lines, [loop.value for loop in against or ()], rounds=rounds, seconds=seconds, told=status.update
+            )
     if json_file:
         write_text(json_file, json.dumps(content, indent=2) + "\n")
     if figure:

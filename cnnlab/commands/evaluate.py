@@ -1,35 +1,23 @@
 """`cnnlab evaluate`: how good a run's network is."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from cnnlab.commands import RunName, Trust
+from cnnlab.tta import TTA
 
 app = typer.Typer(add_completion=False)
-
-
-class _Split(StrEnum):
-    TEST = "test"
-    VAL = "val"
-    TRAIN = "train"
-
-
-class _TTA(StrEnum):
-    NONE = "none"
-    MIRROR = "mirror"
-    MIRROR_TRANSLATE = "mirror_translate"
 
 
 @app.command()
 def evaluate(
     run: RunName,
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="Another npz file with the same classes.")] = None,
-    split: Annotated[_Split, typer.Option(help="Which of its images.")] = _Split.TEST,
+    split: Annotated[Literal["test", "val", "train"], typer.Option(help="Which of its images.")] = "test",
     tta: Annotated[
-        _TTA | None,
+        TTA | None,
         typer.Option(
             help="Average over each image and its mirror image, and these moved by a pixel. [default: the run's]"
         ),
@@ -49,7 +37,7 @@ def evaluate(
     from cnnlab.evaluation import evaluate
 
     done = evaluate(
-        run, data=data, split=split.value, tta=tta.value if tta else None, accelerator=accelerator, precision=precision,
+        run, data=data, split=split, tta=tta, accelerator=accelerator, precision=precision,
         batch_size=batch_size, figures=figures, trusted=trust or (),
     )  # fmt: skip
     _show(done.content)

@@ -1,8 +1,7 @@
 """`cnnlab export`: a run's network as a file that others can run."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,25 +10,16 @@ from cnnlab.commands import RunName, Trust
 app = typer.Typer(add_completion=False)
 
 
-class _Format(StrEnum):
-    ONNX = "onnx"
-    TORCH_EXPORT = "torch_export"
-    SAFETENSORS = "safetensors"
-
-
-class _Input(StrEnum):
-    UINT8 = "uint8"
-    FLOAT = "float"
-
-
 @app.command()
 def export(
     run: RunName,
-    format: Annotated[_Format, typer.Option(help="What to write.")] = _Format.ONNX,
+    format: Annotated[Literal["onnx", "torch_export", "safetensors"], typer.Option(help="What to write.")] = "onnx",
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The file. [default: model.onnx, .pt2, ... in the run's folder]")
     ] = None,
-    input: Annotated[_Input, typer.Option(help="It takes images as 0 to 255, or as 0.0 to 1.0.")] = _Input.UINT8,
+    input: Annotated[
+        Literal["uint8", "float"], typer.Option(help="It takes images as 0 to 255, or as 0.0 to 1.0.")
+    ] = "uint8",
     data: Annotated[
         Path | None, typer.Option(metavar="FILE", help="An npz file to compare on. [default: the run's data]")
     ] = None,
@@ -45,7 +35,7 @@ def export(
     from cnnlab.export import export
 
     done = export(
-        run, format=format.value, output=output, input=input.value, data=data, tolerance=tolerance,
+        run, format=format, output=output, input=input, data=data, tolerance=tolerance,
         overwrite=overwrite, trusted=trust or (),
     )  # fmt: skip
     print(

@@ -1,36 +1,24 @@
 """`cnnlab predict`: what a run's network says of pictures."""
 
 import csv
-import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
 from cnnlab.commands import Trust
+from cnnlab.data.folder import Fit
 from cnnlab.errors import ConfigError, DataError, PartialError
-from cnnlab.files import csv_cell, replacing, write_bytes
 
 app = typer.Typer(add_completion=False)
 
 # Pictures on a contact sheet at most.
 SHEET = 64
-
-
-class _Fit(StrEnum):
-    CROP = "crop"
-    PAD = "pad"
-    STRETCH = "stretch"
-
-
-class _Format(StrEnum):
-    CSV = "csv"
-    JSONL = "jsonl"
 
 
 @app.command()
@@ -43,12 +31,13 @@ def predict(
         Path | None, typer.Option(metavar="FILE", help="Where to write, .csv or .jsonl. [default: the terminal]")
     ] = None,
     format: Annotated[  # the option's name
-        _Format | None, typer.Option(help="A table, or a JSON object a line. [default: as FILE is called, or csv]")
+        Literal["csv", "jsonl"] | None,
+        typer.Option(help="A table, or a JSON object a line. [default: as FILE is called, or csv]"),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
     fit: Annotated[
-        _Fit, typer.Option(help="Scale the shorter side and crop the middle; or pad with black; or stretch.")
-    ] = _Fit.CROP,
+        Fit, typer.Option(help="Scale the shorter side and crop the middle; or pad with black; or stretch.")
+    ] = "crop",
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help=f"Draw the first {SHEET} pictures with their classes.")
     ] = None,
@@ -66,18 +55,18 @@ def predict(
     from cnnlab import prediction
 
     if format is None:
-        format = _Format.JSONL if output and output.suffix.lower() in (".jsonl", ".json") else _Format.CSV
+        format = "jsonl" if output and output.suffix.lower() in (".jsonl", ".json") else "csv"
     if output and output.suffix.lower() == ".npz":
         raise ConfigError(f"--output {output} must be a .csv or .jsonl file.")
     if output and output.exists() and not overwrite:
         raise ConfigError(f"{output} exists. Choose another name, or pass --overwrite to replace it.")
     oracle = prediction.oracle_for(run, accelerator, trust or ())
-    found = prediction.predict(oracle, inputs, top_k=top_k, fit=fit.value, array=array, batch_size=batch_size)
+    found = prediction.predict(oracle, inputs, top_k=top_k, fit=fit, array=array, batch_size=batch_size)
     kept: list[prediction.Prediction] = []
     good = bad = 0
     top_k = min(top_k, len(oracle.classes))
     with _opened(output) as file, _bar(inputs, hidden=output is None and sys.stdout.isatty()) as shown:
-        write = _table(file, top_k) if format is _Format.CSV else _lines(file)
+        write = _table(file, top_k) if format == "csv" else _lines(file)
         for made in shown(found):
             if made.error is not None:
                 bad += 1
@@ -107,7 +96,7 @@ def _table(file: TextIO, top_k: int) -> Callable[[Any], object]:
             writer.writerow(header)
             header.clear()
         cells = [cell for name, share in made.top for cell in (name, f"{share:.6f}")]
-        writer.writerow(map(csv_cell, [made.image, *cells, made.note]))
+        writer.writerow([made.image, *cells, made.note])
 
     return write
 
@@ -126,8 +115,14 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
     if output is None:
         yield sys.stdout
         return
-    with replacing(output) as file, io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="") as text:
-        yield text
+    output.parent.mkdir(parents=True, exist_ok=True)
+    beside = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        beside.replace(output)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -148,6 +143,7 @@ def _draw(kept: list[Any], path: Path) -> None:
     import numpy as np
 
     from cnnlab import plots
+    from cnnlab.record import write_bytes
 
     titles = [f"{Path(made.image).name}\n{made.top[0][0]}\n{made.top[0][1]:.0%} sure" for made in kept]
     write_bytes(path, plots.to_png(plots.image_grid(np.stack([made.pixels for made in kept]), titles)))

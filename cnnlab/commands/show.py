@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,11 +34,6 @@ app = typer.Typer(
 _PHOTOGRAPH = 640  # pixels of the longer side that are worth drawing
 # What a data set that is fetched or drawn will hold, while its file isn't there yet.
 _KNOWN = {"cifar10": (50_000, 10), "cifar100": (50_000, 100), "shapes": (20_000, 10)}
-
-
-class _Kind(StrEnum):
-    MAX = "max"
-    AVG = "avg"
 
 
 _Output = Annotated[Path | None, typer.Option("--output", "-o", help="The PNG file to write.")]

@@ -12,8 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cnnlab.files import read_json
-from cnnlab.record import Record
+from cnnlab.record import Record, read_json
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnlab.files import read_json, write_json
-from cnnlab.record import Record
+from cnnlab.record import Record, read_json, write_json
 
 LONGEST = 100  # letters of a folder's name
 
