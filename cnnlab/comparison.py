@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from cnnlab.errors import ConfigError, DataError
-from cnnlab.ledger import flat
-from cnnlab.record import Record, find, precision_of, read_json
+from cnnlab.files import flatten, read_json
+from cnnlab.record import Record, find, precision_of
 from cnnlab.stats import Verdict, holm, mcnemar, welch
 
 
@@ -102,7 +102,7 @@ def sides(names: Sequence[str]) -> list[Side]:
 
 def differences(compared: Sequence[Side]) -> dict[str, list[Any]]:
     """Return the config keys whose values are not all the same, with each run's value; None where it has none."""
-    configs = [dict(flat(side.record.config)) for side in compared]
+    configs = [dict(flatten(side.record.config)) for side in compared]
     keys = dict.fromkeys(key for config in configs for key in config)
     values = {key: [config.get(key) for config in configs] for key in keys}
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
@@ -188,7 +188,7 @@ def _check_independent(group: Sequence[Side]) -> None:
     known: dict[str, Side] = {}
     for side in group:
         # Everything of that name: runs may have one seed and other images held out.
-        seeds = {key: value for key, value in flat(side.record.config) if key.rpartition(".")[2].endswith("seed")}
+        seeds = {key: value for key, value in flatten(side.record.config) if key.rpartition(".")[2].endswith("seed")}
         other = known.setdefault(str(sorted(seeds.items())), side) if seeds else side
         if other is not side:
             raise ConfigError(

@@ -28,6 +28,10 @@ class CheckpointError(CnnlabError, ValueError):
     exit_code = 4
 
 
+class DamagedError(CheckpointError):
+    """A file of a run's folder is damaged, or none that cnnlab wrote."""
+
+
 class MachineError(CnnlabError, RuntimeError):
     """The machine lacks something: device, memory, disk, permission."""
 

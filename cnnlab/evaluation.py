@@ -45,8 +45,9 @@ from cnnlab.build import Restored, data_of, restored
 from cnnlab.classifier import evaluation_metrics, update
 from cnnlab.data import ImageData
 from cnnlab.errors import ConfigError, DataError
+from cnnlab.files import write_bytes, write_text
 from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
-from cnnlab.record import precision_of, write_bytes, write_text
+from cnnlab.record import precision_of
 from cnnlab.stats import wilson
 from cnnlab.tta import TTA, average_views
 

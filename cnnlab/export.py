@@ -4,7 +4,6 @@ import copy
 import importlib
 import json
 import logging
-import os
 import statistics
 import time
 import warnings
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from cnnlab.build import Restored, data_of, restored
 from cnnlab.callbacks.checkpoint import first_line
 from cnnlab.errors import CnnlabError, ConfigError, MachineError
+from cnnlab.files import replacing
 from cnnlab.prediction import CLASSES, INPUT, SHAPE, of_onnx
 
 Format = Literal["onnx", "torch_export", "safetensors"]
@@ -106,9 +106,8 @@ def export(
     if output and path.exists() and not overwrite:
         raise ConfigError(f"{path} exists. Choose another name, or pass --overwrite to replace it.")
     images = data_of(state, data).test_images[:COMPARED].numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with replacing(path) as file:
+        beside = Path(file.name)
         answer = WRITERS[format](Answering(state.network).eval(), beside, input, _metadata(state, input))
         # Two batch sizes, so that a batch that was not left open is found out.
         found = np.concatenate([answer(images[:1]), answer(images[1:])]) if len(images) > 1 else answer(images)
@@ -119,9 +118,6 @@ def export(
                 f"{len(images)} images, more than {tolerance:.2g}: nothing was written. Try another --format."
             )
         milliseconds = _raced(state.network, beside, images) if format == "onnx" else {}
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
     return Exported(path, difference, len(images), milliseconds)
 
 

@@ -1,13 +1,14 @@
 """Many runs as a table: what each was, what it reached, filtered and sorted."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from cnnlab.errors import ConfigError
-from cnnlab.record import Record, read_yaml, runs
+from cnnlab.errors import ConfigError, DamagedError, MachineError
+from cnnlab.files import flatten, read_yaml
+from cnnlab.record import Record, runs
 
 FACTS = ("status", "started", "seconds", "device", "precision", "num_parameters", "seed", "command", "error")
 CONDITION = re.compile(r"(?P<key>[^=<>!]+)(?P<sign>!=|<=|>=|=|<|>)(?P<value>.*)", re.DOTALL)
@@ -33,7 +34,7 @@ class Row(Mapping[str, Any]):
             self._known |= _choices(record)
             self._known |= {name: value for name, value in record.metrics.items() if isinstance(value, int | float)}
             self._known["changes"] = _changes(record)
-        except ConfigError:
+        except (DamagedError, MachineError):
             self._known["status"] = "damaged"
 
     def __getitem__(self, key: str) -> Any:
@@ -41,8 +42,8 @@ class Row(Mapping[str, Any]):
             return self._known[key]
         if self._config is None:
             try:
-                self._config = dict(flat(self.record.config))
-            except ConfigError:
+                self._config = dict(flatten(self.record.config))
+            except (DamagedError, MachineError):
                 self._config = {}
         return self._config[key]
 
@@ -80,15 +81,6 @@ def rows(folder: Path, where: Sequence[str] = (), sort: str = "started", ascendi
     numbers = all(isinstance(row[sort], int | float) for row in having)
     having.sort(key=lambda row: row[sort] if numbers else str(row[sort]), reverse=not ascending)
     return having + [row for row in kept if row.get(sort) is None]
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Yield a config's values under their dotted keys."""
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _relative(folder: Path, below: Path) -> str:

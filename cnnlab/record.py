@@ -1,9 +1,5 @@
 """A run's folder read back, as data: whoever made it, nothing in it is executed."""
 
-import csv
-import json
-import math
-import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml  # type: ignore[import-untyped]
-
-from cnnlab.errors import CheckpointError, ConfigError, UnsafeError
+from cnnlab.errors import CheckpointError, ConfigError, DamagedError, UnsafeError
+from cnnlab.files import read_csv, read_json, read_yaml
 
 RUNS = Path("outputs")
 """Where runs stand, unless `hydra.run.dir` says otherwise."""
@@ -64,12 +59,12 @@ class Record:
         """The composed config, references as they stand.
 
         Raises:
-            ConfigError: It is missing or damaged.
+            DamagedError: It is missing or damaged.
         """
         path = self.folder / ".hydra" / "config.yaml"
         content = read_yaml(path)
         if not isinstance(content, dict):
-            raise ConfigError(f"{path} must be a run's config: it is damaged")
+            raise DamagedError(f"{path} must be a run's config: it is damaged.")
         return content
 
     @cached_property
@@ -77,12 +72,12 @@ class Record:
         """The overrides that it was composed with.
 
         Raises:
-            ConfigError: They are missing or damaged.
+            DamagedError: They are missing or damaged.
         """
         path = self.folder / ".hydra" / "overrides.yaml"
         content = read_yaml(path)
         if not isinstance(content, list) or not all(isinstance(line, str) for line in content):
-            raise ConfigError(f"{path} must be a list of overrides: it is damaged")
+            raise DamagedError(f"{path} must be a list of overrides: it is damaged.")
         return content
 
     @property
@@ -213,79 +208,3 @@ def _best() -> Record:
     like = [record for record in found if record.config["objective"] == goal]
     best = max if goal.get("mode") == "max" else min
     return best(like, key=lambda record: record.objective or 0.0)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object; an empty one if there is no file.
-
-    Raises:
-        ConfigError: It is damaged.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} can't be read: it is damaged ({type(error).__name__})") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a JSON object: it is damaged")
-    return content
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return a csv file's rows; none if there is no file.
-
-    Raises:
-        ConfigError: It is damaged.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError:
-        return []
-    except (ValueError, csv.Error) as error:
-        raise ConfigError(f"{path} can't be read: it is damaged ({type(error).__name__})") from error
-
-
-def read_yaml(path: Path) -> Any:
-    """Return what a file of a run's `.hydra` holds; it may come from anybody: no tags, no aliases, no deep nests.
-
-    Raises:
-        ConfigError: It is missing or damaged.
-    """
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    depth = 0
-    try:
-        text = path.read_text(encoding="utf-8")
-        for event in yaml.parse(text, loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > 50 or isinstance(event, yaml.AliasEvent):
-                raise yaml.YAMLError("nothing that Hydra writes")
-        return yaml.load(text, loader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} can't be read: it is damaged ({type(error).__name__})") from error
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a JSON file in one step. Numbers that are not finite become null: JSON has none."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in content.items()
-    }
-    write_text(path, json.dumps(finite, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file in one step; its folder is made where there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

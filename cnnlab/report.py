@@ -13,6 +13,7 @@ from cnnlab.callbacks.checkpoint import read_checkpoint
 from cnnlab.chart import Line, lines, side_by_side
 from cnnlab.data import ImageData
 from cnnlab.errors import CnnlabError, ConfigError, UnsafeError
+from cnnlab.files import read_json, write_text
 from cnnlab.page import (
     Html,
     code,
@@ -27,7 +28,7 @@ from cnnlab.page import (
     tag,
     text,
 )  # fmt: skip
-from cnnlab.record import Record, check_links, find, is_run, program, read_json, typed, write_text
+from cnnlab.record import Record, check_links, find, is_run, program, typed
 
 IMAGES = 10  # first test images
 MISTAKES = 24

@@ -32,7 +32,8 @@ from cnnlab.errors import (
     Stopped,
     report,
 )
-from cnnlab.record import Record, program, read_csv, read_json, write_json
+from cnnlab.files import read_csv, read_json, write_json
+from cnnlab.record import Record, program
 from cnnlab.seal import is_whole
 
 log = logging.getLogger(__name__)

@@ -1,10 +1,11 @@
 """What a config that somebody else wrote may have built: classes that are known to be harmless, and nothing else."""
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from cnnlab.errors import UnsafeError
+from cnnlab.files import flatten
 
 KNOWN = (
     "cnnlab.",
@@ -73,7 +74,7 @@ def check(config: Any, key: str, trusted: Sequence[str] = ()) -> None:
     Raises:
         UnsafeError: Something else is named, or a value would be computed when it is read.
     """
-    for place, value in _leaves(config, key):
+    for place, value in flatten({key: config}, lists=True):
         if isinstance(value, str) and "${" in value:
             raise UnsafeError(f"{place}={value[:100]} would be computed when it is read, and was not.")
     for place, target in targets(config, key):
@@ -104,24 +105,12 @@ def found(target: str) -> Any:
 
 def targets(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the key and the value of every `_target_` in a part of a config that stands at `key`."""
-    for place, value in _leaves(config, key):
-        if place.rpartition(".")[2] == "_target_":
-            yield place, value
-
-
-def _leaves(config: Any, key: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(config, Mapping):
-        for name, value in config.items():
-            place = f"{key}.{name}" if key else str(name)
-            if name == "_target_":
-                yield place, value
-            else:
-                yield from _leaves(value, place)
-    elif isinstance(config, list):
-        for index, value in enumerate(config):
-            yield from _leaves(value, f"{key}.{index}")
-    else:
-        yield key, config
+    for place, value in flatten({key: config} if key else config, lists=True):
+        parts = place.split(".")
+        if "_target_" in parts:
+            end = parts.index("_target_") + 1
+            # What stands inside a mapping or a list there names nothing.
+            yield ".".join(parts[:end]), value if end == len(parts) else None
 
 
 def _is_harmless(target: Any, kind: Kind | None) -> bool:

@@ -26,6 +26,7 @@ ROWS = [
     {"augment", "init", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger"}
     | {"anatomy", "chart"},
     {"batch", "signals", "record", "trust", "seal", "lock", "tutorial", "page", "tta", "stats"},
+    {"files"},
     {"errors"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(reversed(ROWS)) for room in rooms}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cnnlab.config import preflight
 from cnnlab.config.tree import groups
 from cnnlab.data import archive
-from cnnlab.errors import CnnlabError, ConfigError
+from cnnlab.errors import CnnlabError, DamagedError
 from cnnlab.record import Record, find
 from tests.conftest import drawn
 
@@ -87,7 +87,7 @@ def test_any_run_folder_is_read_or_named_as_damaged(run, metrics, history, confi
             (folder / name).write_bytes(text)
         record = Record(folder)
         for part in ("run", "metrics", "history", "config", "overrides", "status", "objective", "touched"):
-            with contextlib.suppress(ConfigError):
+            with contextlib.suppress(DamagedError):
                 getattr(record, part)
         with pytest.raises(CnnlabError):
             find(str(folder))  # it has no checkpoint

@@ -18,7 +18,7 @@ from typing_extensions import override
 from cnnlab.commands.report import report
 from cnnlab.config import preflight, space
 from cnnlab.errors import ConfigError, PartialError, UnsafeError
-from cnnlab.record import write_json
+from cnnlab.files import write_json
 from cnnlab.sweep import summary
 from cnnlab.sweep.trial import name_of, of_grid
 from tests.conftest import ROOT, read

@@ -14,7 +14,8 @@ from optuna.trial import TrialState
 from cnnlab.config import preflight
 from cnnlab.data import shapes
 from cnnlab.errors import PartialError
-from cnnlab.record import Record, write_json
+from cnnlab.files import write_json
+from cnnlab.record import Record
 from cnnlab.sweep.search import Search
 from tests.conftest import ROOT, read, run_process
 

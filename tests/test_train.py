@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from typing_extensions import override
 
 from cnnlab.errors import ConfigError, Stopped
-from cnnlab.record import write_json
+from cnnlab.files import write_json
 from tests.conftest import ROOT, Train, read, run_process
 
 

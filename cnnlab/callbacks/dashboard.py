@@ -19,7 +19,7 @@ from cnnlab.callbacks.checkpoint import Checkpoint, plain
 from cnnlab.callbacks.figures import data_of, first_batch, gathered
 from cnnlab.callbacks.history import writers
 from cnnlab.classifier import Classifier
-from cnnlab.record import read_json
+from cnnlab.files import flatten, read_json
 
 log = logging.getLogger(__name__)
 
@@ -153,9 +153,9 @@ def settings(config: Mapping[str, Any]) -> dict[str, str | float]:
     """Return the values of a config that tell runs apart; a section's class under the section's name."""
     augment = config.get("augment") or {}
     found: dict[str, str | float] = {"augment": ", ".join(name for name, node in augment.items() if node) or "none"}
-    for key, value in leaves(config):
+    for key, value in flatten(config):
         section, _, name = key.partition(".")
-        if value is None or not any(fnmatchcase(key, pattern) for pattern in SETTINGS):
+        if value in (None, {}) or not any(fnmatchcase(key, pattern) for pattern in SETTINGS):
             continue
         if isinstance(value, bool):
             value = str(value).lower()
@@ -164,12 +164,3 @@ def settings(config: Mapping[str, Any]) -> dict[str, str | float]:
         elif not name.endswith("._target_"):
             found[key] = value if isinstance(value, (int, float)) else str(value)
     return found
-
-
-def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield a config's values under their dotted keys."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -1,6 +1,7 @@
 """history.csv, a line an epoch in the log, and the curves in the loggers."""
 
 import csv
+import io
 import logging
 import math
 import os
@@ -19,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from cnnlab.batch import Batch
+from cnnlab.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -196,13 +198,11 @@ class History(Callback):
 
     def _write(self) -> None:
         """Replace history.csv by one with all rows, in one step."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        beside.replace(self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())
 
 
 def writers(trainer: Trainer) -> Iterator[SummaryWriter]:

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from cnnlab.config import composed
 from cnnlab.errors import ConfigError
-from cnnlab.record import write_text
+from cnnlab.files import write_text
 
 app = typer.Typer(add_completion=False)
 

@@ -126,6 +126,6 @@ def _cell(value: Any) -> str:
 
 def _draw(curves: Mapping[str, Mapping[str, Sequence[float]]], groups: list[int], path: Path) -> None:
     from cnnlab import plots
-    from cnnlab.record import write_bytes
+    from cnnlab.files import write_bytes
 
     write_bytes(path, plots.to_png(plots.compared_curves(curves, groups)))

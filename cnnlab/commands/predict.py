@@ -1,8 +1,8 @@
 """`cnnlab predict`: what a run's network says of pictures."""
 
 import csv
+import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +14,7 @@ import typer
 from cnnlab.commands import Trust
 from cnnlab.data.folder import Fit
 from cnnlab.errors import ConfigError, DataError, PartialError
+from cnnlab.files import csv_cell, replacing, write_bytes
 
 app = typer.Typer(add_completion=False)
 
@@ -96,7 +97,7 @@ def _table(file: TextIO, top_k: int) -> Callable[[Any], object]:
             writer.writerow(header)
             header.clear()
         cells = [cell for name, share in made.top for cell in (name, f"{share:.6f}")]
-        writer.writerow([made.image, *cells, made.note])
+        writer.writerow(map(csv_cell, [made.image, *cells, made.note]))
 
     return write
 
@@ -115,14 +116,8 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
     if output is None:
         yield sys.stdout
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        with beside.open("w", encoding="utf-8", newline="") as file:
-            yield file
-        beside.replace(output)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(output) as file, io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="") as text:
+        yield text
 
 
 @contextmanager
@@ -143,7 +138,6 @@ def _draw(kept: list[Any], path: Path) -> None:
     import numpy as np
 
     from cnnlab import plots
-    from cnnlab.record import write_bytes
 
     titles = [f"{Path(made.image).name}\n{made.top[0][0]}\n{made.top[0][1]:.0%} sure" for made in kept]
     write_bytes(path, plots.to_png(plots.image_grid(np.stack([made.pixels for made in kept]), titles)))

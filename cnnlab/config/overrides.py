@@ -28,8 +28,9 @@ from cnnlab.config.help import help_text
 from cnnlab.config.resume import check_origin, differences, expand, find, find_sweep
 from cnnlab.config.there import check_data, unimportable
 from cnnlab.config.tree import CONF, ROOT, Key, groups, options
-from cnnlab.config.words import dotted_keys, nearest, refusal, shown
+from cnnlab.config.words import nearest, refusal, shown
 from cnnlab.errors import ConfigError, UnsafeError
+from cnnlab.files import flatten
 from cnnlab.record import Record, check_links
 from cnnlab.record import find as find_state
 
@@ -448,8 +449,8 @@ def _applied(override: Override, config: DictConfig) -> Iterator[str]:
         key, value = override.key_or_group, override.value()
         of_hydra = re.match(r"hydra\b", key) is not None
         whole = _whole(config) if of_hydra else plain(config)
-        known = set(dotted_keys(whole))
-        asked = [key, *(dotted_keys(value, f"{key}.") if isinstance(value, Mapping) else ())]
+        known = {name for name, _ in flatten(whole, sections=True)}
+        asked = [name for name, _ in flatten({key: value}, sections=True)]
         if override.is_add() and key in known:
             yield f"{key} exists already: leave out the plus"
         elif override.is_delete() and key in known:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 from cnnlab import trust
 from cnnlab.config.checks import Unresolved, get, resolved
-from cnnlab.config.tree import Key
 from cnnlab.config.words import refusal, shown
 from cnnlab.errors import DataError, UnsafeError
+from cnnlab.files import flatten
 from cnnlab.record import RUNS, Record, is_run, runs
 
 SWEEP = ".sweep/record.json"  # marks a sweep's folder
@@ -201,18 +202,8 @@ def _described(leaves: Mapping[str, Any], key: str) -> str:
 
 
 def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
-    leaves = {}
-
-    def walk(section: Mapping[str, Any], prefix: Key) -> None:
-        for name, value in section.items():
-            key = (*prefix, str(name))
-            if isinstance(value, Mapping) and value:
-                walk(value, key)
-            else:
-                try:
-                    leaves[".".join(key)] = resolved(value, key, config)
-                except (KeyError, Unresolved):
-                    leaves[".".join(key)] = value
-
-    walk(config, ())
+    leaves = dict(flatten(config))
+    for key, value in leaves.items():
+        with suppress(KeyError, Unresolved):
+            leaves[key] = resolved(value, tuple(key.split(".")), config)
     return leaves

@@ -1,7 +1,7 @@
 """Put mistakes into words: values as they are typed, and the name that was probably meant."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -93,14 +93,6 @@ def nearest_key(key: str, known: Sequence[str]) -> str | None:
         return meant if meant in known else same_name
     # Where the section is right, it would make all its keys look near.
     return None if section and inside else nearest(key, known)
-
-
-def dotted_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield every key of a config, sections and what is in them, with dots."""
-    for name, value in config.items():
-        yield f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            yield from dotted_keys(value, f"{prefix}{name}.")
 
 
 def refusal(*mistakes: str) -> ConfigError:

@@ -143,6 +143,7 @@ def write(
     test_images: UInt8[np.ndarray, "test height width channel"],
     test_targets: Integer[np.ndarray, "test"],
     classes: Sequence[str] | None = None,
+    overwrite: bool = True,
 ) -> None:
     """Write an npz file that `read` accepts, in one atomic step.
 
@@ -151,6 +152,7 @@ def write(
     cores). The zip's checksums guard the content.
 
     Raises:
+        ConfigError: The file exists, and `overwrite` is false; it stays as it was.
         DataError: The arrays break a rule of the layout. Nothing is written.
         MachineError: The disk is full, or the folder may not be written. An earlier file stays as it was.
     """
@@ -166,7 +168,7 @@ def write(
     content = {KEYS[role]: array for role, array in arrays.items()}
     if classes is not None:
         content[CLASSES] = np.array(classes, dtype=np.str_)
-    with npz.replacing(path) as file:
+    with npz.replacing(path, overwrite) as file:
         np.savez(file, **content)  # type: ignore[arg-type]  # numpy's stub takes the keywords for allow_pickle
 
 

@@ -108,7 +108,7 @@ def pack(
         if not len(targets):
             first = f"; the first: {unreadable[0][0]}: {unreadable[0][1]}" if unreadable else ""
             raise DataError(f"{folder}: no {split} picture could be read{first}.")
-    archive.write(output, train_images, train_targets, test_images, test_targets, classes)
+    archive.write(output, train_images, train_targets, test_images, test_targets, classes, overwrite)
     return Packed(output, classes, len(train_targets), len(test_targets), unreadable)
 
 

@@ -13,7 +13,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from cnnlab.errors import CnnlabError, DataError, MachineError, UnsafeError
+from cnnlab import files
+from cnnlab.errors import CnnlabError, ConfigError, DataError, MachineError, UnsafeError
 
 # numpy refuses a header text beyond 10,000 characters; this holds any it accepts.
 _HEADER_BYTES = 10_240
@@ -173,23 +174,14 @@ def _unreadable(path: Path, error: Exception) -> CnnlabError:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     """Write a file beside `path` and put it in its place once it is whole and on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # without it a power cut can undo the renaming
-        finally:
-            os.close(folder)
+        with files.replacing(path, durable=True, overwrite=overwrite) as file:
+            yield file
+    except FileExistsError as error:
+        raise ConfigError(
+            f"{path} was written by another process meanwhile and stays. Choose another name, or pass --overwrite."
+        ) from error
     except OSError as error:
         raise MachineError(f"{path} could not be written: {error.strerror or error}.") from error

@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cnnlab.record import Record, read_json
+from cnnlab.files import read_json
+from cnnlab.record import Record
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from cnnlab.config import resume
 from cnnlab.errors import ConfigError
-from cnnlab.record import read_json, write_text
+from cnnlab.files import read_json, write_text
 from cnnlab.sweep.trial import Folder, split
 
 log = logging.getLogger(__name__)

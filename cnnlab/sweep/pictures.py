@@ -3,7 +3,7 @@
 import math
 
 from cnnlab import plots
-from cnnlab.record import read_json
+from cnnlab.files import read_json
 from cnnlab.sweep.summary import Row, Sweep
 
 CURVES = 60  # more of them hide each other

@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from typing_extensions import override
 
 from cnnlab.errors import ConfigError
-from cnnlab.record import is_run, read_json
+from cnnlab.files import read_json
+from cnnlab.record import is_run
 from cnnlab.sweep.local import OUTPUT, cause_of, search_path
 
 GRACE_SECONDS = 60  # for a trial to save

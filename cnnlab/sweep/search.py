@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cnnlab.config.space import Dimension
 from cnnlab.errors import ConfigError
-from cnnlab.record import write_json
+from cnnlab.files import write_json
 from cnnlab.sweep.trial import Trial, name_of
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from rich.table import Column
 from rich.table import Table as RichTable
 
 from cnnlab.errors import ConfigError
-from cnnlab.record import Record, read_json, typed, write_text
+from cnnlab.files import read_json, write_text
+from cnnlab.record import Record, typed
 from cnnlab.stats import mean_interval
 from cnnlab.sweep.folder import PLACE
 from cnnlab.sweep.trial import split

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnlab.record import Record, read_json, write_json
+from cnnlab.files import read_json, write_json
+from cnnlab.record import Record
 
 LONGEST = 100  # letters of a folder's name
 

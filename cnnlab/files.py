@@ -1,0 +1,262 @@
+"""Small files: written whole or not at all, read only as far as a stranger's can be trusted."""
+
+import contextlib
+import csv
+import errno
+import fcntl
+import io
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml  # type: ignore[import-untyped]
+
+from cnnlab.errors import DamagedError, MachineError
+
+MOST_BYTES = 64 << 20
+"""The largest small file that is read; a history of 100,000 epochs has a quarter of this."""
+
+MOST_DEPTH = 50
+"""The deepest nesting of a YAML file; Hydra's own have about eight levels."""
+
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
+    code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))
+}
+"""Characters that command a terminal, turn the direction of a text, or cannot be encoded, and how they are printed."""
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False, overwrite: bool = True) -> Iterator[BinaryIO]:
+    """Write a file beside `path` that takes its place when the block ends, or vanishes if the block fails.
+
+    The temporary file has a name of its own (`file.name`, for libraries that want a path) and is locked while it is
+    written, so that what killed processes left can be told from what is being written; it is removed here.
+
+    Args:
+        path: The file; its folder is made where there is none.
+        durable: Whether the content and the new name are on the disk when the block has ended.
+        overwrite: Whether an existing file is replaced.
+
+    Raises:
+        FileExistsError: The file exists when the block ends, and `overwrite` is false.
+        OSError: The file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
+    temporary, lock = _create_beside(path)
+    try:
+        with open(temporary, "wb", opener=lambda *_: os.dup(lock)) as file:
+            yield file
+        if durable:
+            os.fsync(lock)
+        if overwrite:
+            temporary.replace(path)
+        else:
+            path.hardlink_to(temporary)
+        if durable:
+            flush_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files for `path` whose writers were killed."""
+    for leftover in path.parent.iterdir():
+        if not (leftover.name.startswith(_prefix(path)) and leftover.suffix == ".part"):
+            continue
+        with contextlib.suppress(OSError):  # a link, locked, without locks, gone already: nobody's to remove
+            lock = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
+            finally:
+                os.close(lock)
+
+
+def _create_beside(path: Path) -> tuple[Path, int]:
+    while True:
+        temporary = path.with_name(f"{_prefix(path)}{os.getpid()}-{os.urandom(4).hex()}.part")
+        lock = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.fstat(lock).st_nlink:  # not taken for a leftover before it was locked
+            return temporary, lock
+        os.close(lock)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name[:50]}."  # a whole name of 255 bytes would leave no room for the rest
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file in one step; its folder is made where there is none."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step; what UTF-8 cannot hold, as of a file name in another encoding, is escaped."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a JSON file in one step. Numbers that are not finite become null: JSON has none."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in content.items()
+    }
+    write_text(path, json.dumps(finite, indent=2) + "\n")
+
+
+def flush_folder(folder: Path) -> None:
+    """Put a folder's entries on the disk, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename_or_link(path: Path, name: Path) -> None:
+    """Give a file a second name in one step; where the file system has no links, the second name instead of the first.
+
+    Whoever reads such files reads both names.
+    """
+    link = name.with_name(f".{name.name[:50]}.{os.getpid()}-{os.urandom(4).hex()}.part")
+    try:
+        link.hardlink_to(path)
+    except OSError:
+        path.replace(name)
+    else:
+        link.replace(name)
+
+
+def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """Return a file's content: of a regular file only, since a pipe or a device may never end.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DamagedError: It is no regular file, or it is too large.
+        MachineError: It may not be read, or the disk fails.
+    """
+    try:
+        # Without waiting: to open a pipe would wait for its writer.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode):
+                raise DamagedError(f"{path} must be a regular file, it is a folder, a pipe or a device.")
+            if facts.st_size > most_bytes:
+                raise DamagedError(f"{path} must have {most_bytes:,} bytes at most, it has {facts.st_size:,}.")
+            return file.read(most_bytes)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE):
+            raise MachineError(f"cannot read {path}: {error.strerror}.") from error
+        raise DamagedError(f"{path} can't be read: {error.strerror}.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file's object; an empty one if there is no file.
+
+    Raises:
+        DamagedError: It is damaged.
+        MachineError: It may not be read.
+    """
+    try:
+        content = json.loads(read_bytes(path))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(content, dict):
+        raise DamagedError(f"{path} must hold a JSON object: it is damaged.")
+    return content
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return a csv file's rows, each with a text for every column; none if there is no file.
+
+    Raises:
+        DamagedError: It is damaged.
+        MachineError: It may not be read.
+    """
+    try:
+        rows = csv.reader(io.StringIO(read_bytes(path).decode(), newline=""), strict=True)
+        header = next(rows, [])
+        return [dict(zip(header, row, strict=True)) for row in rows]
+    except FileNotFoundError:
+        return []
+    except (ValueError, csv.Error) as error:
+        raise _damaged(path, error) from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds; it may come from anybody: no tags, no aliases, no deep nests.
+
+    Raises:
+        DamagedError: It is missing or damaged.
+        MachineError: It may not be read.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    try:
+        text = read_bytes(path).decode()
+        for event in yaml.parse(text, loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MOST_DEPTH or isinstance(event, yaml.AliasEvent):
+                raise yaml.YAMLError("nothing that Hydra writes")
+        return yaml.load(text, loader)
+    except (FileNotFoundError, ValueError, yaml.YAMLError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DamagedError:
+    # DamagedError is a ValueError itself.
+    return (
+        error
+        if isinstance(error, DamagedError)
+        else DamagedError(f"{path} can't be read: it is damaged ({type(error).__name__}).")
+    )
+
+
+def flatten(config: Any, prefix: str = "", *, sections: bool = False, lists: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings under their dotted keys; an empty mapping is a value.
+
+    Args:
+        config: The mapping.
+        prefix: The key that it stands at.
+        sections: Whether to yield each section too, before what is in it.
+        lists: Whether to yield the elements of lists, under their positions, in place of the lists.
+    """
+    items = config.items() if isinstance(config, Mapping) else enumerate(config)
+    for name, value in items:
+        key = f"{prefix}.{name}" if prefix else str(name)
+        if value and isinstance(value, (Mapping, list) if lists else Mapping):
+            if sections:
+                yield key, value
+            yield from flatten(value, key, sections=sections, lists=lists)
+        else:
+            yield key, value
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """Return a text that may be a stranger's so that a terminal shows it and obeys nothing in it."""
+    return text.translate(CONTROLS | {ord(letter): letter for letter in keep})
+
+
+def csv_cell(value: Any) -> Any:
+    """Return a value as a spreadsheet may open it: no text is taken for a formula, none commands a terminal.
+
+    Numbers stay as they are. Source: OWASP, "CSV Injection".
+    """
+    if not isinstance(value, str):
+        return value
+    text = printable(value, keep="")
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
