@@ -23,9 +23,8 @@ ROWS = [
     {"build"},
     {"callbacks"},
     {"classifier", "data"},
-    {"augment", "init", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger"}
-    | {"anatomy", "chart"},
-    {"batch", "signals", "record", "trust", "seal", "lock", "tutorial", "page", "tta", "stats"},
+    {"augment", "init", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger"} | {"anatomy"},
+    {"batch", "signals", "record", "trust", "seal", "lock", "tutorial", "tta", "stats"},
     {"files"},
     {"errors"},
 ]

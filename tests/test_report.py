@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cnnlab import chart, page, report
+from cnnlab import report
 from cnnlab.callbacks import AtomicCheckpointIO
 from cnnlab.commands.report import report as command
 from cnnlab.errors import ConfigError, MachineError, PartialError, UnsafeError
-from cnnlab.page import Html
+from cnnlab.report import chart, page
 from tests.conftest import Train, drawn, read
 
 EVIL = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>"
@@ -36,8 +36,10 @@ def parsed(path: Path) -> str:
             assert "url(" not in value
         if element.tag == "img":
             assert element.get("alt")
-    assert "url(" not in page.STYLE
-    assert "@import" not in page.STYLE
+    style = content.partition("<style>")[2].partition("</style>")[0]
+    assert "--ground" in style
+    assert "url(" not in style
+    assert "@import" not in style
     return content
 
 
@@ -47,7 +49,7 @@ def words(content: str) -> str:
 
 def test_the_page_of_a_run_says_what_it_is_asked_for(train: Train, tmp_path: Path):
     run = train("augment=flip_crop", "optimizer.lr=0.02")
-    path = report.of_run(str(run)).path
+    path = report.report_run(str(run)).path
     assert path == run / "report.html"
     content = parsed(path)
     said = words(content)
@@ -89,7 +91,7 @@ def test_a_strangers_words_do_nothing(train: Train, npz: Path, tmp_path: Path):
     config.write_text(config.read_text() + f"evil: {json.dumps(EVIL)}\n")
     (run / ".hydra" / "overrides.yaml").write_text(f"- {json.dumps(f'+a={EVIL}')}\n")
     folder = run.rename(tmp_path / "<script>alert(2)<")
-    content = parsed(report.of_run(str(folder)).path)
+    content = parsed(report.report_run(str(folder)).path)
     assert "Confusion matrix" in content
     assert "&lt;script&gt;alert(1)" in content
     assert "<script" not in content
@@ -135,7 +137,7 @@ def test_a_hundred_classes_make_a_picture_of_the_matrix(train: Train, tmp_path: 
     (images, _), (test, _) = drawn(400, 10, 0), drawn(100, 10, 1)
     np.savez(many, X_train=images, y_train=np.arange(400) % 100, X_test=test, y_test=np.arange(100))
     run = train(f"data.path='{many}'", "trainer.max_epochs=1", "data.val_size=0")
-    content = parsed(report.of_run(str(run)).path)
+    content = parsed(report.report_run(str(run)).path)
     assert "The commonest confusions" in content
     assert 'class="matrix"' not in content
     assert "top5 accuracy" in content
@@ -164,7 +166,7 @@ def test_the_page_of_a_sweep_has_its_table_and_pictures(tmp_path: Path):
     told = {"command": EVIL, "objective": {"metric": "val/accuracy", "mode": "max"}, "winner": "train.py a=1 <b>",
             "counts": {"completed": 2, "failed": 1}, "groups": groups, "trials": trials}  # fmt: skip
     (folder / "sweep.json").write_text(json.dumps(told))
-    content = parsed(report.of_sweep(folder).path)
+    content = parsed(report.report_sweep(folder).path)
     said = words(content)
     assert "0.7000 ± 0.0100" in said
     assert "train.py a=1 &lt;b&gt;" in said
@@ -172,7 +174,7 @@ def test_the_page_of_a_sweep_has_its_table_and_pictures(tmp_path: Path):
     assert content.count("<polyline") >= 2
     (folder / "sweep.json").write_text("{}")
     with pytest.raises(ConfigError, match="missing or damaged"):
-        report.of_sweep(folder)
+        report.report_sweep(folder)
 
 
 def test_what_cannot_be_written_or_is_no_run_is_told(train: Train, tmp_path: Path):
@@ -186,26 +188,46 @@ def test_what_cannot_be_written_or_is_no_run_is_told(train: Train, tmp_path: Pat
         command(str(tmp_path / "alone.ckpt"))
 
 
-def test_only_html_enters_a_page_as_html():
-    assert page.tag("p", "<b>", Html("<i>"), title='"') == '<p title="&quot;">&lt;b&gt;<i></p>'
-    assert page.text("a\x00b\ud800") == "a�b�"
+def test_whatever_stands_in_any_place_of_a_page_is_text():
+    sections = {
+        "Best": {"tiles": [(EVIL, EVIL)]}, "The best again": EVIL,
+        "Trials": {"header": [EVIL], "rows": [[EVIL, EVIL, 1]], "words": 1},
+        "Curves": [chart.draw(EVIL, [chart.Line(EVIL, [0, 1], [0, 1]), chart.Line("b", [0], [1])], EVIL)],
+        "Pictures": [{"source": EVIL, "alternative": EVIL}], "What ran": "a\x00b\ud800",
+    }  # fmt: skip
+    content = page.render("sweep.html", kind=EVIL, title=EVIL, badge={"word": EVIL, "style": EVIL}, sections=sections)
+    assert "a�b�" in content
+    assert "<script" not in content
+    assert "<img src=x" not in content
+    for element in html5lib.parse(content, namespaceHTMLElements=False).iter():
+        assert element.tag != "script"
+        assert not any(str(name).startswith("on") for name in element.attrib), element.attrib
+
+
+def test_templates_switch_escaping_off_nowhere_and_quote_every_attribute():
+    templates = sorted((Path(page.__file__).parent / "templates").glob("*.html"))
+    assert templates
+    for template in templates:
+        text = template.read_text(encoding="utf-8")
+        assert not re.search(r"\|\s*safe|Markup|autoescape", text), template
+        assert not re.search(r"=\s*\{\{", text), template
 
 
 @pytest.mark.parametrize("ends", [(0, 1), (0, 0.0003), (-5, 12), (0.2, 0.21), (0, 60_000), (1e-9, 2e-9), (0, 1e7)])
 def test_ticks_are_few_and_round_and_inside(ends):
     low, high = ends
-    found = chart.ticks(low, high)
-    assert 2 <= len(found) <= 6
-    assert low - 1e-9 <= found[0] <= found[-1] <= high + 1e-9
-    steps = np.diff(found)
+    places = chart.ticks(low, high)
+    assert 2 <= len(places) <= 6
+    assert low - 1e-9 <= places[0] <= places[-1] <= high + 1e-9
+    steps = np.diff(places)
     np.testing.assert_allclose(steps, steps[0])
     assert f"{steps[0]:.0e}"[0] in "125"
 
 
 def test_a_curve_with_gaps_is_drawn_in_pieces():
     nan = float("nan")
-    drawn_chart = chart.lines("Loss", [chart.Line("training", range(6), [1, 2, nan, 3, 4, nan])], "epoch")
-    assert drawn_chart.count("<polyline") == 2
-    assert chart.lines("Loss", [chart.Line("training", [0], [nan])], "epoch") == ""
-    flat = chart.lines("Loss", [chart.Line("training", [3], [0.0])], "epoch")
-    assert "nan" not in flat
+    gaps = chart.draw("Loss", [chart.Line("training", range(6), [1, 2, nan, 3, 4, nan])], "epoch")
+    assert gaps is not None
+    assert len(gaps.strokes) == 2
+    assert chart.draw("Loss", [chart.Line("training", [0], [nan])], "epoch") is None
+    assert "nan" not in str(chart.draw("Loss", [chart.Line("training", [3], [0.0])], "epoch"))

@@ -35,6 +35,7 @@ def test_the_wheel_trains_from_another_folder(tmp_path: Path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"cnnlab"}
     assert {"cnnlab/train.py", "cnnlab/conf/train.yaml", "cnnlab/conf/experiment/quickstart.yaml"} <= set(names)
+    assert {"cnnlab/report/templates/page.html", "cnnlab/report/templates/style.css"} <= set(names)
 
     # An environment of its own that borrows this one's packages, but not its checkout of cnnlab.
     environment = tmp_path / "environment"

@@ -25,7 +25,7 @@ def report(
 
     Of a sweep, which may still be running, sweep.csv, sweep.json, sweep.md and the pictures are made anew before.
     """
-    from cnnlab.report import of_run, of_sweep
+    from cnnlab.report import report_run, report_sweep
     from cnnlab.sweep import summary
 
     folder = Path(run).expanduser()
@@ -33,9 +33,9 @@ def report(
         if summary.is_sweep(folder):
             check_links(folder)
             summary.show(summary.write(folder))
-            written = of_sweep(folder, output)
+            written = report_sweep(folder, output)
         else:
-            written = of_run(run, output, data, trust or ())
+            written = report_run(run, output, data, trust or ())
     except OSError as error:
         place = error.filename or output or run
         raise MachineError(f"cannot write {place}: {error.strerror}. Give another --output.") from error
