@@ -16,6 +16,14 @@ RUNS = Path("outputs")
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 """The checkpoint to go on from, and the one that it took the place of."""
 
+SWEEP = Path(".sweep")
+SWEEP_RECORD = SWEEP / "record.json"
+SWEEP_JOBS = SWEEP / "jobs"
+SWEEP_IMPORTANCE = SWEEP / "importance.json"
+TRIAL = "trial.json"
+"""Files of a sweep: what it was begun with (the mark of its folder), a cluster's jobs, how much each setting mattered,
+and, in each trial's folder, what the sweep notes of it."""
+
 
 def program() -> str:
     """Return what starts a training here: the script in a checkout's folder, the command anywhere else."""
@@ -155,6 +163,11 @@ def find(named: str) -> Found:
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's."""
     return (folder / ".hydra" / "config.yaml").is_file()
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is a sweep's."""
+    return (folder / SWEEP_RECORD).is_file()
 
 
 def runs(folder: Path) -> Iterator[Record]:

@@ -65,6 +65,19 @@ def test_rows_import_lower_rows_only(file: Path):
             assert room in ONLY_IN[parts[0]], f"{room} imports {parts[0]}"
 
 
+def test_no_module_imports_itself_through_others():
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
+    left = {}
+    for name, file in names.items():
+        modules = {other for other in imports(file) if other in names}
+        # `from cnnlab.config import resume` is about the module `resume`, not about the package's own file.
+        left[name] = {other for other in modules if not any(further.startswith(f"{other}.") for further in modules)}
+    while free := [name for name, others in left.items() if not others & set(left)]:
+        for name in free:
+            del left[name]
+    assert not left, "these import each other, or one that does"
+
+
 def test_every_room_has_a_row():
     rooms = {room_of(file) for file in FILES} - {"cnnlab"}
     assert rooms == set(HEIGHT)

@@ -19,8 +19,8 @@ from cnnlab.commands.report import report
 from cnnlab.config import preflight, space
 from cnnlab.errors import ConfigError, PartialError, UnsafeError
 from cnnlab.files import write_json
-from cnnlab.sweep import summary
-from cnnlab.sweep.trial import name_of, of_grid
+from cnnlab.sweep import summary, table
+from cnnlab.sweep.trial import folder_name, grid_trials
 from tests.conftest import ROOT, read
 
 
@@ -50,25 +50,25 @@ def done(folder: Path) -> dict[str, int]:
 
 
 def test_names_say_what_varied_and_nothing_a_path_cannot_hold():
-    assert name_of(["optimizer.lr=0.1", "seed=0"]) == "lr-0.1_seed-0"
-    assert name_of(["model.width=8", "+head.width=9"]) == "model.width-8_head.width-9"
-    odd = name_of(["augment=[flip_crop,cutout]", "data.path='a b/ü=$.npz'"])
+    assert folder_name(["optimizer.lr=0.1", "seed=0"]) == "lr-0.1_seed-0"
+    assert folder_name(["model.width=8", "+head.width=9"]) == "model.width-8_head.width-9"
+    odd = folder_name(["augment=[flip_crop,cutout]", "data.path='a b/ü=$.npz'"])
     assert set(odd) <= set("abcdefghijklmnopqrstuvwxyz0123456789_.+-")
-    long = [name_of([f"data.path={'x' * 300}{end}"]) for end in "ab"]
+    long = [folder_name([f"data.path={'x' * 300}{end}"]) for end in "ab"]
     assert len(set(long)) == 2
     assert max(map(len, long)) <= 100
 
 
 def test_seeds_of_a_searched_trial_never_share_a_folder():
     long = [f"optimizer.a_setting_with_a_name_{number}=0.123456" for number in range(7)]
-    names = {name_of([*long, f"seed={seed}"], "012") for seed in range(3)}
+    names = {folder_name([*long, f"seed={seed}"], "012") for seed in range(3)}
     assert len(names) == 3
     assert max(map(len, names)) <= 100
 
 
 def test_names_stay_when_the_grid_grows():
     small, large = (
-        {trial.name for trial in of_grid([f"lr={lr}", f"seed={seed}"] for lr in rates for seed in range(2))}
+        {trial.name for trial in grid_trials([f"lr={lr}", f"seed={seed}"] for lr in rates for seed in range(2))}
         for rates in (["0.1"], ["1", "0.1", "0.01"])
     )
     assert small < large
@@ -122,8 +122,8 @@ def test_sweep_with_a_link_that_leads_outside_is_refused(sweep, tmp_path: Path):
 def test_a_damaged_trial_takes_no_other_ones_row_away(sweep):
     folder = sweep("seed=0,1", "trainer.limit_train_batches=1")
     (folder / "seed-1" / "run.json").write_text("{")
-    table = summary.write(folder)
-    assert {row.name: row.status for row in table.rows} == {"seed-0": "completed", "seed-1": "failed"}
+    result = summary.write(folder)
+    assert {row.name: row.status for row in result.rows} == {"seed-0": "completed", "seed-1": "failed"}
     assert "damaged" in read(folder / "sweep.json")["trials"][1]["error"]
 
 
@@ -133,15 +133,15 @@ def test_sweep_ends_in_a_table_and_goes_on_where_it_was(sweep):
         ".sweep", "figures", "sweep.csv", "sweep.json", "sweep.md",
         "lr-0.1_seed-0", "lr-0.1_seed-1", "lr-0.001_seed-0", "lr-0.001_seed-1",
     }  # fmt: skip
-    table = read(folder / "sweep.json")
-    assert table["counts"] == {"completed": 4}
-    best, worst = table["groups"]
+    content = read(folder / "sweep.json")
+    assert content["counts"] == {"completed": 4}
+    best, worst = content["groups"]
     assert best["settings"] == {"optimizer.lr": "0.1"}
     values = [read(folder / f"lr-0.1_seed-{seed}" / "metrics.json")["objective"] for seed in range(2)]
     assert best["mean"] == pytest.approx(statistics.fmean(values))
     assert best["sd"] == pytest.approx(statistics.stdev(values))
     assert worst["mean"] < best["mean"]
-    assert table["winner"].endswith("optimizer.lr=0.1 seed=0")
+    assert content["winner"].endswith("optimizer.lr=0.1 seed=0")
     assert (folder / "sweep.csv").read_text().splitlines()[0].startswith("optimizer.lr,seed,status,objective,")
     assert {path.stem for path in (folder / "figures").iterdir()} == {
         "objective_by_value", "learning_curves", "parallel_coordinates", "objective_by_time",
@@ -265,9 +265,9 @@ def test_report_reads_a_sweep_that_is_still_running(tmp_path: Path):
         write_json(folder / "run.json", {"status": status, "seconds": 1.0, "started": "2026-01-01T00:00:00+00:00"})
         if value is not None:
             write_json(folder / "metrics.json", {"val/loss": value, "objective": value})
-    table = summary.write(tmp_path)
-    assert [row.name for row in table.rows] == ["lr-1", "lr-0", "lr-2"], "less is better, and nothing comes last"
+    result = summary.write(tmp_path)
+    assert [row.name for row in result.rows] == ["lr-1", "lr-0", "lr-2"], "less is better, and nothing comes last"
     assert read(tmp_path / "sweep.json")["counts"] == {"completed": 2, "running": 1}
-    assert table.winner == "p lr=1"
+    assert result.winner == "p lr=1"
     with pytest.raises(ConfigError, match="no sweep's folder"):
-        summary.read(tmp_path / "lr-0")
+        table.read(tmp_path / "lr-0")

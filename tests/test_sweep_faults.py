@@ -149,7 +149,7 @@ def test_stopped_sweep_saves_its_trials_and_goes_on(home: Path, signum: int):
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signum, err
-    assert "go on with: " in err
+    assert "resume with: " in err
     assert "resume=" in err
     assert statuses(home / "sweep") == {"seed-0": "interrupted", "seed-1": "interrupted"}
     table = read(home / "sweep" / "sweep.json")

@@ -47,7 +47,7 @@ def search(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch):
 def test_a_trials_number_decides_what_chance_proposes():
     def proposed(number: int, sampler: str) -> float:
         options = {"sampler": sampler, "startup": 8}
-        asked = SimpleNamespace(sweep=SimpleNamespace(seed=0), options=options)
+        asked = SimpleNamespace(seed=0, options=options)
         study = optuna.create_study(sampler=Search._sampler(asked, number))  # type: ignore[arg-type]
         return study.ask().suggest_float("lr", 0, 1)
 

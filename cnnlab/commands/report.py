@@ -7,7 +7,7 @@ import typer
 
 from cnnlab.commands import Trust
 from cnnlab.errors import MachineError, PartialError
-from cnnlab.record import check_links
+from cnnlab.record import check_links, is_sweep
 
 app = typer.Typer(add_completion=False)
 
@@ -30,7 +30,7 @@ def report(
 
     folder = Path(run).expanduser()
     try:
-        if summary.is_sweep(folder):
+        if is_sweep(folder):
             check_links(folder)
             summary.show(summary.write(folder))
             written = report_sweep(folder, output)

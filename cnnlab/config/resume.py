@@ -15,9 +15,7 @@ from cnnlab.config.checks import Unresolved, get, resolved
 from cnnlab.config.words import refusal, shown
 from cnnlab.errors import DataError, UnsafeError
 from cnnlab.files import flatten
-from cnnlab.record import RUNS, Record, is_run, runs
-
-SWEEP = ".sweep/record.json"  # marks a sweep's folder
+from cnnlab.record import RUNS, SWEEP_RECORD, Record, is_run, is_sweep, runs
 
 # How far a run goes, where it runs, what it shows: nothing that a step's result depends on.
 MAY_CHANGE = (
@@ -81,12 +79,12 @@ def find_sweep(named: str) -> Path:
     """
     if named != "last":
         folder = Path(named).expanduser().absolute()
-        if not (folder / SWEEP).is_file():
-            raise refusal(f"resume={named} must be a sweep's folder (with -m), but there is no {SWEEP} in it")
+        if not is_sweep(folder):
+            raise refusal(f"resume={named} must be a sweep's folder (with -m), but there is no {SWEEP_RECORD} in it")
         if "${" in str(folder):
             raise refusal(f"resume={named} must not hold ${{, which Hydra would replace: rename the folder")
         return folder
-    found = list(RUNS.glob(f"**/{SWEEP}"))
+    found = list(RUNS.glob(f"**/{SWEEP_RECORD}"))
     if not found:
         raise refusal("resume=last found no sweep below outputs; give the sweep's folder")
     return max(found, key=lambda record: record.stat().st_mtime_ns).parent.parent.absolute()

@@ -13,16 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from cnnlab.files import read_json
-from cnnlab.record import Record
+from cnnlab.record import TRIAL, Record
 
 log = logging.getLogger(__name__)
 
 
 class Board:
-    """Tell how far a sweep is: trials done, running and failed, the best so far, the time left.
+    """Show how far a sweep is: trials done, running and failed, the best so far, the time left.
 
     Args:
-        folder: The sweep's.
+        folder: The sweep's folder.
         objective: Its `metric` and `mode`.
     """
 
@@ -34,7 +34,7 @@ class Board:
         self.failed: list[str] = []
         self.best: tuple[float, str] | None = None
         self._running: dict[str, float] = {}
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         self._ended = 0
         console = get_console()
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
@@ -49,7 +49,7 @@ class Board:
 
     def end(self, name: str) -> None:
         """Say that a trial has ended, however it did."""
-        began = self._running.pop(name, time.monotonic())
+        started = self._running.pop(name, time.monotonic())
         record = Record(self.folder / name)
         status = record.status or "failed"
         self._ended += 1
@@ -57,7 +57,7 @@ class Board:
             self.failed.append(name)
         elif status == "completed":
             self.done += 1
-            if read_json(self.folder / name / "trial.json").get("pruned") is not None:
+            if read_json(self.folder / name / TRIAL).get("pruned") is not None:
                 status = "pruned"
         value = record.objective
         sign = 1 if self.objective["mode"] == "max" else -1
@@ -66,32 +66,32 @@ class Board:
         result = record.run.get("error") if status == "failed" else None
         if result is None and value is not None:
             result = f"{self.objective['metric']} {value:.4f}"
-        place = f"{self.done + len(self.failed)}/{self.planned}"
-        line = f"[{place}] {name}: {status}{f', {result}' if result else ''} ({time.monotonic() - began:.0f} s)"
+        count = f"{self.done + len(self.failed)}/{self.planned}"
+        line = f"[{count}] {name}: {status}{f', {result}' if result else ''} ({time.monotonic() - started:.0f} s)"
         if self._live is not None and self._live.is_started:
             self._live.console.print(line, markup=False, highlight=False)  # above the table
         else:
             log.info(line)
 
     def refresh(self) -> None:
-        """Draw the table anew, where there is a terminal and trials do not write on it themselves."""
+        """Draw the table again, where there is a terminal and trials do not write to it themselves."""
         if self._live is None or not self._running:
             return
         if not self._live.is_started:
             self._live.start()
         table = Table.grid(padding=(0, 2))
-        for name, began in self._running.items():
+        for name, started in self._running.items():
             rows = Record(self.folder / name).history
             epoch = f"epoch {int(rows[-1]['epoch']) + 1}" if rows else ""
             if rows and (value := rows[-1].get(self.objective["metric"])):
                 epoch += f", {self.objective['metric']} {float(value):.4f}"
-            table.add_row("running", name, f"{time.monotonic() - began:.0f} s", epoch)
+            table.add_row("running", name, f"{time.monotonic() - started:.0f} s", epoch)
         left = self.planned - self.done - len(self.failed)
         parts = [f"{self.done} done", f"{len(self._running)} running", f"{len(self.failed)} failed"]
         if self.best:
             parts.append(f"best {self.objective['metric']} {self.best[0]:.4f} ({self.best[1]})")
         if self._ended:
-            parts.append(f"about {(time.monotonic() - self._began) / self._ended * left / 60:.0f} min left")
+            parts.append(f"about {(time.monotonic() - self._started) / self._ended * left / 60:.0f} min left")
         self._live.update(Group(table, Text(" · ".join(parts))), refresh=True)
 
     def close(self) -> None:

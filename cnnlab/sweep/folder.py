@@ -1,4 +1,4 @@
-"""A sweep's folder: what its base is, who works on it, and what is refused on resuming it."""
+"""A sweep's folder: what the sweep was begun with, who works on it, and what a resume may not change."""
 
 import fcntl
 import json
@@ -14,42 +14,41 @@ from typing import Any
 from cnnlab.config import resume
 from cnnlab.errors import ConfigError
 from cnnlab.files import read_json, write_text
-from cnnlab.sweep.trial import Folder, split
+from cnnlab.record import SWEEP_RECORD
+from cnnlab.sweep.trial import TrialFolder, split_override
 
 log = logging.getLogger(__name__)
-
-PLACE = ".sweep"
 
 
 class SweepFolder:
     """The folder of a sweep, held by this process and the trials that it starts.
 
     Args:
-        path: The folder; made when the first thing is written.
+        path: The folder; made when the first file is written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.inside = path / PLACE
-        self.record: dict[str, Any] = read_json(self.inside / "record.json")
-        self._held: int | None = None
+        self.record: dict[str, Any] = read_json(path / SWEEP_RECORD)
+        self._state = (path / SWEEP_RECORD).parent
+        self._handle: int | None = None
 
     @property
     def handle(self) -> int | None:
-        """The open file that says that this folder is held."""
-        return self._held
+        """The open file whose lock says that this folder is held."""
+        return self._handle
 
     @property
     def is_new(self) -> bool:
         """Whether no sweep has begun here."""
         return not self.record
 
-    def trial(self, name: str) -> Folder:
+    def trial(self, name: str) -> TrialFolder:
         """Return a trial's folder."""
-        return Folder(self.path / name)
+        return TrialFolder(self.path / name)
 
     def check(self, config: Mapping[str, Any], base: Sequence[str], keys: Sequence[str], search: Any) -> None:
-        """Hold the base of a sweep that goes on against the one that it began with.
+        """Check that a resumed sweep has the base that it began with.
 
         Args:
             config: The first trial's config, as plain containers.
@@ -63,24 +62,23 @@ class SweepFolder:
         if self.is_new:
             return
         varied = {*keys, *self.record["keys"]}
-        given = [dict(map(split, lines)) for lines in (self.record["base"], base)]
         changed = []
         if "experiment" not in varied:  # which may change anything
             changed += [
                 line for line in resume.changes(self.record["config"], config)
                 if not any(line.startswith((f"{key}:", f"{key}.", "search")) for key in varied)
             ]  # fmt: skip
-        # The configs differ wherever a varied group reaches: there, what was given beside it has to be the same.
+        # The configs differ wherever a varied group reaches: there, the overrides beside it have to be the same.
         reached = tuple(f"{key}." for key in varied)
-        was, now = (
+        before, after = (
             {
                 key: value
-                for key, value in lines.items()
+                for key, value in map(split_override, overrides)
                 if key not in varied and ("experiment" in varied or key.startswith(reached))
             }
-            for lines in given
+            for overrides in (self.record["base"], base)
         )
-        changed += resume.changes(was, now)
+        changed += resume.changes(before, after)
         if bool(search) != bool(self.record["search"]):
             changed.append("search: a grid stays a grid, and a search a search")
         elif search and search["space"] != self.record["search"]["space"]:
@@ -89,7 +87,7 @@ class SweepFolder:
             raise ConfigError(
                 "\n".join(
                     [
-                        f"resume={self.path}: a sweep goes on with the config that it began with",
+                        f"resume={self.path}: a sweep is resumed with the config that it began with",
                         *changed,
                         f"its command was: {self.record['command']}",
                     ]
@@ -99,8 +97,7 @@ class SweepFolder:
     def write(self, **facts: Any) -> None:
         """Add to the sweep's record."""
         self.record |= facts
-        self.inside.mkdir(parents=True, exist_ok=True)
-        write_text(self.inside / "record.json", json.dumps(self.record, indent=1) + "\n")
+        write_text(self.path / SWEEP_RECORD, json.dumps(self.record, indent=1) + "\n")
 
     def hold(self, *, shared: bool, patience_seconds: float = 120) -> str:
         """Say that this process works here; trials that it forks hold the folder as long as they live.
@@ -113,48 +110,48 @@ class SweepFolder:
             The name of this process's hold.
 
         Raises:
-            ConfigError: Another process is at it.
+            ConfigError: Another process runs this sweep.
         """
-        self.inside.mkdir(parents=True, exist_ok=True)
-        own = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
-        path = self.inside / f"{own}.hold"
-        while True:  # until nobody took it for one that a dead process had left
-            self._held = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-            fcntl.flock(self._held, fcntl.LOCK_EX)
-            if path.exists() and path.stat().st_ino == os.fstat(self._held).st_ino:
+        self._state.mkdir(parents=True, exist_ok=True)
+        name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
+        path = self._state / f"{name}.hold"
+        while True:  # until no other process took the file for one that a dead process had left
+            self._handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+            fcntl.flock(self._handle, fcntl.LOCK_EX)
+            if path.exists() and path.stat().st_ino == os.fstat(self._handle).st_ino:
                 break
-            os.close(self._held)
+            os.close(self._handle)
         if not shared:
             until = time.monotonic() + patience_seconds
-            told = False
-            for other in self.inside.glob("*.hold"):
-                while other.stem != own and self.is_held(other.stem):
-                    if _lives(other.stem) or time.monotonic() > until:
+            logged = False
+            for other in self._state.glob("*.hold"):
+                while other.stem != name and self.is_held(other.stem):
+                    if _is_alive(other.stem) or time.monotonic() > until:
                         raise ConfigError(f"{self.path}: process {other.stem} is running this sweep.")
-                    if not told:
+                    if not logged:
                         log.info("waiting for the trials of a sweep that was killed: they are saving")
-                        told = True
+                        logged = True
                     time.sleep(0.2)
-        return own
+        return name
 
     def release(self) -> None:
-        """Say that this process has ended its work here; trials that still live hold the folder on."""
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
-            for path in self.inside.glob("*.hold"):
+        """Say that this process has ended its work here; trials that still live go on holding the folder."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+            for path in self._state.glob("*.hold"):
                 self.is_held(path.stem)  # removes what nobody holds
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep the other processes that work here waiting."""
-        with (self.inside / "lock").open("a") as file:
+        with (self._state / "lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def is_held(self, name: str) -> bool:
         """Whether a process, or a trial that it started, still works here."""
-        path = self.inside / f"{name}.hold"
+        path = self._state / f"{name}.hold"
         try:
             handle = os.open(path, os.O_RDWR)
         except FileNotFoundError:
@@ -170,8 +167,8 @@ class SweepFolder:
             os.close(handle)
 
 
-def _lives(hold: str) -> bool:
-    """Whether the process that took a hold is alive, as far as can be told from here."""
+def _is_alive(hold: str) -> bool:
+    """Whether the process that took a hold is alive, as far as this machine can tell."""
     host, pid, _ = hold.rsplit("-", 2)
     if host != socket.gethostname():
         return True
@@ -181,5 +178,5 @@ def _lives(hold: str) -> bool:
         return False
     except PermissionError:
         return True
-    status = Path(f"/proc/{pid}/stat")  # where there is one, it tells of a process that only waits to be buried
+    status = Path(f"/proc/{pid}/stat")  # on Linux, it also says of a process that it is a zombie
     return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,23 +17,20 @@ from typing import Any, Literal
 import hydra
 import rich
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
-from typing_extensions import override
+from hydra.types import TaskFunction
 
 from cnnlab import config
-from cnnlab.errors import ConfigError, Stopped
+from cnnlab.errors import Stopped
 from cnnlab.run import command_line
+from cnnlab.sweep.pool import PoolLauncher, cause_of_death
 
 log = logging.getLogger(__name__)
 
 OUTPUT = "console.log"
-TRIAL_MIB = 1024  # of memory that a trial may need, where nobody says how many there shall be
+TRIAL_MIB = 1024  # of memory that a trial may need, where `n_jobs` is not given
 
 
-class Local(Launcher):
+class Local(PoolLauncher):
     """Start each trial as a process, so that whatever ends it takes no other with it.
 
     Args:
@@ -54,17 +50,8 @@ class Local(Launcher):
         self.threads = threads
         self.start = start if start != "auto" else "fork" if sys.platform == "linux" else "spawn"
 
-    @override
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.task = task_function
-        self.config = config
-
-    @override
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        raise ConfigError("hydra/launcher=local goes with hydra/sweeper=cnnlab only")
-
-    def pool(self, trials: int) -> "Pool":
-        """Return the processes for so many trials."""
+    def pool(self, trials: int) -> "ProcessPool":
+        """Return the pool for so many trials."""
         trainer = self.config.trainer
         per_trial = trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1
         gpus = visible_gpus() if trainer.accelerator in ("auto", "gpu", "cuda") else []
@@ -72,7 +59,7 @@ class Local(Launcher):
         room = len(gpus) // per_trial if gpus else max(1, min(cores // per_trial, available_mib() // TRIAL_MIB))
         jobs = max(1, min(self.n_jobs or room, trials))
         threads = self.threads or max(1, cores // (jobs * per_trial))
-        return Pool(self, jobs, threads, gpus, per_trial)
+        return ProcessPool(self, jobs, threads, gpus, per_trial)
 
 
 @dataclass
@@ -81,11 +68,11 @@ class Running:
 
     Attributes:
         process: Forked or spawned.
-        seat: Its place in the pool, which decides about GPUs.
+        slot: Its place in the pool, which decides which GPUs it has.
     """
 
     process: Any
-    seat: int
+    slot: int
 
     @property
     def pid(self) -> int:
@@ -97,14 +84,14 @@ class Running:
         return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
 
 
-class Pool:
+class ProcessPool:
     """Processes that train side by side.
 
     Args:
         launcher: Says how they start.
         size: How many at a time.
-        threads: Of each.
-        gpus: Those of the machine.
+        threads: Threads of each.
+        gpus: The machine's.
         per_trial: GPUs of each.
     """
 
@@ -116,30 +103,23 @@ class Pool:
         self._launcher = launcher
         self._running: dict[str, Running] = {}
 
-    def start(self, name: str, argv: list[str], folder: Path, held: int | None) -> None:
-        """Start a trial.
-
-        Args:
-            name: The trial's.
-            argv: Its command line, without the program.
-            folder: Where its output goes.
-            held: A file that it keeps open as long as it lives.
-        """
-        seat = min(set(range(self.size)) - {running.seat for running in self._running.values()})
+    def start(self, name: str, argv: list[str], folder: Path, handle: int | None) -> None:
+        """Start a trial."""
+        slot = min(set(range(self.size)) - {running.slot for running in self._running.values()})
         environment = {}
         if self.gpus:
-            first = seat * self.per_trial
-            mine = [self.gpus[index % len(self.gpus)] for index in range(first, first + self.per_trial)]
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(mine))
+            first = slot * self.per_trial
+            own_gpus = [self.gpus[index % len(self.gpus)] for index in range(first, first + self.per_trial)]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(own_gpus))
         start = self._fork if self._launcher.start == "fork" else self._spawn
-        self._running[name] = Running(start(argv, folder, environment, held), seat)
+        self._running[name] = Running(start(argv, folder, environment, handle), slot)
 
     def wait(self, timeout: float) -> list[tuple[str, str | None]]:
         """Return the trials that ended within so many seconds, each with what killed it, if anything did."""
         until = time.monotonic() + timeout
         while True:
             codes = {name: running.code() for name, running in self._running.items()}
-            ended = [(name, cause_of(code)) for name, code in codes.items() if code is not None]
+            ended = [(name, cause_of_death(code)) for name, code in codes.items() if code is not None]
             if ended or time.monotonic() > until:
                 break
             time.sleep(0.05)
@@ -148,7 +128,7 @@ class Pool:
         return ended
 
     def stop(self, signum: int) -> list[tuple[str, str | None]]:
-        """Have all trials save and end; at a second signal, end them at once. Returns what `wait` does."""
+        """Have all trials save and end; at a second signal, end them at once."""
         ended = []
         sent = signum
         while self._running:
@@ -163,15 +143,17 @@ class Pool:
         return ended
 
     def _threads(self) -> dict[str, str]:
-        """Return what says how many threads a trial has: what was asked for, or else what the user's shell says."""
-        asked = self._launcher.threads is not None
-        return {"OMP_NUM_THREADS": str(self.threads) if asked else os.environ.get("OMP_NUM_THREADS", str(self.threads))}
+        """Return how many threads a trial has: as `threads` says, or else the user's shell."""
+        is_set = self._launcher.threads is not None
+        return {
+            "OMP_NUM_THREADS": str(self.threads) if is_set else os.environ.get("OMP_NUM_THREADS", str(self.threads))
+        }
 
-    def _fork(self, argv: list[str], folder: Path, environment: dict[str, str], held: int | None) -> Any:
-        # Before the libraries are loaded that read them. numpy's own threads would be in the way of a fork.
+    def _fork(self, argv: list[str], folder: Path, environment: dict[str, str], handle: int | None) -> Any:
+        # Set before the libraries that read them are loaded. numpy's own threads would be in the way of a fork.
         os.environ |= self._threads()
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asks for GPUs without waking CUDA up
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asks for GPUs without waking CUDA
         import cnnlab.build  # noqa: F401 - PyTorch and Lightning, once for all trials
 
         sys.stdout.flush()
@@ -180,17 +162,17 @@ class Pool:
             target=_trial, args=(self._launcher.task, argv, folder / OUTPUT, environment, os.getpid())
         )
         process.start()
-        with suppress(OSError):  # either of the two is first; afterwards both can rely on the group
+        with suppress(OSError):  # either process is first; afterwards both can rely on the group
             os.setpgid(process.pid or 0, process.pid or 0)
         return process
 
-    def _spawn(self, argv: list[str], folder: Path, environment: dict[str, str], held: int | None) -> Any:
+    def _spawn(self, argv: list[str], folder: Path, environment: dict[str, str], handle: int | None) -> Any:
         environment = environment | self._threads() | search_path()
         with (folder / OUTPUT).open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, sys.argv[0], *argv], stdin=subprocess.DEVNULL, stdout=output,
                 stderr=subprocess.STDOUT, env=os.environ | environment, process_group=0,
-                pass_fds=() if held is None else (held,),
+                pass_fds=() if handle is None else (handle,),
             )  # fmt: skip
 
 
@@ -198,14 +180,14 @@ def _trial(task: TaskFunction, argv: list[str], output: Path, environment: dict[
     """Run train.py's main in a forked process, as if the process had been started with this command line."""
     with suppress(OSError):
         os.setpgid(0, 0)
-    _end_with(parent)
+    _stop_with(parent)
     with output.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # a live table of the parent's may stand before them
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # the parent's live table may have replaced them
     rich.reconfigure()
     os.environ |= environment
-    atexit._clear()  # what the parent wants to do at its end is none of ours
+    atexit._clear()  # what the parent does at its end is not for this process
     GlobalHydra.instance().clear()
     sys.argv = [sys.argv[0], *argv]
     try:
@@ -217,31 +199,23 @@ def _trial(task: TaskFunction, argv: list[str], output: Path, environment: dict[
         atexit._run_exitfuncs()
 
 
-def _end_with(parent: int) -> None:
-    """Have this process stop in order when its parent is no more; only Linux can."""
+def _stop_with(parent: int) -> None:
+    """Have this process stop in order when its parent dies; on Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
             raise Stopped(signal.SIGTERM)
 
 
-def cause_of(code: int) -> str | None:
-    """Say what ended a process, unless it ended by itself without an error."""
-    if code < 0:
-        name = signal.Signals(-code).name
-        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    return f"the process ended with exit code {code}" if code else None
-
-
 def search_path() -> dict[str, str]:
-    """Return what a new process needs to find the user's own networks where this one does: beside the sweep."""
+    """Return what lets a new process import the user's own modules from where this one does: the working folder."""
     if str(Path.cwd()) not in sys.path:
         return {}
     return {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path.cwd())]))}
 
 
 def visible_gpus() -> list[str]:
-    """List the machine's GPUs, without waking CUDA up: a process that did so can't fork any more."""
+    """List the machine's GPUs without waking CUDA: a process that has done so can't fork any more."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [part.strip() for part in visible.split(",") if part.strip() and part.strip() != "-1"]
     try:
@@ -252,14 +226,13 @@ def visible_gpus() -> list[str]:
 
 
 def available_mib() -> int:
-    """Return the memory that is free for more processes, as far as the system tells."""
+    """Return the memory that is free for more processes, in MiB, as far as the system says."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        found = int(lines["MemAvailable"].split()[0]) // 1024
+        free = int(lines["MemAvailable"].split()[0]) // 1024
     except (OSError, KeyError, ValueError):
         return 1 << 20
-    for limit, used in (("memory.max", "memory.current"),):  # of a container
-        with suppress(OSError, ValueError):
-            group = Path("/sys/fs/cgroup")
-            found = min(found, (int((group / limit).read_text()) - int((group / used).read_text())) // 2**20)
-    return found
+    with suppress(OSError, ValueError):  # of a container
+        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, (limit - used) // 2**20)
+    return free

@@ -1,41 +1,42 @@
-"""The pictures of a sweep, from its rows."""
+"""The pictures of a sweep, from its table."""
 
 import math
 
 from cnnlab import plots
 from cnnlab.files import read_json
-from cnnlab.sweep.summary import Row, Sweep
+from cnnlab.record import SWEEP_IMPORTANCE
+from cnnlab.sweep.table import Row, Table
 
-CURVES = 60  # more of them hide each other
+MAX_CURVES = 60  # more of them hide each other
 
 
-def draw(sweep: Sweep) -> None:
+def draw(table: Table) -> None:
     """Write the pictures into the sweep's `figures/`."""
-    folder = sweep.folder / "figures"
+    folder = table.folder / "figures"
     folder.mkdir(exist_ok=True)
-    ranked = [row for row in sweep.rows if row.objective is not None]
+    ranked = [row for row in table.rows if row.objective is not None]
     values = [row.objective for row in ranked if row.objective is not None]
-    settings = {key: [row.settings.get(key, "") for row in ranked] for key in sweep.keys}
+    settings = {key: [row.settings.get(key, "") for row in ranked] for key in table.keys}
+    varied = {key: column for key, column in settings.items() if len(set(column)) > 1}
+    is_larger_better = table.sign > 0
     figures = {}
-    shown = {key: column for key, column in settings.items() if len(set(column)) > 1}
-    if shown:
-        figures["objective_by_value"] = plots.objective_by_value(shown, values, sweep.metric)
-    if len(shown) > 1 and len(ranked) > 2:
-        figures["parallel_coordinates"] = plots.parallel_coordinates(shown, values, sweep.metric, sweep.sign > 0)
-    curves = {row.name: _curve(row, sweep.metric) for row in ranked[:CURVES]}
+    if varied:
+        figures["objective_by_value"] = plots.objective_by_value(varied, values, table.metric)
+    if len(varied) > 1 and len(ranked) > 2:
+        figures["parallel_coordinates"] = plots.parallel_coordinates(varied, values, table.metric, is_larger_better)
+    curves = {row.name: _curve(row, table.metric) for row in ranked[:MAX_CURVES]}
     curves = {name: curve for name, curve in curves.items() if curve[0]}
     if curves:
-        figures["learning_curves"] = plots.trial_curves(curves, _column(sweep.metric), [row.name for row in ranked[:4]])
+        figures["learning_curves"] = plots.trial_curves(curves, _column(table.metric), [row.name for row in ranked[:4]])
     timed = [row for row in ranked if row.started is not None]
     if len(timed) > 1:
         ends = [(row.started or 0) + row.seconds for row in timed]
         begin = min(row.started or 0 for row in timed)
-        figures["objective_by_time"] = plots.objective_by_time(
-            [(end - begin) / 60 for end in ends], [row.objective or 0 for row in timed], sweep.metric, sweep.sign > 0
-        )
-    importance = read_json(sweep.folder / ".sweep" / "importance.json")
-    if importance:
-        figures["importance"] = plots.importance(importance)
+        minutes = [(end - begin) / 60 for end in ends]
+        objectives = [row.objective or 0 for row in timed]
+        figures["objective_by_time"] = plots.objective_by_time(minutes, objectives, table.metric, is_larger_better)
+    if shares := read_json(table.folder / SWEEP_IMPORTANCE):
+        figures["importance"] = plots.importance(shares)
     for name, figure in figures.items():
         (folder / f"{name}.png").write_bytes(plots.to_png(figure))
 

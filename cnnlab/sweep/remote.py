@@ -7,20 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from typing_extensions import override
 
 from cnnlab.errors import ConfigError
 from cnnlab.files import read_json
-from cnnlab.record import is_run
-from cnnlab.sweep.local import OUTPUT, cause_of, search_path
+from cnnlab.record import SWEEP_JOBS, is_run
+from cnnlab.sweep.local import OUTPUT, search_path
+from cnnlab.sweep.pool import PoolLauncher, cause_of_death
 
 GRACE_SECONDS = 60  # for a trial to save
 
@@ -31,28 +30,28 @@ class Task:
     Args:
         program: train.py.
         argv: Its command line.
-        folder: The trial's.
-        here: The folder that the sweep was started in.
+        folder: The trial's folder.
+        working_folder: The one that the sweep was started in.
     """
 
-    def __init__(self, program: str, argv: list[str], folder: Path, here: Path) -> None:
+    def __init__(self, program: str, argv: list[str], folder: Path, working_folder: Path) -> None:
         self.program = program
         self.argv = argv
         self.folder = folder
-        self.here = here
+        self.working_folder = working_folder
         self.environment = search_path()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
-        """Run it, or go on with it; return its exit code."""
+        """Run the trial, or resume it; return its exit code."""
         with (self.folder / ".hold").open("a") as hold, (self.folder / OUTPUT).open("ab") as output:
-            # A job of a sweep whose own process was killed may still be at it: what is left is done behind it.
+            # A job of a sweep whose own process was killed may still run the trial: what is left is done after it.
             fcntl.flock(hold, fcntl.LOCK_EX)
             argv = self.argv
             if is_run(self.folder) and read_json(self.folder / "run.json") and "hydra.output_subdir=null" not in argv:
                 argv = [*argv, f"resume='{self.folder}'", "hydra.output_subdir=null"]
             self._process = subprocess.Popen(
-                [sys.executable, self.program, *argv], cwd=self.here, stdin=subprocess.DEVNULL, stdout=output,
+                [sys.executable, self.program, *argv], cwd=self.working_folder, stdin=subprocess.DEVNULL, stdout=output,
                 stderr=subprocess.STDOUT, preexec_fn=_ignore_warning, env=os.environ | self.environment,
             )  # fmt: skip
             try:
@@ -62,11 +61,11 @@ class Task:
                 raise
 
     def checkpoint(self) -> Any:
-        """Return what submitit shall queue again when the job's time is up: the same, which goes on."""
+        """Return what submitit queues again when the job's time is up: the same task, which resumes the trial."""
         from submitit.helpers import DelayedSubmission
 
         self._save()
-        return DelayedSubmission(Task(self.program, self.argv, self.folder, self.here))
+        return DelayedSubmission(Task(self.program, self.argv, self.folder, self.working_folder))
 
     def _save(self) -> None:
         if self._process is not None:
@@ -82,10 +81,9 @@ def _ignore_warning() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
-class _Cluster(Launcher):
-    """What the launchers share: they start trials for `hydra/sweeper=cnnlab`."""
+class _Cluster(PoolLauncher):
+    """A launcher that needs a package of its own."""
 
-    config: DictConfig
     extra: str
     package: str
 
@@ -93,11 +91,7 @@ class _Cluster(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if importlib.util.find_spec(self.package) is None:
             raise ConfigError(f"hydra/launcher={self.extra} needs {self.package}: pip install 'cnnlab[{self.extra}]'")
-        self.config = config
-
-    @override
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        raise ConfigError("this launcher goes with hydra/sweeper=cnnlab only")
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
 
 class Slurm(_Cluster):
@@ -106,8 +100,8 @@ class Slurm(_Cluster):
     Args:
         n_jobs: Jobs in the queue at a time.
         cluster: `slurm`, or `local` to try it out without one.
-        max_num_timeout: How often a job whose time is up is queued again; it goes on from its last checkpoint.
-        parameters: Those of submitit's executor, as `timeout_min` and `slurm_partition`.
+        max_num_timeout: How often a job whose time is up is queued again; it resumes from its last checkpoint.
+        parameters: Parameters of submitit's executor, as `timeout_min` and `slurm_partition`.
     """
 
     extra, package = "slurm", "submitit"
@@ -124,75 +118,37 @@ class Slurm(_Cluster):
         self.max_num_timeout = max_num_timeout
         self.parameters = OmegaConf.to_container(OmegaConf.create(dict(parameters or {})), resolve=True)
 
-    def pool(self, trials: int) -> "Jobs":
+    def pool(self, trials: int) -> "JobPool":
         """Return where trials run."""
         import submitit
 
         assert isinstance(self.parameters, dict)
-        given = {str(name): value for name, value in self.parameters.items() if value is not None}
+        parameters = {str(name): value for name, value in self.parameters.items() if value is not None}
         if self.cluster == "local":
-            given = {name: value for name, value in given.items() if not name.startswith("slurm_")}
-        folder = Path(self.config.hydra.sweep.dir) / ".sweep" / "jobs"
+            parameters = {name: value for name, value in parameters.items() if not name.startswith("slurm_")}
+        folder = Path(self.config.hydra.sweep.dir) / SWEEP_JOBS
         try:
             executor = submitit.AutoExecutor(folder, self.cluster, slurm_max_num_timeout=self.max_num_timeout)
-            executor.update_parameters(**given)
+            executor.update_parameters(**parameters)
         except RuntimeError as error:
             raise ConfigError(f"hydra/launcher=slurm: {error}; start the sweep where sbatch is") from error
-        return Jobs(executor, min(self.n_jobs, trials))
-
-
-class Jobs:
-    """Trials as submitit's jobs.
-
-    Args:
-        executor: Submits them.
-        size: How many at a time.
-    """
-
-    def __init__(self, executor: Any, size: int) -> None:
-        self.size = size
-        self._executor = executor
-        self._jobs: dict[str, Any] = {}
-
-    def start(self, name: str, argv: list[str], folder: Path, held: int | None) -> None:
-        """Submit a trial."""
-        self._jobs[name] = self._executor.submit(Task(str(Path(sys.argv[0]).absolute()), argv, folder, Path.cwd()))
-
-    def wait(self, timeout: float) -> list[tuple[str, str | None]]:
-        """Return the trials that ended within so many seconds, each with what killed it, if anything did."""
-        until = time.monotonic() + timeout
-        while not (done := [name for name, job in self._jobs.items() if job.done()]):
-            if time.monotonic() > until:
-                return []
-            time.sleep(0.2)
-        ended = []
-        for name in done:
-            job = self._jobs.pop(name)
-            try:
-                ended.append((name, cause_of(job.result())))
-            except Exception as error:  # whatever the cluster did to it
-                ended.append((name, f"job {job.job_id}: {' '.join(str(error).split())[:200]}"))
-        return ended
-
-    def stop(self, signum: int) -> list[tuple[str, str | None]]:
-        """Cancel all jobs: Slurm has them save and end."""
-        for job in self._jobs.values():
-            job.cancel(check=False)
-        ended = []
-        until = time.monotonic() + GRACE_SECONDS
-        while self._jobs and time.monotonic() < until:
-            ended += self.wait(1.0)
-        return [*ended, *((name, "it did not end after it was cancelled") for name in self._jobs)]
+        return JobPool(
+            min(self.n_jobs, trials),
+            executor.submit,
+            _poll,
+            lambda job: job.result(),
+            lambda job: job.cancel(check=False),
+        )
 
 
 class Ray(_Cluster):
     """Run each trial as a task of a Ray cluster.
 
     Args:
-        address: The cluster's, `auto` for the one that this machine belongs to; null starts one here.
+        address: The cluster's address, `auto` for the one that this machine belongs to; null starts one here.
         n_jobs: Trials at a time; by default as many as the cluster has room for when the sweep starts.
-        num_cpus: Of each trial.
-        num_gpus: Likewise.
+        num_cpus: CPUs of each trial; shares as 0.5 are possible.
+        num_gpus: GPUs of each trial, likewise.
     """
 
     extra, package = "ray", "ray"
@@ -205,7 +161,7 @@ class Ray(_Cluster):
         self.num_cpus = num_cpus
         self.num_gpus = num_gpus
 
-    def pool(self, trials: int) -> "Tasks":
+    def pool(self, trials: int) -> "JobPool":
         """Return where trials run."""
         import ray
 
@@ -215,57 +171,76 @@ class Ray(_Cluster):
             raise ConfigError(
                 f"hydra/launcher=ray: there is no cluster at hydra.launcher.address={self.address}: ray start --head"
             ) from error
-        there = ray.cluster_resources()
-        room = [there.get("CPU", 0) / self.num_cpus] if self.num_cpus else []
-        room += [there.get("GPU", 0) / self.num_gpus] if self.num_gpus else []
+        resources = ray.cluster_resources()
+        room = [resources.get("CPU", 0) / self.num_cpus] if self.num_cpus else []
+        room += [resources.get("GPU", 0) / self.num_gpus] if self.num_gpus else []
         size = self.n_jobs or max(1, int(min(room, default=1)))
-        return Tasks(ray, {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}, min(size, trials))
+        # Without retries: a trial that took its machine down is resumed with the sweep, not at once.
+        run = ray.remote(max_retries=0, num_cpus=self.num_cpus, num_gpus=self.num_gpus)(_call)
+        return JobPool(
+            min(size, trials), run.remote, lambda jobs, seconds: ray.wait(jobs, timeout=seconds)[0], ray.get, ray.cancel
+        )
 
 
-class Tasks:
-    """Trials as Ray's tasks.
+class JobPool:
+    """Trials as jobs of a cluster.
 
     Args:
-        ray: The module, connected.
-        needs: What each takes of the cluster.
         size: How many at a time.
+        submit: Gives a trial to the cluster; returns its job.
+        ended: Returns those of some jobs that end within so many seconds.
+        result: Returns the exit code of a job that has ended.
+        cancel: Has a job save and end.
     """
 
-    def __init__(self, ray: Any, needs: Mapping[str, float], size: int) -> None:
+    def __init__(
+        self,
+        size: int,
+        submit: Callable[[Task], Any],
+        ended: Callable[[list[Any], float], list[Any]],
+        result: Callable[[Any], int],
+        cancel: Callable[[Any], object],
+    ) -> None:
         self.size = size
-        self._ray = ray
-        # A trial that took its machine down goes on when the sweep is resumed, not at once.
-        self._run = ray.remote(max_retries=0, **needs)(_called)
-        self._refs: dict[Any, str] = {}
+        self._submit = submit
+        self._ended = ended
+        self._result = result
+        self._cancel = cancel
+        self._names: dict[Any, str] = {}  # by job
 
-    def start(self, name: str, argv: list[str], folder: Path, held: int | None) -> None:
-        """Hand a trial to the cluster."""
-        task = Task(str(Path(sys.argv[0]).absolute()), argv, folder, Path.cwd())
-        self._refs[self._run.remote(task)] = name
+    def start(self, name: str, argv: list[str], folder: Path, handle: int | None) -> None:
+        """Give a trial to the cluster."""
+        self._names[self._submit(Task(str(Path(sys.argv[0]).absolute()), argv, folder, Path.cwd()))] = name
 
     def wait(self, timeout: float) -> list[tuple[str, str | None]]:
         """Return the trials that ended within so many seconds, each with what killed it, if anything did."""
-        if not self._refs:
-            return []
         ended = []
-        for ref in self._ray.wait(list(self._refs), num_returns=1, timeout=timeout)[0]:
-            name = self._refs.pop(ref)
+        for job in self._ended(list(self._names), timeout) if self._names else []:
             try:
-                ended.append((name, cause_of(self._ray.get(ref))))
+                cause = cause_of_death(self._result(job))
             except Exception as error:  # whatever the cluster did to it
-                ended.append((name, f"Ray: {' '.join(str(error).split())[:200]}"))
+                cause = f"{job}: {' '.join(str(error).split())[:200]}"
+            ended.append((self._names.pop(job), cause))
         return ended
 
     def stop(self, signum: int) -> list[tuple[str, str | None]]:
         """Have all trials save and end."""
-        for ref in self._refs:
-            self._ray.cancel(ref)
+        for job in self._names:
+            self._cancel(job)
         ended = []
         until = time.monotonic() + GRACE_SECONDS
-        while self._refs and time.monotonic() < until:
+        while self._names and time.monotonic() < until:
             ended += self.wait(1.0)
-        return [*ended, *((name, "it did not end after it was cancelled") for name in self._refs.values())]
+        return [*ended, *((name, "it did not end after it was cancelled") for name in self._names.values())]
 
 
-def _called(task: Task) -> int:
+def _poll(jobs: list[Any], timeout: float) -> list[Any]:
+    """Return the jobs of submitit's that have ended."""
+    until = time.monotonic() + timeout
+    while not (ended := [job for job in jobs if job.done()]) and time.monotonic() < until:
+        time.sleep(0.2)
+    return ended
+
+
+def _call(task: Task) -> int:
     return task()

@@ -1,12 +1,10 @@
 """A search: Optuna proposes what the next trial is, from the trials so far."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.storages import journal
@@ -15,41 +13,53 @@ from optuna.trial import FrozenTrial, TrialState
 from cnnlab.config.space import Dimension
 from cnnlab.errors import ConfigError
 from cnnlab.files import write_json
-from cnnlab.sweep.trial import Trial, name_of
-
-if TYPE_CHECKING:
-    from cnnlab.sweep.sweeper import Sweeper
+from cnnlab.record import SWEEP_IMPORTANCE
+from cnnlab.sweep.runner import Runner
+from cnnlab.sweep.trial import Trial, folder_name
 
 log = logging.getLogger(__name__)
 
 STUDY = "sweep"
 JOURNAL = "study.journal"
-EPOCHLY = ("val/accuracy", "val/loss")  # objectives that are there after each epoch
+MEASURED_EACH_EPOCH = ("val/accuracy", "val/loss")
 
 
 class Search:
-    """Run a study in a sweep's folder: begin it, go on with it, or join it from another machine.
+    """Run a study in a sweep's folder: begin it, resume it, or join it from another machine.
 
     Args:
-        sweep: Whose trials they are.
+        runner: Runs its trials.
+        options: The config's `search`.
         dimensions: What varies.
         seeds: The seeds that each proposal is run with; none for the config's own.
+        seed: Decides what chance proposes.
+        hold: The name under which this process holds the sweep's folder.
     """
 
-    def __init__(self, sweep: Sweeper, dimensions: Sequence[Dimension], seeds: Sequence[int]) -> None:
-        assert sweep.search is not None
-        self.sweep = sweep
+    def __init__(
+        self,
+        runner: Runner,
+        options: dict[str, Any],
+        dimensions: Sequence[Dimension],
+        seeds: Sequence[int],
+        seed: int,
+        hold: str,
+    ) -> None:
+        self.runner = runner
+        self.options = options
         self.dimensions = dimensions
         self.seeds = list(seeds)
-        self.options: dict[str, Any] = sweep.search
-        self.objective: dict[str, Any] = sweep.folder.record["objective"]
-        if self.options["pruner"] != "none" and self.objective["metric"] not in EPOCHLY:
+        self.seed = seed
+        self.hold = hold
+        self.folder = runner.folder
+        self.objective: dict[str, Any] = self.folder.record["objective"]
+        if self.options["pruner"] != "none" and self.objective["metric"] not in MEASURED_EACH_EPOCH:
             raise ConfigError(
                 f"search.pruner={self.options['pruner']} needs an objective that is measured every epoch, one of "
-                f"{', '.join(EPOCHLY)}; objective.metric is {self.objective['metric']}"
+                f"{', '.join(MEASURED_EACH_EPOCH)}; objective.metric is {self.objective['metric']}"
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.journal = sweep.folder.path / JOURNAL
+        self.journal = self.folder.path / JOURNAL
         storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(self.journal)))
         self.study = optuna.create_study(
             storage=storage,
@@ -57,41 +67,41 @@ class Search:
             direction="maximize" if self.objective["mode"] == "max" else "minimize",
             load_if_exists=True,
         )
-        self._numbers: dict[str, int] = {}  # of the study's trial that a run belongs to
-        self._waiting: list[Trial] = []  # further seeds
-        self._open: dict[int, list[Trial]] = {}  # runs that the study's trials still wait for
+        self._numbers: dict[str, int] = {}  # by run: the study's trial that it belongs to
+        self._queued: list[Trial] = []
+        self._open: dict[int, list[Trial]] = {}  # by the study's trial: its runs that are not queued yet
         self._values: dict[int, list[float]] = {}
         self._until = time.monotonic() + (self.options["timeout"] or float("inf"))
 
     def run(self) -> None:
-        """Run trials until the study has as many as it shall have, or its time is up."""
-        existing = [trial for trial in self._existing() if trial.state != TrialState.RUNNING]
+        """Run trials until the study has `search.n_trials`, or its time is up."""
+        existing = [trial for trial in self._study_trials() if trial.state != TrialState.RUNNING]
         each = max(1, len(self.seeds))
-        self.sweep.board.plan(self.options["n_trials"] * each, len(existing) * each)
-        pool = self.sweep.pool((self.options["n_trials"] - len(existing)) * each, self.options["batch"])
-        for trial, status in self.sweep.run(pool, self._queue()):
-            self._note(trial, status)
-        self._weigh()
+        self.runner.board.plan(self.options["n_trials"] * each, len(existing) * each)
+        pool = self.runner.pool((self.options["n_trials"] - len(existing)) * each, self.options["batch"])
+        for trial, status in self.runner.run(pool, self._queue()):
+            self._tell(trial, status)
+        self._write_importance()
 
     def _queue(self) -> Iterator[Trial | None]:
         while True:
-            if not self._waiting and time.monotonic() < self._until:
-                with self.sweep.folder.alone():
+            if not self._queued and time.monotonic() < self._until:
+                with self.folder.alone():
                     self._ask()
-            if self._waiting:
-                yield self._waiting.pop(0)
+            if self._queued:
+                yield self._queued.pop(0)
             elif self._open:
                 yield None
             else:
                 return
 
     def _ask(self) -> None:
-        """Take over a trial that nobody works on any more, or begin a new one if the study shall have more."""
-        existing = self._existing()
+        """Take over a trial that nobody works on any more, or begin a new one if the study is to have more."""
+        existing = self._study_trials()
         for frozen in existing:
             if frozen.state == TrialState.RUNNING and frozen.number not in self._open:
                 owner = frozen.user_attrs.get("owner", "")
-                if owner and self.sweep.folder.is_held(owner):
+                if owner and self.folder.is_held(owner):
                     continue
                 overrides = frozen.user_attrs.get("overrides")
                 if overrides is None:  # killed while it was made
@@ -107,11 +117,11 @@ class Search:
             self._begin(trial.number, trial._trial_id, overrides)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """Return the sampler of the study's next trial, whose number decides what chance says.
+        """Return the sampler of the study's next trial, seeded by the trial's number.
 
-        One that lasted would begin anew in each process, and each would propose the same.
+        One sampler for all trials would start anew in each process, and each process would propose the same.
         """
-        seed = self.sweep.seed + 1000 * number
+        seed = self.seed + 1000 * number
         if self.options["sampler"] == "random":
             return optuna.samplers.RandomSampler(seed=seed)
         return optuna.samplers.TPESampler(
@@ -119,21 +129,21 @@ class Search:
         )
 
     def _begin(self, number: int, trial_id: int, overrides: Sequence[str]) -> None:
-        self.study._storage.set_trial_user_attr(trial_id, "owner", self.sweep.hold)
+        self.study._storage.set_trial_user_attr(trial_id, "owner", self.hold)
         prefix = f"{number:03d}"
         runs = [
             Trial(
-                name_of([*overrides, *([] if seed is None else [f"seed={seed}"])], prefix),
+                folder_name([*overrides, *([] if seed is None else [f"seed={seed}"])], prefix),
                 (*overrides, *([] if seed is None else [f"seed={seed}"])),
                 number * max(1, len(self.seeds)) + index,
             )
             for index, seed in enumerate(self.seeds or [None])
         ]
-        if self.options["pruner"] != "none":  # on the first seed's word
+        if self.options["pruner"] != "none":  # by its first seed
             runs[0] = replace(runs[0], extra=tuple(self._pruning(number)))
         self._numbers |= {run.name: number for run in runs}
         self._open[number], self._values[number] = runs[1:], []
-        self._waiting.append(runs[0])
+        self._queued.append(runs[0])
 
     def _pruning(self, number: int) -> Iterator[str]:
         settings = {
@@ -147,14 +157,14 @@ class Search:
         for name, value in settings.items():
             yield f"++callbacks.prune.{name}={value}"
 
-    def _note(self, run: Trial, status: str) -> None:
-        """Tell the study how a run ended, when it was the last that a trial waits for."""
+    def _tell(self, run: Trial, status: str) -> None:
+        """Tell the study how a trial ended, after the last of its runs."""
         number = self._numbers[run.name]
-        folder = self.sweep.folder.trial(run.name)
+        folder = self.folder.trial(run.name)
         value = folder.record.objective
-        pruned = next(t for t in self._existing() if t.number == number).user_attrs.get("pruned")
+        pruned = next(t for t in self._study_trials() if t.number == number).user_attrs.get("pruned")
         if status == "interrupted":
-            self._open.pop(number)  # the next start goes on with it
+            self._open.pop(number)  # the next start resumes it
         elif status != "completed" or value is None:
             self._open.pop(number)
             self.study.tell(number, state=TrialState.FAIL)
@@ -164,22 +174,22 @@ class Search:
             self.study.tell(number, state=TrialState.PRUNED)
         else:
             self._values[number].append(value)
-            self._waiting += [further for further in self._open[number] if further not in self._waiting]
+            self._queued += [further for further in self._open[number] if further not in self._queued]
             self._open[number] = []
             if len(self._values[number]) == max(1, len(self.seeds)):
                 self._open.pop(number)
                 self.study.tell(number, sum(self._values[number]) / len(self._values[number]))
 
-    def _existing(self) -> list[FrozenTrial]:
+    def _study_trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
-    def _weigh(self) -> None:
-        """Note which settings mattered, for the picture, as soon as there are enough trials to tell."""
-        completed = [trial for trial in self._existing() if trial.state == TrialState.COMPLETE]
+    def _write_importance(self) -> None:
+        """Write how much each setting mattered, for the picture, as soon as enough trials were completed."""
+        completed = [trial for trial in self._study_trials() if trial.state == TrialState.COMPLETE]
         values = {trial.value for trial in completed}
         if len(completed) >= 8 and len(values) > 1 and len(completed[0].params) > 1:
             shares = optuna.importance.get_param_importances(self.study)
-            write_json(self.sweep.folder.inside / "importance.json", shares)
+            write_json(self.folder.path / SWEEP_IMPORTANCE, shares)
 
 
 def _suggested(trial: optuna.Trial, dimensions: Sequence[Dimension]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A trial: which overrides make it, what its folder is called, and what is written of it there."""
+"""A trial: which overrides make it, what its folder is called, and what the sweep notes there."""
 
 import hashlib
 import re
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cnnlab.files import read_json, write_json
-from cnnlab.record import Record
+from cnnlab.record import TRIAL, Record
 
-LONGEST = 100  # letters of a folder's name
+MAX_LETTERS = 100  # of a folder's name
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Trial:
     """One run of a sweep.
 
     Attributes:
-        name: That of its folder.
+        name: The name of its folder.
         overrides: Those that tell it from the sweep's other trials.
         number: Its place in the sweep.
         extra: Overrides that belong to how it is run, not to what it is.
@@ -31,51 +31,51 @@ class Trial:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What varied: keys and values."""
-        return dict(map(split, self.overrides))
+        """What varies: keys and values."""
+        return dict(map(split_override, self.overrides))
 
 
-def split(override: str) -> tuple[str, str]:
+def split_override(override: str) -> tuple[str, str]:
     """Return an override's key without its plus, and its value without quotes."""
     key, _, value = override.partition("=")
     return key.lstrip("+~"), value.strip().strip("'\"")
 
 
-def name_of(overrides: Sequence[str], prefix: str = "") -> str:
-    """Return a folder's name that says what varied: readable, safe in every shell and path, and unique.
+def folder_name(overrides: Sequence[str], prefix: str = "") -> str:
+    """Return a folder's name that says what varies: readable, safe in every shell and path, and unique.
 
-    It depends on nothing but the trial itself, so that it stays what it is when a grid grows.
+    It depends on nothing but the trial itself, so that it stays the same when a grid grows.
     """
-    settings = [split(line) for line in overrides]
+    settings = [split_override(override) for override in overrides]
     last = [key.rpartition(".")[2] for key, _ in settings]
     parts = [
-        f"{short if last.count(short) == 1 else key}-{_number(value) if prefix else value}"
+        f"{short if last.count(short) == 1 else key}-{_rounded(value) if prefix else value}"
         for short, (key, value) in zip(last, settings, strict=True)
     ]
     plain = "_".join([*([prefix] if prefix else []), *parts]) or "trial"
     safe = re.sub(r"[^\w.+-]+", "-", plain, flags=re.ASCII).strip("-.") or "trial"
     # What was replaced or cut off may have told it from another; a prefix tells all but the seeds of one trial.
-    if len(safe) > LONGEST or (safe != plain and not prefix):
+    if len(safe) > MAX_LETTERS or (safe != plain and not prefix):
         digest = hashlib.blake2b("\n".join(overrides).encode(), digest_size=3).hexdigest()
-        safe = f"{safe[: LONGEST - 7]}-{digest}"
-    return safe[:LONGEST]
+        safe = f"{safe[: MAX_LETTERS - 7]}-{digest}"
+    return safe
 
 
-def _number(value: str) -> str:
+def _rounded(value: str) -> str:
     try:
         return value if value.lstrip("-").isdigit() else f"{float(value):.3g}"
     except ValueError:
         return value
 
 
-def of_grid(points: Iterable[Sequence[str]]) -> list[Trial]:
+def grid_trials(points: Iterable[Sequence[str]]) -> list[Trial]:
     """Return the trials of a grid, each combination once."""
-    named = {name_of(point): tuple(point) for point in points}
-    return [Trial(name, overrides, number) for number, (name, overrides) in enumerate(named.items())]
+    overrides = {folder_name(point): tuple(point) for point in points}
+    return [Trial(name, point, number) for number, (name, point) in enumerate(overrides.items())]
 
 
-class Folder:
-    """A trial's folder, as the sweep that it belongs to sees it.
+class TrialFolder:
+    """A trial's folder, as its sweep sees it.
 
     Args:
         path: The folder.
@@ -83,7 +83,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.note: dict[str, Any] = read_json(path / "trial.json")
+        self.note: dict[str, Any] = read_json(path / TRIAL)
 
     @property
     def run(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Folder:
         """Add to `trial.json`."""
         self.note |= facts
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "trial.json", self.note)
+        write_json(self.path / TRIAL, self.note)
 
     def is_done(self, limits: dict[str, Any]) -> bool:
         """Whether the trial was completed in a sweep with these limits (epochs, steps, time)."""
@@ -114,7 +114,7 @@ class Folder:
             starts=self.note.get("starts", 0) + 1,
         )
         run = self.run
-        if run.get("status") in ("failed", "interrupted"):  # what is said of its last start is not true of this one
+        if run.get("status") in ("failed", "interrupted"):  # true of its last start, not of this one
             run.pop("error", None)
             write_json(self.path / "run.json", run | {"status": "running"})
 
@@ -129,7 +129,7 @@ class Folder:
         status = run.get("status")
         self.write(starts=0, **({"limits": limits} if status == "completed" and cause is None else {}))
         if status in (None, "running"):
-            self.fail(cause or "ended without a word", run)
+            self.fail(cause or "ended without a result", run)
             return "failed"
         return str(status)
 

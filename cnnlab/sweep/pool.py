@@ -1,0 +1,108 @@
+"""Where trials run: what every pool offers, and the pool around a launcher that knows nothing of it."""
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+from typing_extensions import override
+
+from cnnlab import run as runs
+from cnnlab.errors import ConfigError, Stopped
+
+
+class Pool(Protocol):
+    """Where trials run, `size` at a time."""
+
+    size: int
+
+    def start(self, name: str, argv: list[str], folder: Path, handle: int | None) -> None:
+        """Start a trial.
+
+        Args:
+            name: The trial's name.
+            argv: Its command line, without the program.
+            folder: Where its output goes.
+            handle: An open file that it keeps open as long as it lives.
+        """
+
+    def wait(self, timeout: float) -> list[tuple[str, str | None]]:
+        """Return the trials that ended within so many seconds, each with what killed it, if anything did."""
+
+    def stop(self, signum: int) -> list[tuple[str, str | None]]:
+        """Have all trials save and end; return the same as `wait`."""
+
+
+class PoolLauncher(Launcher):
+    """A launcher that offers a pool; it goes with `hydra/sweeper=cnnlab` only."""
+
+    config: DictConfig
+    task: TaskFunction
+
+    @override
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config, self.task = config, task_function
+
+    @override
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        raise ConfigError("this launcher goes with hydra/sweeper=cnnlab only")
+
+    def pool(self, trials: int) -> Pool:
+        """Return where so many trials run."""
+        raise NotImplementedError
+
+
+class LauncherPool:
+    """Trials that a launcher of Hydra's or of somebody else's runs in batches; it returns when they have ended.
+
+    Args:
+        launcher: The launcher.
+        size: Trials in a batch.
+    """
+
+    def __init__(self, launcher: Launcher, size: int) -> None:
+        self.size = size
+        self._launcher = launcher
+        self._queue: dict[str, list[str]] = {}
+        self._count = 0
+
+    def start(self, name: str, argv: list[str], folder: Path, handle: int | None) -> None:
+        """Queue a trial."""
+        self._queue[name] = argv
+
+    def wait(self, timeout: float) -> list[tuple[str, str | None]]:
+        """Run all that is queued."""
+        queue, self._queue = self._queue, {}
+        if not queue:
+            return []
+        cause = None
+        try:
+            self._launcher.launch(list(queue.values()), self._count)
+        except Exception as error:  # one trial's config, or a job that its cluster lost: no reason to stop
+            cause = str(runs.understood(error))
+        except SystemExit as end:
+            if end.code in (130, 143):
+                raise Stopped(int(end.code) - 128) from end
+            cause = f"sys.exit({end.code})"
+        self._count += len(queue)
+        return [(name, cause) for name in queue]
+
+    def stop(self, signum: int) -> list[tuple[str, str | None]]:
+        """Do nothing: the trials have ended."""
+        return []
+
+
+def cause_of_death(code: int) -> str | None:
+    """Say what ended a process, unless it ended by itself without an error.
+
+    Args:
+        code: Its exit code, or minus the number of the signal that killed it.
+    """
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    return f"the process ended with exit code {code}" if code else None
