@@ -27,18 +27,21 @@ def main(cfg: DictConfig) -> float | None:
     sweeping = hydra_cfg.mode == RunMode.MULTIRUN
     with Run(hydra_cfg.runtime.output_dir, seed=cfg.seed, debug=cfg.debug, exit_on_error=not sweeping) as run:
         limits = {name: cfg.trainer[name] for name in ("max_epochs", "max_steps", "max_time")}
-        going_on = bool(cfg.resume) or (sweeping and run.has_begun)
-        if going_on and run.is_done(limits):
+        resume = bool(cfg.resume) or (sweeping and run.has_begun)
+        if resume and run.is_done(limits):
             return run.previous_objective()
-        run.start(limits, afresh=not going_on)
+        run.start(limits, afresh=not resume)
 
         if not sweeping:
             data.read_ahead(cfg.data)
         with importing():
-            from cnnlab import build  # torch and Lightning, not before the config is known to be good
+            from cnnlab import fit  # torch and Lightning, not before the config is known to be good
 
-        lab = build.fitted(cfg, run, resume=going_on)
-        return run.finish(lab.test(), cfg.objective.metric)
+        for attempt in fit.attempts(cfg, run, resume=resume):
+            lab = attempt.lab
+            with attempt:
+                lab.trainer.fit(lab.classifier, lab.data, ckpt_path=attempt.checkpoint)
+        return run.finish(fit.test(lab), cfg.objective.metric)
     return None
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -15,11 +14,12 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from typing_extensions import override
 
 from cnnlab.batch import PADDING, Batch, mix_seed
+from cnnlab.patches import QuickHookNames
 from cnnlab.schedule import Constant
 from cnnlab.tta import TTA, average_views
 
 
-class Classifier(LightningModule):
+class Classifier(QuickHookNames):
     """Train a network to tell classes apart.
 
     Args:
@@ -55,15 +55,6 @@ class Classifier(LightningModule):
         self.val_metrics = evaluation_metrics(num_classes, "val/")
         self.test_metrics = evaluation_metrics(num_classes, "test/", full=True)
         self.test_outputs: list[tuple[Tensor, ...]] = []
-
-    @override
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the hook it is in as a string on the module, some forty times a step; `nn.Module` would
-        # search its parameters, buffers and submodules each time.
-        if type(value) is str and name in self.__dict__:
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
 
     @override
     def forward(self, images: Tensor) -> Float[Tensor, "batch classes"]:

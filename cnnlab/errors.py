@@ -79,6 +79,11 @@ class Stopped(BaseException):
         return 128 + self.signum
 
 
+def first_line(error: BaseException) -> str:
+    """Return the beginning of an error's message."""
+    return next(iter(str(error).splitlines()), "")[:200]
+
+
 def report(error: BaseException) -> None:
     """Print an error as users see it: each line of its message behind the program's name, on standard error."""
     for line in str(error).splitlines():

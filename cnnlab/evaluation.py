@@ -41,13 +41,13 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from cnnlab import plots
 from cnnlab.batch import Batch
-from cnnlab.build import Restored, data_of, restored
 from cnnlab.classifier import evaluation_metrics, update
 from cnnlab.data import ImageData
 from cnnlab.errors import ConfigError, DataError
 from cnnlab.files import write_bytes, write_text
 from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
 from cnnlab.record import precision_of
+from cnnlab.restore import Restored, restore, restore_data
 from cnnlab.stats import wilson
 from cnnlab.tta import TTA, average_views
 
@@ -114,14 +114,14 @@ def evaluate(
         trusted: Packages that may be imported although a run's folder names them.
 
     Raises:
-        ConfigError, CheckpointError, UnsafeError: As `build.restored` does.
+        ConfigError, CheckpointError, UnsafeError: As `restore.restore` does.
         DataError: The file is missing, or of other classes; or the split is empty; or the loss is not finite.
         MachineError: The machine lacks the accelerator.
     """
     check_accelerator(accelerator, "--accelerator ")
     keep_freed_memory()
-    state = restored(run, trusted)
-    images = data_of(state, data, eval_batch_size=batch_size)
+    state = restore(run, trusted)
+    images = restore_data(state, data, eval_batch_size=batch_size)
     run_precision = precision_of(state.config)
     run_tta: TTA = state.config.get("eval", {}).get("tta", "none")
     tta = tta or run_tta

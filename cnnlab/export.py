@@ -16,11 +16,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from cnnlab.build import Restored, data_of, restored
-from cnnlab.callbacks.checkpoint import first_line
-from cnnlab.errors import CnnlabError, ConfigError, MachineError
+from cnnlab.errors import CnnlabError, ConfigError, MachineError, first_line
 from cnnlab.files import replacing
 from cnnlab.prediction import CLASSES, INPUT, SHAPE, of_onnx
+from cnnlab.restore import Restored, restore, restore_data
 
 Format = Literal["onnx", "torch_export", "safetensors"]
 Input = Literal["uint8", "float"]
@@ -101,11 +100,11 @@ def export(
             importlib.import_module(package)
         except ImportError as error:
             raise MachineError(f"--format {format} needs {package}: pip install 'cnnlab[export]'.") from error
-    state = restored(run, trusted)
+    state = restore(run, trusted)
     path = Path(output) if output else _place(state, format)
     if output and path.exists() and not overwrite:
         raise ConfigError(f"{path} exists. Choose another name, or pass --overwrite to replace it.")
-    images = data_of(state, data).test_images[:COMPARED].numpy()
+    images = restore_data(state, data).test_images[:COMPARED].numpy()
     with replacing(path) as file:
         beside = Path(file.name)
         answer = WRITERS[format](Answering(state.network).eval(), beside, input, _metadata(state, input))

@@ -99,12 +99,12 @@ def of_run(named: str, accelerator: str = "auto", trusted: Sequence[str] = ()) -
     """
     import torch
 
-    from cnnlab.build import restored
     from cnnlab.machine import check_accelerator, device_for, keep_freed_memory
+    from cnnlab.restore import restore
 
     check_accelerator(accelerator, "--accelerator ")
     keep_freed_memory()
-    run = restored(named, trusted)
+    run = restore(named, trusted)
     device = device_for(accelerator)
     network = run.network.to(device)
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnlab import build
 from cnnlab.batch import Batch
+from cnnlab.build import Lab, build_lab
 from cnnlab.errors import CnnlabError, ConfigError, DivergedError, MachineError
 
 BATCH = 32  # images that are learnt by heart
@@ -56,7 +56,7 @@ def rehearse(cfg: Any, folder: Path) -> None:
         CnnlabError: What stands in the way of the run, with its own exit code.
     """
     findings = []
-    for finding in look(build.lab(cfg), folder, cfg.trainer.max_time):
+    for finding in look(build_lab(cfg), folder, cfg.trainer.max_time):
         findings.append(finding)
         state = "no" if finding.error else "look" if finding.note else "ok"
         print(
@@ -69,7 +69,7 @@ def rehearse(cfg: Any, folder: Path) -> None:
     print("go" + ("" if not any(finding.note for finding in findings) else ", with an eye on what says look"))
 
 
-def look(lab: build.Lab, folder: Path, max_time: str | None = None) -> Iterator[Finding]:
+def look(lab: Lab, folder: Path, max_time: str | None = None) -> Iterator[Finding]:
     """Yield what each look finds, the cheap ones first.
 
     Args:
@@ -92,7 +92,7 @@ def look(lab: build.Lab, folder: Path, max_time: str | None = None) -> Iterator[
     yield from _timed(copy.deepcopy(network), lab, device, loss_of, folder, max_time)
 
 
-def _data(lab: build.Lab) -> Iterator[Finding]:
+def _data(lab: Lab) -> Iterator[Finding]:
     data = lab.data
     height, width, channels = data.image_shape
     counts = {"train": len(data.train_indices), "val": len(data.val_indices), "test": len(data.test_targets)}
@@ -137,7 +137,7 @@ def _first_step(
         yield Finding("gradients", f"finite, norm {norm:.3g}", note=note)
 
 
-def _by_heart(network: nn.Module, lab: build.Lab, device: torch.device) -> Finding:
+def _by_heart(network: nn.Module, lab: Lab, device: torch.device) -> Finding:
     """Learn a few images by heart: what cannot do that has a mistake in it, whatever the learning rate."""
     data = lab.data
     # One pass in the split's order might show a single class.
@@ -174,7 +174,7 @@ def _by_heart(network: nn.Module, lab: build.Lab, device: torch.device) -> Findi
 
 def _timed(
     network: nn.Module,
-    lab: build.Lab,
+    lab: Lab,
     device: torch.device,
     loss_of: Callable[[nn.Module, Batch], Tensor],
     folder: Path,
@@ -214,7 +214,7 @@ def _timed(
     yield _disk(folder, 3 * (weights + moments) + LOGS)
 
 
-def _time(lab: build.Lab, step: float, evaluation: float, max_time: str | None) -> Finding:
+def _time(lab: Lab, step: float, evaluation: float, max_time: str | None) -> Finding:
     trainer, data = lab.trainer, lab.data
     batches = _limited(
         math.ceil(len(data.train_indices) / data.batch_size / trainer.world_size), trainer.limit_train_batches
@@ -262,7 +262,7 @@ def _disk(folder: Path, needed: int) -> Finding:
     return Finding("disk", found)
 
 
-def _batches(lab: build.Lab, device: torch.device) -> Iterator[Batch]:
+def _batches(lab: Lab, device: torch.device) -> Iterator[Batch]:
     """Yield the first epoch's batches as training will see them."""
     data = lab.data
     for step, batch in enumerate(data.batches("train", shuffle=True, seed=data.seed, batch_size=data.batch_size)):

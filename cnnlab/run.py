@@ -33,8 +33,7 @@ from cnnlab.errors import (
     report,
 )
 from cnnlab.files import read_csv, read_json, write_json
-from cnnlab.record import Record, program
-from cnnlab.seal import is_whole
+from cnnlab.record import program
 
 log = logging.getLogger(__name__)
 
@@ -96,47 +95,14 @@ class Run:
         """Whether the folder holds a run already, as a trial's does when its sweep goes on."""
         return bool(self._before)
 
+    @property
+    def was_completed(self) -> bool:
+        """Whether the run was completed before this process took it up."""
+        return self._before.get("status") == "completed"
+
     def is_done(self, limits: Mapping[str, Any]) -> bool:
         """Whether the run was completed under the same limits (epochs, steps, time) before."""
-        return self._before.get("status") == "completed" and self._before.get("limits") == dict(limits)
-
-    def checkpoint_to_resume(self) -> Path | None:
-        """Return the checkpoint to go on from; None, and a line in the log, if the run stopped before the first.
-
-        That is the last one, or the one before where the last is damaged; the log says so.
-
-        Raises:
-            CheckpointError: The run had come further than that, so its checkpoints were lost.
-        """
-        record = Record(self.folder)
-        there = [path for path in (record.last, record.previous) if path.is_file()]
-        for path in there:
-            if is_whole(path):
-                if path == record.previous:
-                    log.warning(
-                        f"{record.last} is {'damaged' if record.last in there else 'missing'}: going on from the one "
-                        f"before it, {path}"
-                    )
-                return path
-        if len(there) == 2:
-            raise CheckpointError(
-                f"{record.last} and {record.previous} are both damaged. Put a copy of one back, or start a new run"
-                + (
-                    f", with the weights of this one's best state: init_from={record.best}."
-                    if record.best.is_file()
-                    else "."
-                )
-            )
-        if there:
-            return there[0]  # whoever loads it says what is wrong with it
-        # An epoch's row is written just before its state: a run may be killed between the first ones.
-        if len(record.history) > 1 or self._before.get("status") == "completed":
-            raise CheckpointError(
-                f"{record.last}: there is no such checkpoint, though the run has finished epochs. Start a new run, or "
-                "put the file back."
-            )
-        log.warning("the run stopped before its first checkpoint: starting from the beginning")
-        return None
+        return self.was_completed and self._before.get("limits") == dict(limits)
 
     def __enter__(self) -> Self:
         """Take the folder, and start the clock.
@@ -230,7 +196,7 @@ class Run:
             log.error("this followed the signal", exc_info=error)
             error = Stopped(signals.received())
         # What was completed, and not gone on with yet, stays true.
-        untouched = self._before.get("status") == "completed" and self.record["device"] is None
+        untouched = self.was_completed and self.record["device"] is None
         if untouched:
             self.record = self._before
             if self.primary:

@@ -5,9 +5,9 @@ longer. From the end of the run on the factor no longer changes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cnnlab.errors import ConfigError
 
@@ -168,6 +168,62 @@ class OneCycle:
         if progress < self.warmup:
             return curve(self.start_factor, 1.0, progress / self.warmup)
         return curve(1.0, self.end_factor, (progress - self.warmup) / (1 - self.warmup))
+
+
+class Plan(NamedTuple):
+    """The learning rate over a run.
+
+    Attributes:
+        epochs: Places, in epochs from the beginning; the last one is the run's end.
+        lrs: The learning rate of the step that begins there.
+        steps: Optimizer steps of the whole run.
+    """
+
+    epochs: list[float]
+    lrs: list[float]
+    steps: int
+
+
+def plan_learning_rate(
+    schedule: Callable[[int, int], float],
+    lr: float,
+    batches: int,
+    *,
+    max_epochs: int | None = None,
+    max_steps: int | None = None,
+    limit_train_batches: float | int | None = None,
+    accumulate_grad_batches: int = 1,
+    places: int = 2000,
+) -> Plan:
+    """Compute the learning rate over a run, without the run.
+
+    Args:
+        schedule: Factor on the learning rate at (step, total_steps).
+        lr: The learning rate.
+        batches: Of an epoch, over all training images.
+        max_epochs: As the Trainer takes it, and so are the other limits; None or -1 for none.
+        max_steps: Likewise.
+        limit_train_batches: Likewise, a number of batches or a share of them.
+        accumulate_grad_batches: Batches of one optimizer step.
+        places: Number of steps, at most, at which it is computed.
+
+    Raises:
+        ConfigError: The run's length is not known beforehand.
+    """
+    limit = limit_train_batches
+    batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit or batches)
+    per_epoch = math.ceil(batches / accumulate_grad_batches)
+    bounds = [max_steps] if max_steps not in (None, -1) else []
+    bounds += [max_epochs * per_epoch] if max_epochs not in (None, -1) else []
+    if not bounds or min(bounds) < 1:
+        raise ConfigError(
+            "a schedule has a shape only where the run has a length: give trainer.max_epochs or max_steps."
+        )
+    steps = min(bounds)
+    at = sorted({steps * place // (places - 1) for place in range(places)})
+    # No step begins at the run's end; what the last one had is drawn to there.
+    lrs = [lr * schedule(min(step, steps - 1), steps) for step in at]
+    return Plan([step / per_epoch for step in at], lrs, steps)
 
 
 def _progress(step: int, total_steps: int) -> float:

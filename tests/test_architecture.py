@@ -20,11 +20,13 @@ ROWS = [
     {"sweep"},
     {"benchmark", "export", "comparison", "report"},
     {"evaluation", "prediction", "rehearsal"},
+    {"fit", "restore"},
     {"build"},
     {"callbacks"},
     {"classifier", "data"},
-    {"augment", "init", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger"} | {"anatomy"},
-    {"batch", "signals", "record", "trust", "seal", "lock", "tutorial", "tta", "stats"},
+    {"augment", "init", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger"}
+    | {"anatomy", "checkpoint"},
+    {"batch", "patches", "signals", "record", "trust", "lock", "tutorial", "tta", "stats"},
     {"files"},
     {"errors"},
 ]
@@ -90,6 +92,47 @@ def test_command_line_imports_neither_torch_nor_lightning():
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_importing_cnnlab_changes_nothing_in_another_library():
+    """Every module is imported; what `patches.install` changes is as it was, and so are filters and loggers."""
+    rooms = [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for file in FILES if "hydra_plugins" not in file.parts
+    ]  # fmt: skip
+    code = f"""
+import importlib, logging, sys, warnings
+import pytorch_lightning, tensorboard.compat, torch.utils.tensorboard, matplotlib, hydra, rich, typer, torchmetrics
+from lightning_fabric.strategies.launchers import subprocess_script
+from tensorboard.compat.tensorflow_stub.io import gfile
+
+libraries = ("pytorch_lightning", "lightning_fabric", "tensorboard", "torch", "torchmetrics", "hydra", "omegaconf")
+
+def shape():
+    found = {{}}
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in libraries:
+            for key, value in list(vars(module).items()):
+                if isinstance(value, type) and value.__module__ == name:
+                    for attribute, member in list(vars(value).items()):
+                        if callable(member):
+                            found[f"{{name}}.{{key}}.{{attribute}}"] = id(member)
+    return found
+
+before, filters = shape(), list(warnings.filters)
+levels = {{name: logging.getLogger(name).level for name in libraries}}
+for room in {rooms!r}:
+    importlib.import_module(room)
+after = shape()
+print([name for name in before if after.get(name) != before[name]])
+print(filters == list(warnings.filters), levels == {{name: logging.getLogger(name).level for name in libraries}})
+from cnnlab import patches
+patches.install()
+after = shape()
+print(sorted(name.rpartition(".")[2] for name in before if after.get(name) != before[name]))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["[]", "True True", "['_terminate_all', 'append']"]
 
 
 def test_ci_installs_a_locked_version_of_every_dependency():

@@ -10,9 +10,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from cnnlab.build import quieten_lightning
+from cnnlab import patches
 from cnnlab.callbacks import Lookahead
-from cnnlab.callbacks.checkpoint import read_checkpoint
+from cnnlab.checkpoint import read_checkpoint
 from cnnlab.config import preflight
 from cnnlab.errors import ConfigError
 from tests.conftest import Train, read
@@ -41,7 +41,7 @@ class Walk(LightningModule):
 
 
 def test_lookahead_is_its_recursion(tmp_path: Path):
-    quieten_lightning()
+    patches.install()
     module, steps, every = Walk(), 23, 5
     trainer = Trainer(
         max_steps=steps, callbacks=[Lookahead(every, momentum=0.9)], logger=False, enable_checkpointing=False,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from cnnlab.callbacks import AtomicCheckpointIO
+from cnnlab.checkpoint import write_checkpoint
 from cnnlab.commands.evaluate import evaluate as evaluate_command
 from cnnlab.errors import CheckpointError, ConfigError, DataError, MachineError
 from cnnlab.evaluation import Split, answer, calibrate, evaluate, summarise
@@ -131,7 +131,7 @@ def test_a_run_elsewhere_finds_its_data_or_says_what_to_give(
 def test_a_checkpoint_that_does_not_say_how_its_data_is_read_is_named(trained: Path, tmp_path: Path, told: Any):
     content = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
     content["hyper_parameters"]["config"]["data"] = told
-    AtomicCheckpointIO().save_checkpoint(content, tmp_path / "odd.ckpt")
+    write_checkpoint(content, tmp_path / "odd.ckpt")
     with pytest.raises(CheckpointError, match="does not say how its data is read"):
         evaluate(str(tmp_path / "odd.ckpt"))
 

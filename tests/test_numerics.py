@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cnnlab.callbacks.checkpoint import read_checkpoint
+from cnnlab.checkpoint import read_checkpoint
 from tests.conftest import ROOT, Train, read, run_process
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from cnnlab import report
-from cnnlab.callbacks import AtomicCheckpointIO
+from cnnlab.checkpoint import write_checkpoint
 from cnnlab.commands.report import report as command
 from cnnlab.errors import ConfigError, MachineError, PartialError, UnsafeError
 from cnnlab.report import chart, page
@@ -82,7 +82,7 @@ def test_a_strangers_words_do_nothing(train: Train, npz: Path, tmp_path: Path):
         content = torch.load(checkpoint, weights_only=True)
         content["hyper_parameters"]["classes"] = names.tolist()
         content["hyper_parameters"]["config"]["data"]["classes"] = names.tolist()
-        AtomicCheckpointIO().save_checkpoint(content, checkpoint)
+        write_checkpoint(content, checkpoint)
     record = read(run / "run.json")
     record |= {"command": EVIL, "device": EVIL, "versions": {EVIL: EVIL}, "git": {"commit": EVIL}, "started": EVIL}
     record["status"] = EVIL
@@ -103,7 +103,7 @@ def test_a_strangers_network_is_refused_and_no_page_written(train: Train):
     path = run / "checkpoints" / "best.ckpt"
     content = torch.load(path, weights_only=True)
     content["hyper_parameters"]["config"]["model"]["_target_"] = "subprocess.check_output"
-    AtomicCheckpointIO().save_checkpoint(content, path)
+    write_checkpoint(content, path)
     with pytest.raises(UnsafeError, match="check_output"):
         command(str(run))
     assert not (run / "report.html").exists()

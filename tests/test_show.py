@@ -1,5 +1,6 @@
 """`cnnlab show`: each picture is written, says where, and shows what training does."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ from pytorch_lightning import Callback
 from typing_extensions import override
 
 from cnnlab import build
-from cnnlab.callbacks import AtomicCheckpointIO
+from cnnlab.checkpoint import write_checkpoint
 from cnnlab.commands import show
 from cnnlab.config import composed
 from cnnlab.errors import ConfigError, DataError, MachineError, UnsafeError
+from cnnlab.schedule import plan_learning_rate
 from tests.conftest import Train, drawn
 
 
@@ -84,7 +86,7 @@ def test_a_strangers_network_is_not_built(train: Train, here: Path):
     path = run / "checkpoints" / "best.ckpt"
     content = torch.load(path, weights_only=True)
     content["hyper_parameters"]["config"]["model"]["_target_"] = "subprocess.check_output"
-    AtomicCheckpointIO().save_checkpoint(content, path)
+    write_checkpoint(content, path)
     for command in (show.filters, lambda named: show.model([named])):
         with pytest.raises(UnsafeError, match=r"subprocess\.check_output"):
             command(str(run))
@@ -114,7 +116,7 @@ def test_augment_shows_what_training_sees_to_the_bit(train: Train, small: list[s
     monkeypatch.setattr(build, "build_trainer", watched)
     overrides = ["augment=[flip_crop,cutout]", "seed=3"]
     train(*overrides)
-    data = build.data(composed([*small, *overrides]))
+    data = build.build_data(composed([*small, *overrides]))
     for epoch in (0, 1):
         shown = data.seen([0, 7, 200], epoch)
         for image, index in zip(shown, (0, 7, 200), strict=True):
@@ -130,13 +132,17 @@ def test_schedule_shows_the_rates_that_training_uses(train: Train, small: list[s
     run = train(*overrides)
     lines = [line for line in small if line.partition("=")[0] not in {o.partition("=")[0] for o in overrides}]
     cfg = composed([*lines, *overrides])
-    plan = build.planned(cfg, 320)
+    names = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")
+    batches = math.ceil(320 / cfg.data.batch_size)
+    limits = {name: cfg.trainer[name] for name in names}
+    plan = plan_learning_rate(build.build_schedule(cfg), cfg.optimizer.lr, batches, **limits)
+    steps = np.array(plan.epochs) * plan.steps / plan.epochs[-1]
     history = (run / "history.csv").read_text().splitlines()[1:]
     rows = [line.split(",") for line in history]
     assert plan.steps == int(rows[-1][1])
     for row in rows:
         # A row has the rate of the epoch's last step.
-        place = int(np.argmin(np.abs(plan.epochs * plan.steps / plan.epochs[-1] - (int(row[1]) - 1))))
+        place = int(np.argmin(np.abs(steps - (int(row[1]) - 1))))
         assert plan.lrs[place] == pytest.approx(float(row[2]))
     assert is_readable(show.schedule([*lines, *overrides]))
 

@@ -26,8 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from cnnlab import build
+from cnnlab import patches
 from cnnlab.batch import Batch
+from cnnlab.build import Lab, build_data, build_lab, build_network, build_optimizer, build_trainer
 from cnnlab.config import composed
 from cnnlab.data import ImageData
 from cnnlab.evaluation import answer, fabric_for
@@ -78,11 +79,11 @@ class LabSide:
         self.cfg.trainer.max_epochs = -1
         self.cfg.trainer.limit_val_batches = 0
         self.cfg.trainer.enable_progress_bar = False
-        images = build.data(self.cfg)
+        images = build_data(self.cfg)
         read = time.perf_counter()
         self.lab = self._lab(1, images)
         built = time.perf_counter()
-        self.lab.fit()
+        train(self.lab)
         self.start_up = {
             "imports": started - begun, "data": read - started, "build": built - read,
             "first step": time.perf_counter() - built,
@@ -115,7 +116,7 @@ class LabSide:
         """Train a block of steps with a new Trainer and return the seconds a step."""
         clock = Clock(steps)
         lab = self._lab(WARM_UP + steps, self.lab.data, clock)
-        lab.fit()
+        train(lab)
         return clock.step_seconds
 
     def losses(self) -> tuple[float, float]:
@@ -126,7 +127,7 @@ class LabSide:
         found = []
         for cfg in (self.cfg, plain):
             clock = Clock(0)
-            self._lab(SOUND_STEPS, self.lab.data, clock, cfg=cfg).fit()
+            train(self._lab(SOUND_STEPS, self.lab.data, clock, cfg=cfg))
             assert clock.loss is not None
             found.append(float(clock.loss))
         return found[0], found[1]
@@ -213,17 +214,17 @@ class LabSide:
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    def _lab(self, steps: int, images: ImageData, *callbacks: Callback, cfg: Any = None) -> build.Lab:
+    def _lab(self, steps: int, images: ImageData, *callbacks: Callback, cfg: Any = None) -> Lab:
         cfg = copy.deepcopy(cfg or self.cfg)
         cfg.trainer.max_steps = steps
-        lab = build.lab(cfg, images)
+        lab = build_lab(cfg, images)
         lab.trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
         return lab
 
     def _flops(self) -> float:
         data = self.lab.data
-        network = build.build_network(
-            self.cfg, classes=data.classes, image_shape=data.image_shape, mean=data.mean, std=data.std
+        network = build_network(
+            self.cfg.model, classes=data.classes, image_shape=data.image_shape, mean=data.mean, std=data.std
         ).train()
         batch = next(iter(data.batches("train", batch_size=8)))
         with FlopCounterMode(display=False) as counter:
@@ -237,8 +238,13 @@ class LabSide:
         for callback in lab.trainer.callbacks:  # type: ignore[attr-defined]
             for hook in ("on_train_batch_start", "on_train_batch_end"):
                 setattr(callback, hook, timed(getattr(callback, hook), spent))
-        lab.fit()
+        train(lab)
         return spent[0] / (WARM_UP + steps)
+
+
+def train(lab: Lab) -> None:
+    """Train from the beginning."""
+    lab.trainer.fit(lab.classifier, lab.data)
 
 
 class PlainSide:
@@ -250,12 +256,12 @@ class PlainSide:
 
     def __init__(self, overrides: Sequence[str], folder: Path, begun: float) -> None:
         cfg = composed(overrides, folder)
-        data = build.data(cfg)
-        self.device = build.build_trainer(cfg).strategy.root_device
+        data = build_data(cfg)
+        self.device = build_trainer(cfg).strategy.root_device
         cfg.model.channels_last = False
         torch.manual_seed(cfg.seed)
-        network = build.build_network(
-            cfg, classes=data.classes, image_shape=data.image_shape, mean=data.mean, std=data.std
+        network = build_network(
+            cfg.model, classes=data.classes, image_shape=data.image_shape, mean=data.mean, std=data.std
         )
         mean, std = (torch.tensor(list(values)).view(1, -1, 1, 1) for values in (data.mean, data.std))
         images = data.train_images[data.train_indices].permute(0, 3, 1, 2)
@@ -263,7 +269,7 @@ class PlainSide:
         self.targets = data.train_targets[data.train_indices].to(self.device)
         self.network = as_written(network[1]).to(self.device)
         cfg.optimizer.fused = None
-        self.optimizer = build.optimizer_builder(cfg)(self.network)
+        self.optimizer = build_optimizer(cfg, self.network)
         self.batch_size = cfg.data.batch_size
         self.losses: list[float] = []
 
@@ -302,7 +308,7 @@ class DataLoaderSide:
 
     def train(self, steps: int) -> float:
         """Train a block of steps with a new Trainer and return the seconds a step."""
-        build.quieten_lightning()
+        patches.install()
         clock = Clock(steps)
         trainer = Trainer(
             max_steps=WARM_UP + steps, max_epochs=-1, callbacks=[clock], enable_model_summary=False,

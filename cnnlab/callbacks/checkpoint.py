@@ -1,25 +1,19 @@
 """best.ckpt and last.ckpt."""
 
-import io
 import math
-import os
-import pickle
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning import __version__ as lightning_version
 from pytorch_lightning import callbacks as lightning_callbacks
 from typing_extensions import override
 
-from cnnlab.errors import CheckpointError, MachineError, Stopped, UnsafeError
-from cnnlab.record import LAST, PREVIOUS
-from cnnlab.seal import has_seal, is_whole, sealed
+from cnnlab.checkpoint import Loaded, read_checkpoint, write_checkpoint
+from cnnlab.errors import Stopped
+from cnnlab.record import LAST
 
 
 class Checkpoint(lightning_callbacks.Checkpoint):
@@ -98,7 +92,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         if score is not None and self._improves(float(score)):
             self.best_score = float(score)
             # Those of training are still the last epoch's.
-            metrics = plain(trainer.callback_metrics)
+            metrics = as_numbers(trainer.callback_metrics)
             self.best_metrics = {name: metrics[name] for name in metrics if name.startswith("val/")}
             self._save(trainer, self.best)
 
@@ -106,7 +100,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor not in trainer.callback_metrics:
             # Noted before the state is saved: a run that goes on from it may have nothing left but the test.
-            self.best_metrics = plain(trainer.callback_metrics)
+            self.best_metrics = as_numbers(trainer.callback_metrics)
             self._save(trainer, self.best)
         self._save(trainer, self.last)
 
@@ -160,113 +154,26 @@ class Checkpoint(lightning_callbacks.Checkpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint beside its target, sealed, and rename it when it is on the disk; read plain containers only.
+    """Write checkpoints sealed and in one step; read plain containers only.
 
-    The `last.ckpt` that it takes the place of stays as `previous.ckpt`.
+    Attributes:
+        loaded: A checkpoint that was read already: the next load of its path returns it, once.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: Loaded | None = None
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        # Into memory first: torch would turn a full disk into another error.
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_sealed(path, buffer.getvalue())
+        write_checkpoint(checkpoint, Path(path))
 
     @override
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> Any:
+        loaded, self.loaded = self.loaded, None
+        if loaded is not None and loaded.path == Path(path):
+            return loaded.content
         return read_checkpoint(Path(path), map_location)
-
-
-def write_sealed(path: Path, content: bytes) -> None:
-    """Put what `torch.save` made in the place of a checkpoint, in one step; at every moment a whole one is there.
-
-    Raises:
-        MachineError: What arrived on the disk is not what was written.
-        OSError: The disk is full, or the folder may not be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        beside.unlink(missing_ok=True)  # of a run that was killed
-        with beside.open("xb") as file:
-            file.writelines(sealed(content))
-            file.flush()
-            os.fsync(file.fileno())
-        if not is_whole(beside):
-            raise MachineError(
-                f"{path} was not written as it should be: the disk returns other bytes. The old one stays."
-            )
-        if path.name == LAST and path.exists():
-            keep(path, path.with_name(PREVIOUS))
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    flush_folder(path.parent)
-
-
-def keep(path: Path, name: Path) -> None:
-    """Give a file a second name in one step."""
-    link = name.with_name(f".{name.name}.part")
-    link.unlink(missing_ok=True)
-    try:
-        link.hardlink_to(path)
-    except OSError:  # a file system without links: for a moment only the second name is there, which is read too
-        path.replace(name)
-    else:
-        link.replace(name)
-
-
-def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint's containers and tensors; nothing in it is executed.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, or not cnnlab's.
-        UnsafeError: The file asks for code to be run.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint.")
-    whole = is_whole(path)
-    if not whole and has_seal(path):
-        raise CheckpointError(f"{path} is damaged: its bytes are not those that were written. {_instead(path)}")
-    try:
-        # True whatever the environment says: a checkpoint is data.
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        if re.search(r"(?i)unsupported|not an allowed global", str(error)):
-            raise UnsafeError(f"{path} holds more than tensors and plain containers and was not loaded.") from error
-        raise CheckpointError(f"{path} is damaged and cannot be loaded. {_instead(path)}") from error
-    except Exception as error:  # torch promises nothing about which ones, for a file of chance
-        raise CheckpointError(f"{path} is damaged ({first_line(error)}). {_instead(path)}") from error
-    if not whole:
-        raise CheckpointError(f"{path} has no seal: it is damaged, or train.py did not write it. {_instead(path)}")
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{path} must be a checkpoint that cnnlab wrote; it has no state_dict.")
-    written = str(checkpoint.get("pytorch-lightning_version", "0"))
-    if release(written) > release(lightning_version):
-        raise CheckpointError(
-            f"{path} was written by pytorch-lightning {written}, and this is {lightning_version}: install that one."
-        )
-    return checkpoint
-
-
-def _instead(path: Path) -> str:
-    """Name the next step where a checkpoint cannot be used."""
-    beside = (
-        other for other in path.parent.glob("*.ckpt") if other != path and os.access(other, os.R_OK) and other.is_file()
-    )
-    whole = sorted(other.name for other in beside if is_whole(other))
-    return f"Put a copy of it back{f', or take {whole[0]} beside it' if whole else ''}."
-
-
-def release(version: str) -> tuple[int, ...]:
-    """Return the numbers that say what a version's checkpoints hold."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-
-
-def first_line(error: BaseException) -> str:
-    """Return the beginning of an error's message."""
-    return next(iter(str(error).splitlines()), "")[:200]
 
 
 def resumable(trainer: Trainer, batch_idx: int) -> bool:
@@ -287,15 +194,6 @@ def validation_rhythm(trainer: Trainer, batch_idx: int) -> tuple[int, float]:
     return batches, (trainer.val_check_batch or math.inf) if trainer.enable_validation else math.inf
 
 
-def plain(metrics: Mapping[str, Any]) -> dict[str, float]:
+def as_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return metrics as Python numbers."""
     return {name: float(value) for name, value in metrics.items()}
-
-
-def flush_folder(folder: Path) -> None:
-    """Put a folder's entries on the disk, so that a rename survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,11 +15,12 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from typing_extensions import override
 
-from cnnlab.callbacks.checkpoint import Checkpoint, plain
+from cnnlab.callbacks.checkpoint import Checkpoint, as_numbers
 from cnnlab.callbacks.figures import data_of, first_batch, gathered
 from cnnlab.callbacks.history import writers
 from cnnlab.classifier import Classifier
 from cnnlab.files import flatten, read_json
+from cnnlab.patches import write_summary
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Dashboard(Callback):
         best = checkpoint.best_metrics if isinstance(checkpoint, Checkpoint) else {}
         # Not under their own names: there they are a curve's last points.
         results = {f"best/{name}": value for name, value in best.items() if name.startswith("val/")}
-        results |= plain(trainer.callback_metrics)
+        results |= as_numbers(trainer.callback_metrics)
         data = data_of(trainer)
         answers = gathered(pl_module) if data is not None and isinstance(pl_module, Classifier) else None
         for writer in writers(trainer):
@@ -91,7 +92,7 @@ class Dashboard(Callback):
                 told = varied(trainer) or settings(pl_module.hparams.get("config", {}))
                 _, start, end = hparams(told, {})
                 for summary in (start, end):
-                    last._get_file_writer().add_summary(summary)
+                    write_summary(last, summary)
 
 
 def add_graph(writer: SummaryWriter, classifier: LightningModule, images: Tensor) -> None:

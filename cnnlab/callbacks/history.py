@@ -4,7 +4,6 @@ import csv
 import io
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,13 +13,13 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from cnnlab.batch import Batch
 from cnnlab.files import write_text
+from cnnlab.patches import write_event
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ class History(Callback):
         # What a killed run recorded behind its last checkpoint comes again: TensorBoard forgets it at a second start.
         start = Event(step=len(self.losses), session_log=SessionLog(status=SessionLog.START))
         for writer in writers(trainer):
-            writer._get_file_writer().add_event(start)
+            write_event(writer, start)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -210,20 +209,6 @@ def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             yield logger.experiment
-
-
-def append_again(system: LocalFileSystem, filename: bytes, content: bytes, binary_mode: bool = False) -> None:
-    """Append to an event file as TensorBoard does, but make its folder again where somebody deleted it."""
-    try:
-        append(system, filename, content, binary_mode)
-    except FileNotFoundError:
-        Path(os.fsdecode(filename)).parent.mkdir(parents=True, exist_ok=True)
-        append(system, filename, content, binary_mode)
-
-
-# Its thread would die of it, and the run with the thread.
-append = LocalFileSystem.append
-LocalFileSystem.append = append_again
 
 
 def describe(row: Mapping[str, Any], max_epochs: int | None) -> str:

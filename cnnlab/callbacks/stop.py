@@ -1,17 +1,14 @@
 """Stopping between steps when a signal came, so that nothing is cut in half."""
 
-import os
-import time
 from typing import Any
 
 import torch
-from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from pytorch_lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from cnnlab import signals
 from cnnlab.callbacks.checkpoint import resumable
-from cnnlab.errors import MachineError, Stopped, report
+from cnnlab.errors import Stopped
 
 
 class StopOnSignal(Callback):
@@ -66,19 +63,3 @@ def stop_together(trainer: Trainer, signum: int, *, between_steps: bool = False)
         signum = int(trainer.strategy.reduce(told, reduce_op="max"))
     if signum:
         raise Stopped(signum, between_steps=between_steps)
-
-
-def end_without_the_others(observer: _ChildProcessObserver) -> None:
-    """End this process since one that it started is dead, as Lightning's observer does, but not by SIGKILL.
-
-    Most often it ends by itself: a collective call fails, or a signal stopped all of them. If not, it waits in one.
-    """
-    for process in observer._child_processes:
-        process.kill()
-    time.sleep(10)
-    error = MachineError("another of the run's processes died: its own message says why. Go on with resume=FOLDER.")
-    report(error)
-    os._exit(error.exit_code)
-
-
-_ChildProcessObserver._terminate_all = end_without_the_others  # type: ignore[method-assign, assignment]

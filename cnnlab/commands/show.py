@@ -1,6 +1,7 @@
 """`cnnlab show`: the tutorial's pictures, and those of daily work; each a PNG file."""
 
 import importlib.util
+import math
 import os
 import sys
 from pathlib import Path
@@ -22,8 +23,9 @@ from cnnlab.errors import ConfigError, DataError, MachineError
 if TYPE_CHECKING:
     from torch import nn
 
-    from cnnlab import anatomy, build, plots
+    from cnnlab import anatomy, plots
     from cnnlab.data import ImageData
+    from cnnlab.restore import Restored
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -133,10 +135,11 @@ def filters(
     open: _Open = False,
 ) -> Path:
     """Show the filters that a run's network learned."""
-    from cnnlab import anatomy, build
+    from cnnlab import anatomy
     from cnnlab.plots import network
+    from cnnlab.restore import restore
 
-    found = build.restored(run, trust or ())
+    found = restore(run, trust or ())
     name, weights = anatomy.filters(found.network, layer)
     return _written(network.filters(weights, name), output or _beside(found, "filters"), open)
 
@@ -154,10 +157,11 @@ def activations(
 
     The picture is cropped to a square and scaled to the size that the network was trained on.
     """
-    from cnnlab import anatomy, build
+    from cnnlab import anatomy
     from cnnlab.plots import network
+    from cnnlab.restore import restore
 
-    found = build.restored(run, trust or ())
+    found = restore(run, trust or ())
     if label is not None and label not in found.classes:
         raise ConfigError(f"--label must be one of {', '.join(found.classes)}, got {label}.")
     height, width, channels = found.image_shape
@@ -199,13 +203,17 @@ def augment(
 @app.command()
 def schedule(overrides: _Overrides = None, output: _Output = None, open: _Open = False) -> Path:
     """Show the learning rate over the run that train.py would make of these OVERRIDES."""
-    from cnnlab import build
+    from cnnlab.build import build_schedule
     from cnnlab.plots import network
+    from cnnlab.schedule import plan_learning_rate
 
     cfg = _composed(overrides or [])
-    plan = build.planned(cfg, _training_images(cfg))
-    title = f"{build.make(cfg, 'schedule')!r}, optimizer.lr={cfg.optimizer.lr:g}"
-    figure = network.schedule(plan.epochs, plan.lrs, plan.steps, title)
+    factor = build_schedule(cfg)
+    names = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")
+    batches = math.ceil(_training_images(cfg) / cfg.data.batch_size)
+    plan = plan_learning_rate(factor, cfg.optimizer.lr, batches, **{name: cfg.trainer[name] for name in names})
+    title = f"{factor!r}, optimizer.lr={cfg.optimizer.lr:g}"
+    figure = network.schedule(np.array(plan.epochs), np.array(plan.lrs), plan.steps, title)
     return _written(figure, output or Path("show_schedule.png"), open)
 
 
@@ -222,12 +230,13 @@ def model(
     open: _Open = False,
 ) -> Path:
     """Show a network's layers with their outputs' shapes, parameters and floating-point operations for an image."""
-    from cnnlab import anatomy, build
+    from cnnlab import anatomy
     from cnnlab.plots import network
+    from cnnlab.restore import restore
 
     words = run_or_overrides or []
     if len(words) == 1 and "=" not in words[0]:
-        found = build.restored(words[0], trust or ())
+        found = restore(words[0], trust or ())
         net, image_shape, place = found.network, found.image_shape, _beside(found, "model")
     else:
         net, image_shape = _untrained(_composed(words))
@@ -273,9 +282,9 @@ def _composed(overrides: list[str]) -> Any:
 
 
 def _data_module(cfg: Any) -> "ImageData":
-    from cnnlab import build
+    from cnnlab.build import build_data
 
-    return build.data(cfg)
+    return build_data(cfg)
 
 
 def _training_images(cfg: Any) -> int:
@@ -296,7 +305,7 @@ def _training_images(cfg: Any) -> int:
 
 def _untrained(cfg: Any) -> "tuple[nn.Module, tuple[int, int, int]]":
     """Build the network of a config; data that would be fetched first is not."""
-    from cnnlab import build
+    from cnnlab.build import build_network
 
     if Path(cfg.data.path).exists() or cfg.data.source not in _KNOWN:
         module = _data_module(cfg)
@@ -304,7 +313,7 @@ def _untrained(cfg: Any) -> "tuple[nn.Module, tuple[int, int, int]]":
     else:
         classes, image_shape = tuple(map(str, range(_KNOWN[cfg.data.source][1]))), (32, 32, 3)
     neutral = [0.5] * image_shape[2]
-    network = build.build_network(cfg, classes=classes, image_shape=image_shape, mean=neutral, std=neutral)
+    network = build_network(cfg.model, classes=classes, image_shape=image_shape, mean=neutral, std=neutral)
     return network.eval(), image_shape
 
 
@@ -344,7 +353,7 @@ def _matplotlib_photograph() -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def _beside(found: "build.Restored", name: str) -> Path:
+def _beside(found: "Restored", name: str) -> Path:
     """Return where the picture of a run goes: to its others, or here if its checkpoint stands alone."""
     return found.record.folder / "figures" / f"{name}.png" if found.record else Path(f"show_{name}.png")
 

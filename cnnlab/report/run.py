@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from cnnlab import anatomy, build, evaluation
-from cnnlab.callbacks.checkpoint import read_checkpoint
+from cnnlab import anatomy, evaluation
+from cnnlab.checkpoint import read_checkpoint
 from cnnlab.data import ImageData
 from cnnlab.errors import CnnlabError, ConfigError, UnsafeError
 from cnnlab.files import write_text
 from cnnlab.record import Record, check_links, find, is_run, program, typed
 from cnnlab.report.chart import Chart, Line, draw
 from cnnlab.report.page import Page, embed, render
+from cnnlab.restore import restore, restore_data
 
 IMAGES = 10  # first test images
 MISTAKES = 24
@@ -83,11 +84,11 @@ def _evaluate(
         return {}, {}, None
     sections: dict[str, Any] = {}
     try:
-        state = build.restored(str(record.folder), trusted)
+        state = restore(str(record.folder), trusted)
         filters = _filters(*anatomy.filters(state.network))
         sections = {"Learned filters": filters}
         result = evaluation.evaluate(str(record.folder), data=data, figures=False, trusted=trusted)
-        images = build.data_of(state, data)
+        images = restore_data(state, data)
     except UnsafeError:
         raise
     except CnnlabError as error:

@@ -154,7 +154,7 @@ class ProcessPool:
         os.environ |= self._threads()
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asks for GPUs without waking CUDA
-        import cnnlab.build  # noqa: F401 - PyTorch and Lightning, once for all trials
+        import cnnlab.fit  # noqa: F401 - PyTorch and Lightning, once for all trials
 
         sys.stdout.flush()
         sys.stderr.flush()

@@ -22,8 +22,6 @@ Hook = Callable[[Callable[[str], None]], None]
 
 def warm_up() -> None:
     """Import what every run needs."""
-    import cnnlab.build
-    import cnnlab.callbacks.figures  # noqa: F401
 
 
 class Child:
@@ -114,7 +112,8 @@ def void(_: object) -> None:
 
 def announce(tell: Callable[[str], None]) -> None:
     """Have a child tell its steps (t), validations (v), saves (c), test batches (e), and slow down its saves."""
-    from cnnlab.callbacks import Checkpoint, StopOnSignal, checkpoint
+    from cnnlab import checkpoint
+    from cnnlab.callbacks import Checkpoint, StopOnSignal
 
     def before(owner: type, name: str, place: str) -> None:
         plain = getattr(owner, name)
@@ -128,17 +127,17 @@ def announce(tell: Callable[[str], None]) -> None:
     before(StopOnSignal, "on_train_batch_end", "t")
     before(StopOnSignal, "on_test_batch_end", "e")
     before(Checkpoint, "on_validation_start", "v")
-    sealed = checkpoint.sealed
+    seal = checkpoint.seal
 
     def slow(content: bytes) -> object:
         tell("c")
-        for part in sealed(content):
+        for part in seal(content):
             size = max(1, len(part) // 20)
             for at in range(0, len(part), size):
                 yield part[at : at + size]
                 time.sleep(0.001)
 
-    checkpoint.sealed = slow  # type: ignore[assignment]
+    checkpoint.seal = slow  # type: ignore[assignment]
 
 
 def run(arguments: Sequence[str], output: Path, hook: Hook | None = None, timeout: float = 120) -> tuple[int, str]:

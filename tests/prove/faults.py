@@ -17,11 +17,9 @@ import numpy as np
 import torch
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from cnnlab.callbacks import AtomicCheckpointIO
-from cnnlab.callbacks.checkpoint import read_checkpoint
+from cnnlab.checkpoint import is_whole, read_checkpoint, write_checkpoint
 from cnnlab.data import archive
 from cnnlab.errors import CheckpointError, DataError, UnsafeError
-from cnnlab.seal import is_whole
 from tests.conftest import drawn, read
 from tests.prove.child import Child, announce, run
 from tests.prove.resume import data
@@ -117,10 +115,10 @@ def last(folder: Path, good: Path, out: Path) -> Iterator[Row]:
 
     def another(path: Path) -> None:
         weights = {name: value.flatten()[:1] for name, value in state["state_dict"].items()}
-        AtomicCheckpointIO().save_checkpoint(state | {"state_dict": weights}, path)
+        write_checkpoint(state | {"state_dict": weights}, path)
 
     def newer(path: Path) -> None:
-        AtomicCheckpointIO().save_checkpoint(state | {"pytorch-lightning_version": "99.0.0"}, path)
+        write_checkpoint(state | {"pytorch-lightning_version": "99.0.0"}, path)
 
     kinds: list[tuple[Callable[[Path], None], int]] = [
         (cut, 0), (flip, 0), (Path.unlink, 0), (another, 4), (newer, 4),
@@ -137,7 +135,7 @@ def last(folder: Path, good: Path, out: Path) -> Iterator[Row]:
             wanted = 4 if alone else code
             text = expect_code(wanted, *run([f"resume='{victim}'", "trainer.max_epochs=3"], out))
             if wanted == 0:
-                expect("going on from the one before it" in text, f"{kind} said nothing: {text[-1000:]}")
+                expect("resuming from the one before it" in text, f"{kind} said nothing: {text[-1000:]}")
                 expect("epoch 1/3" not in text, f"{kind} began again")
             codes.append(wanted)
     yield Row(

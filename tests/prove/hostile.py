@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnnlab.seal import sealed
+from cnnlab.checkpoint import seal
 from tests.prove.child import run
 from tests.prove.resume import data
 from tests.prove.table import Row, expect
@@ -74,15 +74,15 @@ def prove(folder: Path, inputs: int, seed: int = 0) -> Iterator[Row]:
 
 def checkpoints(folder: Path, good: Path, canary: Path, out: Path) -> Iterator[tuple[str, int]]:
     """Resume runs whose checkpoints are hostile: sealed, unsealed, in torch's older format, bare pickles."""
-    from cnnlab.build import restored
     from cnnlab.errors import CnnlabError
+    from cnnlab.restore import restore
 
     state = torch.load(good / "checkpoints" / "last.ckpt", weights_only=True)
     for number, payload in enumerate(payloads(canary)):
         forms: dict[str, bytes] = {}
         buffer = io.BytesIO()
         torch.save(state | {"epoch": payload}, buffer)
-        forms["sealed"] = b"".join(sealed(buffer.getvalue()))
+        forms["sealed"] = b"".join(seal(buffer.getvalue()))
         if number % 4 == 0:
             forms["unsealed"] = buffer.getvalue()
             buffer = io.BytesIO()
@@ -101,7 +101,7 @@ def checkpoints(folder: Path, good: Path, canary: Path, out: Path) -> Iterator[t
             if number % 2 == 0:
                 yield name, run([f"resume='{victim}'", "trainer.max_epochs=2"], out)[0]
             try:
-                restored(str(victim))
+                restore(str(victim))
             except CnnlabError as error:
                 yield f"{name}, restored", error.exit_code
             else:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnnlab.seal import is_whole
+from cnnlab.checkpoint import is_whole
 from tests.conftest import drawn, read
 from tests.prove.child import Child, announce, run
 from tests.prove.table import Row, expect

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cnnlab.seal import is_whole
+from cnnlab.checkpoint import is_whole
 from tests.conftest import ROOT, read
 from tests.prove.child import Child, announce, run
 from tests.prove.resume import data

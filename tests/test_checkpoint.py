@@ -3,14 +3,15 @@
 import io
 import os
 import zipfile
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from cnnlab import seal
-from cnnlab.callbacks import AtomicCheckpointIO
-from cnnlab.callbacks.checkpoint import read_checkpoint, write_sealed
+from cnnlab import checkpoint
+from cnnlab.checkpoint import is_whole, read_checkpoint, seal, write_checkpoint, write_sealed
 from cnnlab.errors import CheckpointError, UnsafeError
 from tests.conftest import Train, read
 
@@ -18,13 +19,13 @@ STATE = {"state_dict": {"weight": torch.arange(40.0)}, "epoch": 3}
 
 
 def save(path: Path, **more: object) -> Path:
-    AtomicCheckpointIO().save_checkpoint(STATE | more, path)
+    write_checkpoint(STATE | more, path)
     return path
 
 
 def test_a_sealed_file_is_what_torch_and_zip_readers_expect(tmp_path: Path):
     path = save(tmp_path / "best.ckpt")
-    assert seal.is_whole(path)
+    assert is_whole(path)
     assert torch.equal(torch.load(path, weights_only=True)["state_dict"]["weight"], torch.arange(40.0))
     assert zipfile.ZipFile(path).testzip() is None
     assert [each.name for each in tmp_path.iterdir()] == ["best.ckpt"]
@@ -36,12 +37,12 @@ def test_every_single_bit_counts(tmp_path: Path):
     for place in range(0, 8 * len(content), 97):
         byte, bit = divmod(place, 8)
         path.write_bytes(content[:byte] + bytes([content[byte] ^ 1 << bit]) + content[byte + 1 :])
-        assert not seal.is_whole(path), place
+        assert not is_whole(path), place
     for length in (0, 1, 50, len(content) - 1):
         path.write_bytes(content[:length])
-        assert not seal.is_whole(path)
+        assert not is_whole(path)
     path.write_bytes(content + b"x")
-    assert not seal.is_whole(path)
+    assert not is_whole(path)
 
 
 def test_a_file_without_a_seal_is_refused_and_a_hostile_one_told_apart(tmp_path: Path):
@@ -53,7 +54,7 @@ def test_a_file_without_a_seal_is_refused_and_a_hostile_one_told_apart(tmp_path:
         buffer = io.BytesIO()
         torch.save(STATE | {"epoch": os.getcwd}, buffer)
         path = tmp_path / name
-        path.write_bytes(b"".join(seal.sealed(buffer.getvalue())) if sealed else buffer.getvalue())
+        path.write_bytes(b"".join(seal(buffer.getvalue())) if sealed else buffer.getvalue())
         with pytest.raises(UnsafeError, match="was not loaded"):
             read_checkpoint(path)
 
@@ -101,7 +102,7 @@ def test_a_damaged_last_checkpoint_is_named_and_the_one_before_used(train: Train
     last.write_bytes(last.read_bytes()[:-100])
     train(f"resume='{folder}'", "trainer.max_epochs=4", folder=folder)
     said = (folder / "train.log").read_text()
-    assert "last.ckpt is damaged: going on from the one before it" in said
+    assert "last.ckpt is damaged: resuming from the one before it" in said
     assert "epoch 3/4" in said  # again; and to the same bits
     assert "epoch 2/4" not in said
     now = torch.load(folder / "checkpoints" / "previous.ckpt", weights_only=True)["state_dict"]
@@ -131,3 +132,22 @@ def test_a_damaged_checkpoint_is_named_with_a_whole_one_beside_it(tmp_path: Path
     (tmp_path / "previous.ckpt").unlink()
     with pytest.raises(CheckpointError, match=r"Put a copy of it back\.$"):
         read_checkpoint(last)
+
+
+def test_a_resume_hashes_and_loads_the_checkpoint_once(train: Train, monkeypatch: pytest.MonkeyPatch):
+    folder = train("trainer.max_epochs=1", "data.val_size=0")
+    last = folder / "checkpoints" / "last.ckpt"
+    read: Counter[str] = Counter()
+
+    def counted(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def call(path: Path, **options: object) -> object:
+            read[name] += path == last
+            return function(path, **options)
+
+        return call
+
+    monkeypatch.setattr(checkpoint, "is_whole", counted("hashed", checkpoint.is_whole))
+    monkeypatch.setattr(torch, "load", counted("loaded", torch.load))
+    train(f"resume='{folder}'", "trainer.max_epochs=2", folder=folder)
+    assert read == {"hashed": 1, "loaded": 1}
+    assert "epoch 2/2" in (folder / "train.log").read_text()

@@ -1,0 +1,148 @@
+"""Train what was built: from the beginning or from a checkpoint, and again from there where it diverges."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cnnlab.build import Lab, build_lab, composition
+from cnnlab.callbacks import AtomicCheckpointIO, Checkpoint, Divergence
+from cnnlab.callbacks.checkpoint import as_numbers
+from cnnlab.checkpoint import Loaded, read_last
+from cnnlab.errors import ConfigError, DivergedError, MachineError
+from cnnlab.machine import describe_device
+from cnnlab.record import Record
+from cnnlab.run import Run, is_out_of_memory
+
+log = logging.getLogger(__name__)
+
+MOST_ROLLBACKS = 8
+"""Of one run: 1/256 of the learning rate that was asked for has another cause."""
+
+
+class Attempt:
+    """One training of a run, to its end or to where it diverges.
+
+    Used as a context manager around `trainer.fit`, which stands in the caller: nothing of ours lies between the entry
+    point and Lightning.
+
+    Args:
+        cfg: The run's config.
+        lab: What it was built to.
+        checkpoint: Where it starts from; None is the beginning.
+    """
+
+    def __init__(self, cfg: Any, lab: Lab, checkpoint: Path | None) -> None:
+        self.cfg = cfg
+        self.lab = lab
+        self.checkpoint = checkpoint
+        self.diverged: DivergedError | None = None
+
+    @property
+    def rollbacks(self) -> int:
+        """How often the run went back to an earlier state since its loss was not finite."""
+        return max(each.rollbacks for each in self.lab.trainer.callbacks if isinstance(each, Divergence))  # type: ignore[attr-defined]
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """Note a divergence that the run may go back from; name the batch size where the memory was too small."""
+        if isinstance(error, DivergedError):
+            if self.cfg.on_divergence != "rollback" or self.rollbacks == MOST_ROLLBACKS:
+                return False
+            if not isinstance(self.lab.trainer.checkpoint_callback, Checkpoint):
+                raise DivergedError(
+                    f"{error}\non_divergence=rollback found no checkpoint to go back to: give "
+                    "trainer.enable_checkpointing=true and callbacks=[default], or on_divergence=stop."
+                ) from error
+            self.diverged = error
+            return True
+        size = self.cfg.data.batch_size
+        if isinstance(error, (MemoryError, RuntimeError)) and is_out_of_memory(error) and size > 1:
+            raise MachineError(
+                f"out of memory with data.batch_size={size}: try data.batch_size={size // 2}."
+            ) from error
+        return False
+
+
+def attempts(cfg: Any, run: Run, *, resume: bool = False) -> Iterator[Attempt]:
+    """Build a run and yield it to be trained, with `resume` from its last checkpoint.
+
+    With `on_divergence=rollback`, a loss or a gradient that is not finite sends it back to the last checkpoint, which
+    never holds such a state, or to its beginning, with half the learning rate: another attempt is yielded.
+
+    Raises:
+        ConfigError: It would see other batches than before.
+        DivergedError: It diverged, and `MOST_ROLLBACKS` had been made where any are allowed, or no checkpoint is kept.
+        MachineError: A batch does not fit into memory.
+    """
+    record = Record(run.folder)
+    loaded = read_last(record, completed=run.was_completed) if resume else None
+    rollbacks = 0
+    while True:
+        lab = build_lab(cfg, rollbacks=rollbacks, resumed=loaded is not None)
+        if loaded is not None:
+            check_batches(lab, loaded)
+            checkpoint_io = lab.trainer.strategy.checkpoint_io
+            if isinstance(checkpoint_io, AtomicCheckpointIO):  # else a plugin of the user's reads it in its own way
+                checkpoint_io.loaded = loaded
+        run.describe(**facts(lab))
+        attempt = Attempt(cfg, lab, loaded.path if loaded else None)
+        yield attempt
+        if attempt.diverged is None:
+            return
+        rollbacks = attempt.rollbacks + 1
+        log.warning(f"{attempt.diverged}")
+        log.warning(f"rollback {rollbacks} of {MOST_ROLLBACKS}: optimizer.lr times {0.5**rollbacks:g}")
+        run.describe(rollbacks=rollbacks)
+        loaded = read_last(Record(run.folder), completed=run.was_completed)
+
+
+def test(lab: Lab) -> dict[str, float]:
+    """Test the best state of the fitted classifier; return its validation and test metrics."""
+    metrics = as_numbers(lab.trainer.callback_metrics)
+    checkpoint = lab.trainer.checkpoint_callback
+    if isinstance(checkpoint, Checkpoint) and checkpoint.best.exists():
+        lab.trainer.test(lab.classifier, lab.data, ckpt_path=checkpoint.best, verbose=False)
+        # As best.ckpt itself has them, which has just been loaded: a rollback leaves the best state where it is
+        # and goes back to metrics from before it.
+        metrics = checkpoint.best_metrics
+    else:
+        log.info("no checkpoint was kept: the last state is tested")
+        lab.trainer.test(lab.classifier, lab.data, verbose=False)
+    return as_numbers(lab.trainer.callback_metrics) | metrics
+
+
+def facts(lab: Lab) -> dict[str, Any]:
+    """Return what a run's record says of what was built."""
+    return {
+        "device": describe_device(lab.trainer.strategy.root_device),
+        "precision": lab.trainer.precision,
+        "num_parameters": sum(parameter.numel() for parameter in lab.classifier.parameters()),
+        **composition(lab.classifier.hparams["config"]),
+    }
+
+
+def check_batches(lab: Lab, loaded: Loaded) -> None:
+    """Check that a step sees as many images, over all devices, as before: others would be skipped or seen twice.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    now = lab.data.batch_size * lab.trainer.world_size
+    try:
+        before = int(loaded.content[type(lab.data).__qualname__]["train"]["images"])
+    except (KeyError, TypeError, ValueError):
+        return  # saved after no training batch; what is no checkpoint of this data, loading it says
+    if before != now:
+        devices = before / lab.data.batch_size
+        raise ConfigError(
+            f"resume: a step of this run sees {before} images, data.batch_size={lab.data.batch_size} on {devices:g} "
+            f"device{'s' if devices > 1 else ''}; here it would see {now}, on {lab.trainer.world_size}. Give "
+            f"trainer.devices={devices:g}, or begin a run of its own with init_from={loaded.path}."
+        )

@@ -1,0 +1,128 @@
+"""What cnnlab changes in Lightning, TensorBoard and PyTorch, where they offer no door; nothing by an import alone.
+
+`install` applies the changes that are global to a process. Each entry says why it is there and in which version of the
+other side it was read; `tests/test_patches.py` holds that the other side still has that shape.
+"""
+
+import logging
+import os
+import time
+import warnings
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from pytorch_lightning import LightningModule
+from pytorch_lightning.profilers import Profiler
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
+from torch.utils.tensorboard import SummaryWriter
+from typing_extensions import override
+
+from cnnlab.errors import MachineError, report
+
+ADVERTISING = ("pytorch_lightning", "lightning_fabric")
+"""Loggers that announce devices, tips and other products at level INFO. Lightning 2.6.6."""
+
+USELESS_WARNINGS = (
+    # Lightning's copy of a function of torch's, since torch 2.12; nothing a user could do about it. Lightning 2.6.6.
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    # torchmetrics has the processes' values together before they are logged. Lightning 2.6.6.
+    r"It is recommended to use `self.log\(.*sync_dist=True",
+    # Every step's loss is recorded, however few there are. Lightning 2.6.6.
+    r"The number of training batches \(\d+\) is smaller than the logging",
+)
+
+
+@cache
+def _patch_once() -> None:
+    _ChildProcessObserver._terminate_all = terminate_without_sigkill  # type: ignore[method-assign, assignment]
+    LocalFileSystem.append = append_to_deleted_folder
+
+
+def install() -> None:
+    """Apply the changes to this process; a second call changes nothing."""
+    for name in ADVERTISING:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in USELESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    _patch_once()
+
+
+def terminate_without_sigkill(observer: _ChildProcessObserver) -> None:
+    """End this process since one that it started is dead, as Lightning's observer does, but with our exit code.
+
+    Lightning sends itself SIGKILL, so that neither the reason nor a record of it is left. Most often the process ends
+    by itself: a collective call fails, or a signal stopped all of them. If not, it waits in one. Lightning 2.6.6.
+    """
+    for process in observer._child_processes:
+        process.kill()
+    time.sleep(10)
+    error = MachineError("another of the run's processes died: its own message says why. Resume with resume=FOLDER.")
+    report(error)
+    os._exit(error.exit_code)
+
+
+_append = LocalFileSystem.append
+
+
+def append_to_deleted_folder(
+    system: LocalFileSystem, filename: bytes, content: bytes, binary_mode: bool = False
+) -> None:
+    """Append to an event file as TensorBoard does, but make its folder again where somebody deleted it.
+
+    TensorBoard's thread would die of it, and the run with the thread. TensorBoard 2.21.
+    """
+    try:
+        _append(system, filename, content, binary_mode)
+    except FileNotFoundError:
+        Path(os.fsdecode(filename)).parent.mkdir(parents=True, exist_ok=True)
+        _append(system, filename, content, binary_mode)
+
+
+def write_event(writer: SummaryWriter, event: Event) -> None:
+    """Write an event of a kind that torch's writer has no method for, as a start of the session. torch 2.13."""
+    writer._get_file_writer().add_event(event)
+
+
+def write_summary(writer: SummaryWriter, summary: Summary) -> None:
+    """Write a summary as it is, where the writer's own method would make a run beside it. torch 2.13."""
+    writer._get_file_writer().add_summary(summary)
+
+
+class NoProfiler(Profiler):
+    """Measure nothing, at the least cost.
+
+    Lightning asks its profiler some forty times a step, and its own that measures nothing enters a generator each
+    time. Lightning 2.6.6.
+    """
+
+    _nothing = nullcontext()
+
+    @override
+    def profile(self, action_name: str) -> Any:
+        return self._nothing
+
+    @override
+    def start(self, action_name: str) -> None: ...
+
+    @override
+    def stop(self, action_name: str) -> None: ...
+
+
+class QuickHookNames(LightningModule):
+    """A LightningModule on which Lightning notes the hook it is in at no cost.
+
+    It sets `_current_fx_name`, a string, some forty times a step; `nn.Module` searches its parameters, buffers and
+    submodules each time. Lightning 2.6.6, torch 2.13.
+    """
+
+    @override
+    def __setattr__(self, name: str, value: Any) -> None:
+        if type(value) is str and name in self.__dict__:
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)

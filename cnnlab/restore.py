@@ -1,0 +1,130 @@
+"""A trained network, and the images it was trained on, from a run's folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from cnnlab import trust
+from cnnlab.build import build_network
+from cnnlab.checkpoint import network_weights, read_checkpoint
+from cnnlab.data import ImageData, archive, npz
+from cnnlab.errors import CheckpointError, DataError, first_line
+from cnnlab.record import Record, find
+
+
+class Restored(NamedTuple):
+    """A trained network, and what its checkpoint says of it.
+
+    Attributes:
+        network: In evaluation mode, on the CPU; takes images (uint8, or float from 0 to 1), returns logits.
+        config: The run's config, resolved.
+        classes: The classes' names in label order.
+        image_shape: (height, width, channels) of the images that it was trained on.
+        checkpoint: The file.
+        record: The run's folder, unless the file stands alone.
+    """
+
+    network: nn.Module
+    config: dict[str, Any]
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    checkpoint: Path
+    record: Record | None
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The network's part of the config, as plain containers."""
+        return self.config["model"]
+
+
+def restore(name: str, trusted: Sequence[str] = ()) -> Restored:
+    """Build the network that a run trained, with its weights; what the run's folder says is taken for data only.
+
+    Args:
+        name: The run: what `record.find` takes.
+        trusted: Packages that the person at the keyboard vouches for, for networks that are none of cnnlab's.
+
+    Raises:
+        ConfigError: There is no such run.
+        CheckpointError: Its checkpoint is missing, damaged, or another network's.
+        UnsafeError: It asks for code to be run.
+    """
+    checkpoint, record = find(name)
+    content = read_checkpoint(checkpoint)
+    hyper: Any = content.get("hyper_parameters")
+    try:
+        config, classes, (height, width, channels) = hyper["config"], hyper["classes"], hyper["image_shape"]
+        model = config["model"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint} does not say which network it holds: train.py did not write it."
+        ) from error
+    trust.check(model, "model", trusted)
+    unknown = [0.5] * channels  # the checkpoint brings mean and standard deviation
+    network = build_network(
+        {**model, "compile": False}, classes=classes, image_shape=(height, width, channels), mean=unknown, std=unknown
+    )
+    try:
+        network.load_state_dict(network_weights(content))
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint} is another network's: {' '.join(str(error).split())[:300]}") from error
+    network.eval()
+    return Restored(network, config, tuple(classes), (height, width, channels), checkpoint, record)
+
+
+def restore_data(run: Restored, path: str | Path | None = None, *, eval_batch_size: int | None = None) -> ImageData:
+    """Read the images that a run worked on, or another file of the same classes; nothing is fetched or made.
+
+    The run's folder only says which file and how it is split: no class that it names is built.
+
+    Args:
+        run: The run.
+        path: The other file.
+        eval_batch_size: Instead of the run's.
+
+    Raises:
+        DataError: There is no such file, or its classes or its images' size are not those of the network.
+        CheckpointError: The run does not say how its data is read.
+    """
+    section: Any = run.config.get("data")
+    try:
+        keys = {str(role): str(name) for role, name in section["keys"].items()}
+        classes = section["classes"] and [str(name) for name in section["classes"]]
+        val_size, split_seed = int(section["val_size"]), int(section["split_seed"])
+        eval_batch_size = eval_batch_size or max(1, int(section["eval_batch_size"]))
+        recorded = Path(section["path"]).expanduser()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{run.checkpoint} does not say how its data is read: {first_line(error)}") from error
+    if path is None:
+        path = _locate(recorded, run)
+    else:
+        layouts = npz.layouts(path)
+        # Without names of its own, a file's labels are taken for the network's, as far as there are any.
+        classes = None if archive.CLASSES in layouts else list(run.classes)
+        training = layouts.get(keys["train_images"])
+        val_size = val_size if training and training.shape and training.shape[0] > val_size else 0
+    unknown = [0.5] * run.image_shape[2]  # the network brings mean and standard deviation
+    images = ImageData(
+        path, keys=keys, classes=classes, batch_size=1, val_size=val_size, split_seed=split_seed,
+        eval_batch_size=eval_batch_size, mean=unknown, std=unknown,
+    )  # fmt: skip
+    if images.classes != run.classes:
+        expected, found = (f"{len(names)} ({', '.join(names[:5])}...)" for names in (run.classes, images.classes))
+        raise DataError(f"{path}: its classes must be those of the network, {expected}; it has {found}.")
+    if images.image_shape != run.image_shape:
+        expected, found = (" × ".join(map(str, shape)) for shape in (run.image_shape, images.image_shape))
+        raise DataError(f"{path}: its images must be {expected} as the network's, they are {found}.")
+    return images
+
+
+def _locate(path: Path, run: Restored) -> Path:
+    """Return the run's data file; its path may have started in the folder that the run was started in."""
+    cwd = run.record.run.get("cwd") if run.record else None
+    places = [path, *([Path(cwd) / path] if isinstance(cwd, str) else [])]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
+    raise DataError(f"the run's data.path={path}: there is no {looked}. Give the file with --data FILE.")
