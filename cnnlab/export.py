@@ -1,4 +1,4 @@
-"""A trained network as a file that others can run: normalisation, class names and probabilities inside."""
+"""Write a trained network as a file that others can run, with normalisation, class names and probabilities inside."""
 
 import copy
 import importlib
@@ -8,6 +8,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,25 +19,27 @@ from torch import Tensor, nn
 
 from cnnlab.errors import CnnlabError, ConfigError, MachineError, first_line
 from cnnlab.files import replacing
-from cnnlab.prediction import CLASSES, INPUT, SHAPE, of_onnx
+from cnnlab.prediction import CLASSES, INPUT, SHAPE, load_onnx
 from cnnlab.restore import Restored, restore, restore_data
 
 Format = Literal["onnx", "torch_export", "safetensors"]
 Input = Literal["uint8", "float"]
+Predict = Callable[[np.ndarray], np.ndarray]
+"""Turns images into probabilities."""
 
 ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
-COMPARED = 256
+COMPARED_IMAGES = 256
 RACE_SECONDS = 4
 
 
 class Exported(NamedTuple):
-    """An exported file, and how it compares with the network.
+    """An exported file, and how it compares with the network it was made from.
 
     Attributes:
         path: The file.
-        difference: The largest between its probabilities and the network's.
-        images: How many real images that is over.
-        milliseconds: For ONNX, a batch size to the medians of (PyTorch, onnxruntime), same machine, same threads.
+        difference: The largest difference between its probabilities and the network's.
+        images: Number of real images compared.
+        milliseconds: Of an ONNX file, by batch size: medians of (PyTorch, onnxruntime), same machine, same threads.
     """
 
     path: Path
@@ -45,8 +48,8 @@ class Exported(NamedTuple):
     milliseconds: dict[int, tuple[float, float]]
 
 
-class Answering(nn.Module):
-    """A network that gives probabilities too.
+class WithProbabilities(nn.Module):
+    """A network that returns probabilities too.
 
     Args:
         network: Takes images, returns logits.
@@ -85,15 +88,15 @@ def export(
         output: The file; by default `model` with the format's ending, in the run's folder.
         input: What the file takes: `uint8` from 0 to 255, or `float` from 0 to 1.
         data: Where the real images come from, if not from the run's own data.
-        tolerance: The largest difference of a probability that is let through.
-        overwrite: Whether to replace `output`; without one, the run's earlier export is replaced anyway.
+        tolerance: The largest difference of a probability that is accepted.
+        overwrite: Whether to replace `output`; the run's earlier export, where there is no `output`, always is.
         trusted: Packages that may be imported although the run's folder names them.
 
     Raises:
         ConfigError: The file exists; or the exporter cannot follow the network.
         DataError: There are no images to compare on.
         MachineError: A package of the extra `export` is missing.
-        CnnlabError: The file answers otherwise than the network; it was not kept.
+        CnnlabError: The file's probabilities differ from the network's; it was not kept.
     """
     for package in {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}.get(format, ()):
         try:
@@ -101,26 +104,27 @@ def export(
         except ImportError as error:
             raise MachineError(f"--format {format} needs {package}: pip install 'cnnlab[export]'.") from error
     state = restore(run, trusted)
-    path = Path(output) if output else _place(state, format)
+    path = Path(output) if output else _default_path(state, format)
     if output and path.exists() and not overwrite:
         raise ConfigError(f"{path} exists. Choose another name, or pass --overwrite to replace it.")
-    images = restore_data(state, data).test_images[:COMPARED].numpy()
+    images = restore_data(state, data).test_images[:COMPARED_IMAGES].numpy()
     with replacing(path) as file:
-        beside = Path(file.name)
-        answer = WRITERS[format](Answering(state.network).eval(), beside, input, _metadata(state, input))
-        # Two batch sizes, so that a batch that was not left open is found out.
-        found = np.concatenate([answer(images[:1]), answer(images[1:])]) if len(images) > 1 else answer(images)
-        difference = float(np.abs(found - _probabilities(state.network, images)).max())
+        temporary = Path(file.name)
+        predict = WRITERS[format](WithProbabilities(state.network).eval(), temporary, input, _metadata(state, input))
+        # Two batch sizes, so that a file that takes only one is noticed.
+        batches = [images[:1], images[1:]] if len(images) > 1 else [images]
+        probabilities = np.concatenate([predict(batch) for batch in batches])
+        difference = float(np.abs(probabilities - _predict(state.network, images)).max())
         if not difference <= tolerance:
             raise CnnlabError(
                 f"the exported network's probabilities differ from the network's by up to {difference:.2g} over "
                 f"{len(images)} images, more than {tolerance:.2g}: nothing was written. Try another --format."
             )
-        milliseconds = _raced(state.network, beside, images) if format == "onnx" else {}
+        milliseconds = _race(state.network, temporary, images) if format == "onnx" else {}
     return Exported(path, difference, len(images), milliseconds)
 
 
-def _place(state: Restored, format: Format) -> Path:
+def _default_path(state: Restored, format: Format) -> Path:
     if state.record is None:
         return state.checkpoint.with_suffix(ENDINGS[format])
     suffix = "" if state.checkpoint.stem == "best" else f"-{state.checkpoint.stem}"
@@ -128,7 +132,7 @@ def _place(state: Restored, format: Format) -> Path:
 
 
 def _metadata(state: Restored, input: Input) -> dict[str, str]:
-    """Return what stands in every exported file; all values are texts, the formats want it so."""
+    """Return what every exported file says of itself; the formats want texts as values."""
     metrics = state.record.metrics if state.record else {}
     return {
         CLASSES: json.dumps(list(state.classes)),
@@ -146,14 +150,14 @@ def _example(input: Input, metadata: Mapping[str, str]) -> Tensor:
     return images if input == "uint8" else images / 255
 
 
-def _write_onnx(
-    network: Answering, path: Path, input: Input, metadata: Mapping[str, str]
-) -> Callable[[np.ndarray], np.ndarray]:
+def _write_onnx(network: WithProbabilities, path: Path, input: Input, metadata: Mapping[str, str]) -> Predict:
     import onnx
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it would tell of torchvision, which is not needed
-    with warnings.catch_warnings(action="ignore"):  # the exporter's of itself
-        program = _followed(
+    logging.getLogger("torch.onnx").setLevel(
+        logging.ERROR
+    )  # it would warn that torchvision is missing, which is not needed
+    with warnings.catch_warnings(action="ignore"):  # the exporter warns of its own code
+        program = _trace(
             lambda: torch.onnx.export(
                 network, (_example(input, metadata),), dynamo=True, verbose=False,
                 dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
@@ -165,31 +169,27 @@ def _write_onnx(
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
-    return of_onnx(path).ask
+    return load_onnx(path).predict
 
 
-def _write_torch_export(
-    network: Answering, path: Path, input: Input, metadata: Mapping[str, str]
-) -> Callable[[np.ndarray], np.ndarray]:
+def _write_torch_export(network: WithProbabilities, path: Path, input: Input, metadata: Mapping[str, str]) -> Predict:
     example = _example(input, metadata)
     with warnings.catch_warnings(action="ignore"):
-        program = _followed(
+        program = _trace(
             lambda: torch.export.export(network, (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
         )
         torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
         loaded = torch.export.load(path).module()
 
-    def answer(images: np.ndarray) -> np.ndarray:
-        shown = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    def predict(images: np.ndarray) -> np.ndarray:
+        batch = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
         with torch.no_grad():
-            return loaded(shown if input == "uint8" else shown / 255)[1].numpy()
+            return loaded(batch if input == "uint8" else batch / 255)[1].numpy()
 
-    return answer
+    return predict
 
 
-def _write_safetensors(
-    network: Answering, path: Path, input: Input, metadata: Mapping[str, str]
-) -> Callable[[np.ndarray], np.ndarray]:
+def _write_safetensors(network: WithProbabilities, path: Path, input: Input, metadata: Mapping[str, str]) -> Predict:
     from safetensors.torch import load_file, save
 
     # Shared weights are stored once for each name; filters in channels-last memory, as others expect them.
@@ -201,17 +201,19 @@ def _write_safetensors(
     for value in loaded.state_dict().values():
         value.zero_()
     loaded.load_state_dict(load_file(path))
-    return lambda images: _probabilities(loaded, images)
+    return lambda images: _predict(loaded, images)
 
 
-WRITERS: dict[str, Callable[[Answering, Path, Input, Mapping[str, str]], Callable[[np.ndarray], np.ndarray]]] = {
+WRITERS: dict[
+    str, Callable[[WithProbabilities, Path, Input, Mapping[str, str]], Callable[[np.ndarray], np.ndarray]]
+] = {
     "onnx": _write_onnx,
     "torch_export": _write_torch_export,
     "safetensors": _write_safetensors,
 }
 
 
-def _followed(exporting: Callable[[], Any]) -> Any:
+def _trace(exporting: Callable[[], Any]) -> Any:
     try:
         return exporting()
     except Exception as error:  # the exporters raise whatever they come across
@@ -220,28 +222,27 @@ def _followed(exporting: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _probabilities(
-    network: nn.Module, images: UInt8[np.ndarray, "n height width channel"]
-) -> Float[np.ndarray, "n classes"]:
+def _predict(network: nn.Module, images: UInt8[np.ndarray, "n height width channel"]) -> Float[np.ndarray, "n classes"]:
     with torch.inference_mode():
         return network(torch.from_numpy(images).permute(0, 3, 1, 2)).float().softmax(1).numpy()
 
 
-def _raced(network: nn.Module, path: Path, images: np.ndarray) -> dict[int, tuple[float, float]]:
-    """Return medians in ms by batch size, taking turns, each with PyTorch's number of threads."""
-    answer = of_onnx(path, threads=torch.get_num_threads()).ask
-    found = {}
-    for size in (1, COMPARED):
+def _race(network: nn.Module, path: Path, images: np.ndarray) -> dict[int, tuple[float, float]]:
+    """Return the medians in ms of both by batch size, measured in turn, with PyTorch's number of threads."""
+    predict_exported = load_onnx(path, threads=torch.get_num_threads()).predict
+    medians = {}
+    for size in (1, COMPARED_IMAGES):
         batch = np.resize(images, (size, *images.shape[1:]))
         times: tuple[list[float], list[float]] = ([], [])
-        began = time.perf_counter()
+        predictors: tuple[Predict, Predict] = (partial(_predict, network), predict_exported)
+        race_start = time.perf_counter()
         for number in range(23):
-            if number > 3 and time.perf_counter() - began > RACE_SECONDS:
+            if number > 3 and time.perf_counter() - race_start > RACE_SECONDS:
                 break
-            for runner, kept in zip((lambda shown: _probabilities(network, shown), answer), times, strict=True):
-                started = time.perf_counter()
-                runner(batch)
+            for predict, milliseconds in zip(predictors, times, strict=True):
+                start = time.perf_counter()
+                predict(batch)
                 if number >= 3:  # both have warmed up
-                    kept.append(1000 * (time.perf_counter() - started))
-        found[size] = (statistics.median(times[0]), statistics.median(times[1]))
-    return found
+                    milliseconds.append(1000 * (time.perf_counter() - start))
+        medians[size] = (statistics.median(times[0]), statistics.median(times[1]))
+    return medians

@@ -22,24 +22,24 @@ class Row(Mapping[str, Any]):
 
     Args:
         record: The run.
-        below: The folder that `run` is relative to.
+        parent: The folder that `run` is relative to.
     """
 
-    def __init__(self, record: Record, below: Path) -> None:
+    def __init__(self, record: Record, parent: Path) -> None:
         self.record = record
-        self._known: dict[str, Any] = {"run": _relative(record.folder, below)}
+        self._values: dict[str, Any] = {"run": _relative(record.folder, parent)}
         self._config: dict[str, Any] | None = None
         try:
-            self._known |= {name: record.run[name] for name in FACTS if record.run.get(name) is not None}
-            self._known |= _choices(record)
-            self._known |= {name: value for name, value in record.metrics.items() if isinstance(value, int | float)}
-            self._known["changes"] = _changes(record)
+            self._values |= {name: record.run[name] for name in FACTS if record.run.get(name) is not None}
+            self._values |= _choices(record)
+            self._values |= {name: value for name, value in record.metrics.items() if isinstance(value, int | float)}
+            self._values["changes"] = _changes(record)
         except (DamagedError, MachineError):
-            self._known["status"] = "damaged"
+            self._values["status"] = "damaged"
 
     def __getitem__(self, key: str) -> Any:
-        if key in self._known:
-            return self._known[key]
+        if key in self._values:
+            return self._values[key]
         if self._config is None:
             try:
                 self._config = dict(flatten(self.record.config))
@@ -49,14 +49,14 @@ class Row(Mapping[str, Any]):
 
     def __iter__(self) -> Any:
         """Iterate over the keys at hand, without those of a config that was not read."""
-        return iter(self._known)
+        return iter(self._values)
 
     def __len__(self) -> int:
         """Count the keys at hand."""
-        return len(self._known)
+        return len(self._values)
 
 
-def rows(folder: Path, where: Sequence[str] = (), sort: str = "started", ascending: bool = False) -> list[Row]:
+def list_runs(folder: Path, where: Sequence[str] = (), sort: str = "started", ascending: bool = False) -> list[Row]:
     """Return the runs in a folder and below it.
 
     Args:
@@ -71,38 +71,38 @@ def rows(folder: Path, where: Sequence[str] = (), sort: str = "started", ascendi
     if not folder.is_dir():
         raise ConfigError(f"FOLDER must be a folder with runs in or below it, there is no {folder}.")
     conditions = [_condition(text) for text in where]
-    found = [Row(record, folder) for record in runs(folder)]
+    rows = [Row(record, folder) for record in runs(folder)]
     for key in dict.fromkeys([*(key for key, _, _ in conditions), sort]):
-        if found and key != "started" and not any(key in row for row in found):
-            near = get_close_matches(key, {name for row in found for name in row}, n=1)
+        if rows and key != "started" and not any(key in row for row in rows):
+            near = get_close_matches(key, {name for row in rows for name in row}, n=1)
             raise ConfigError(f"no run below {folder} has {key}{f'; did you mean {near[0]}?' if near else '.'}")
-    kept = [row for row in found if all(_holds(row.get(key), sign, value) for key, sign, value in conditions)]
-    having = [row for row in kept if row.get(sort) is not None]
-    numbers = all(isinstance(row[sort], int | float) for row in having)
-    having.sort(key=lambda row: row[sort] if numbers else str(row[sort]), reverse=not ascending)
-    return having + [row for row in kept if row.get(sort) is None]
+    matching = [row for row in rows if all(_holds(row.get(key), sign, value) for key, sign, value in conditions)]
+    sortable = [row for row in matching if row.get(sort) is not None]
+    numbers = all(isinstance(row[sort], int | float) for row in sortable)
+    sortable.sort(key=lambda row: row[sort] if numbers else str(row[sort]), reverse=not ascending)
+    return sortable + [row for row in matching if row.get(sort) is None]
 
 
-def _relative(folder: Path, below: Path) -> str:
-    return str(folder.relative_to(below)) if folder != below else str(folder)
+def _relative(folder: Path, parent: Path) -> str:
+    return str(folder.relative_to(parent)) if folder != parent else str(folder)
 
 
 def _choices(record: Record) -> dict[str, Any]:
-    told = record.run.get("choices")
-    if told is None:  # by an earlier version, or by a run that failed before it knew
+    choices = record.run.get("choices")
+    if choices is None:  # by an earlier version, or by a run that failed before it knew
         runtime = read_yaml(record.folder / ".hydra" / "hydra.yaml")
-        told = runtime["hydra"]["runtime"]["choices"] if _has(runtime, "hydra", "runtime", "choices") else {}
-    if not isinstance(told, dict):
+        choices = runtime["hydra"]["runtime"]["choices"] if _has(runtime, "hydra", "runtime", "choices") else {}
+    if not isinstance(choices, dict):
         return {}
     return {
         str(name): ",".join(map(str, option)) or "none" if isinstance(option, list) else option
-        for name, option in told.items() if option is not None and "/" not in str(name)
+        for name, option in choices.items() if option is not None and "/" not in str(name)
     }  # fmt: skip
 
 
 def _changes(record: Record) -> str:
-    told = record.run.get("overrides")
-    lines = record.overrides if told is None else told
+    overrides = record.run.get("overrides")
+    lines = record.overrides if overrides is None else overrides
     return " ".join(map(str, lines)) if isinstance(lines, list) else ""
 
 
@@ -121,16 +121,16 @@ def _condition(text: str) -> tuple[str, str, str]:
     return match["key"].strip(), match["sign"], match["value"].strip()
 
 
-def _holds(found: Any, sign: str, value: str) -> bool:
-    if found is None:
+def _holds(actual: Any, sign: str, value: str) -> bool:
+    if actual is None:
         return sign == "!=" or (sign == "=" and value in ("null", "None", ""))
-    if isinstance(found, bool):
-        found = str(found).lower()
-    numbers = _number(found), _number(value)
+    if isinstance(actual, bool):
+        actual = str(actual).lower()
+    numbers = _number(actual), _number(value)
     if None in numbers:
         if sign in ("=", "!="):
             # Of several options, one is enough.
-            return (value == str(found) or value in str(found).split(",")) == (sign == "=")
+            return (value == str(actual) or value in str(actual).split(",")) == (sign == "=")
         return False
     left, right = numbers
     assert left is not None

@@ -1,4 +1,4 @@
-"""What a trained network says of pictures that it never saw; imports torch only where a run is asked.
+"""Predict the classes of pictures with a trained network; torch is imported only for a run's own network.
 
 An exported ONNX file needs onnxruntime alone.
 """
@@ -25,28 +25,28 @@ CLASSES, SHAPE, INPUT = "cnnlab.classes", "cnnlab.image_shape", "cnnlab.input"
 INPUTS = ("uint8", "float")
 
 
-class Oracle(NamedTuple):
-    """Whatever answers: a run's network or an exported file.
+class Predictor(NamedTuple):
+    """A network that predicts: a run's own, or an exported file.
 
     Attributes:
         classes: The classes' names in label order.
         image_shape: (height, width, channels) of the images that it takes.
-        ask: Turns images into probabilities.
+        predict: Turns images into probabilities.
     """
 
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
-    ask: Callable[[UInt8[np.ndarray, "n height width channel"]], Float[np.ndarray, "n classes"]]
+    predict: Callable[[UInt8[np.ndarray, "n height width channel"]], Float[np.ndarray, "n classes"]]
 
 
 class Prediction(NamedTuple):
-    """What was said of one picture.
+    """The classes of one picture.
 
     Attributes:
         image: Its file; for an image of an npz file with its number in brackets.
         top: Class and probability, the likeliest first; empty if the picture could not be read.
-        pixels: What the network saw.
-        note: What was done to the picture before: its size, its frames.
+        pixels: The picture as the network takes it.
+        note: What was changed in the picture: its size, its frames, its colours.
         error: Why it could not be read.
     """
 
@@ -58,7 +58,7 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    oracle: Oracle,
+    predictor: Predictor,
     inputs: Iterable[str],
     *,
     top_k: int = 5,
@@ -66,35 +66,35 @@ def predict(
     array: str = archive.KEYS["test_images"],
     batch_size: int = 256,
 ) -> Generator[Prediction, None, None]:
-    """Say of each picture what it shows, in the order of the inputs; never more than two batches are in memory.
+    """Predict the classes of each picture, in the order of the inputs; never more than two batches are in memory.
 
     Args:
-        oracle: Who is asked.
+        predictor: The network.
         inputs: Picture files, folders (with all below them), patterns such as `photos/*.png`, npz files.
         top_k: How many classes to name, or all if there are fewer.
         fit: How a picture becomes the network's size, see `folder.decode`.
         array: The images' name in npz files.
         batch_size: Pictures at a time.
     """
-    items = listed(inputs, array, batch_size)
+    items = list_pictures(inputs, array, batch_size)
     with warnings.catch_warnings(action="ignore"), ThreadPool() as pool:  # of odd metadata
 
-        def started(chunk: list[Any]) -> Any:
-            return pool.map_async(lambda item: _read(item, oracle.image_shape, fit), chunk) if chunk else None
+        def decode(chunk: list[Any]) -> Any:
+            return pool.map_async(lambda item: _read(item, predictor.image_shape, fit), chunk) if chunk else None
 
         # While the network works on a batch, the next one is decoded.
-        following = started(list(islice(items, batch_size)))
+        following = decode(list(islice(items, batch_size)))
         while following is not None:
-            current, following = following, started(list(islice(items, batch_size)))
-            yield from _answered(oracle, current.get(), top_k)
+            current, following = following, decode(list(islice(items, batch_size)))
+            yield from _classify(predictor, current.get(), top_k)
 
 
-def of_run(named: str, accelerator: str = "auto", trusted: Sequence[str] = ()) -> Oracle:
-    """Have a run's network answer.
+def load_run(run: str, accelerator: str = "auto", trusted: Sequence[str] = ()) -> Predictor:
+    """Return a run's network.
 
     Args:
-        named: What `record.find` takes.
-        accelerator: As Lightning calls them.
+        run: What `record.find` takes.
+        accelerator: In Lightning's words.
         trusted: Packages that may be imported although the run's folder names them.
     """
     import torch
@@ -104,24 +104,24 @@ def of_run(named: str, accelerator: str = "auto", trusted: Sequence[str] = ()) -
 
     check_accelerator(accelerator, "--accelerator ")
     keep_freed_memory()
-    run = restore(named, trusted)
+    state = restore(run, trusted)
     device = device_for(accelerator)
-    network = run.network.to(device)
+    network = state.network.to(device)
 
-    def ask(images: np.ndarray) -> np.ndarray:
+    def predict(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            shown = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
-            return network(shown).float().softmax(1).cpu().numpy()
+            batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
+            return network(batch).float().softmax(1).cpu().numpy()
 
-    return Oracle(run.classes, run.image_shape, ask)
+    return Predictor(state.classes, state.image_shape, predict)
 
 
-def of_onnx(path: str | Path, threads: int = 0) -> Oracle:
-    """Have an exported file answer, with onnxruntime alone.
+def load_onnx(path: str | Path, threads: int = 0) -> Predictor:
+    """Return an exported network; needs onnxruntime alone.
 
     Args:
         path: What `cnnlab export` wrote.
-        threads: Of onnxruntime; 0 leaves it to it.
+        threads: How many onnxruntime uses; 0 leaves it the choice.
 
     Raises:
         CheckpointError: The file is damaged, or `cnnlab export` did not write it.
@@ -136,28 +136,28 @@ def of_onnx(path: str | Path, threads: int = 0) -> Oracle:
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        told = session.get_modelmeta().custom_metadata_map
+        metadata = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # onnxruntime's exceptions have no common class of their own
         raise CheckpointError(f"{path} can't be loaded: {' '.join(str(error).split())[:200]}") from error
     try:
-        classes = tuple(map(str, json.loads(told[CLASSES])))
-        height, width, channels = map(int, json.loads(told[SHAPE]))
-        kind = INPUTS.index(told[INPUT])
+        classes = tuple(map(str, json.loads(metadata[CLASSES])))
+        height, width, channels = map(int, json.loads(metadata[SHAPE]))
+        kind = INPUTS.index(metadata[INPUT])
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} does not name its classes and its input: `cnnlab export` makes one.") from error
     (name,) = (entry.name for entry in session.get_inputs())
 
-    def ask(images: np.ndarray) -> np.ndarray:
-        shown = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    def predict(images: np.ndarray) -> np.ndarray:
+        batch = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         if INPUTS[kind] == "float":
-            shown = shown.astype(np.float32) / np.float32(255)
-        return session.run(["probabilities"], {name: shown})[0]
+            batch = batch.astype(np.float32) / np.float32(255)
+        return session.run(["probabilities"], {name: batch})[0]
 
-    return Oracle(classes, (height, width, channels), ask)
+    return Predictor(classes, (height, width, channels), predict)
 
 
 class _Item(NamedTuple):
-    """A picture to come: a file, or the pixels of an npz file's, or what is wrong with the input."""
+    """A picture to predict: a file, or the pixels of one in an npz file, or what is wrong with the input."""
 
     name: str
     path: Path | None = None
@@ -165,27 +165,26 @@ class _Item(NamedTuple):
     error: str | None = None
 
 
-def listed(inputs: Iterable[str], array: str, count: int) -> Iterator[_Item]:
+def list_pictures(inputs: Iterable[str], array: str, count: int) -> Iterator[_Item]:
     """Yield the pictures that the inputs name."""
     for text in inputs:
         path = Path(text).expanduser()
         if path.is_dir():
-            yield from _below(path)
+            yield from _list_folder(path)
         elif path.exists():
-            yield from _of_file(path, array, count)
+            yield from _list_file(path, array, count)
         elif any(letter in text for letter in "*?["):
-            found = False
-            for match in sorted(iglob(str(path), recursive=True)):  # noqa: PTH207 - pathlib has none for absolute patterns
-                found = True
-                yield from _below(Path(match)) if Path(match).is_dir() else _of_file(Path(match), array, count)
-            if not found:
+            matches = sorted(iglob(str(path), recursive=True))  # noqa: PTH207 - pathlib has none for absolute patterns
+            for match in matches:
+                yield from _list_folder(Path(match)) if Path(match).is_dir() else _list_file(Path(match), array, count)
+            if not matches:
                 yield _Item(text, error="nothing is called so")
         else:
             yield _Item(text, error="there is no such file")
 
 
-def _below(path: Path) -> Iterator[_Item]:
-    """Yield the pictures in a folder and below it; what is hidden or has no picture's ending is passed over."""
+def _list_folder(path: Path) -> Iterator[_Item]:
+    """Yield the pictures in a folder and below it; hidden files and those without a picture's ending are skipped."""
     for place, folders, files in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
@@ -193,7 +192,7 @@ def _below(path: Path) -> Iterator[_Item]:
                 yield _Item(str(Path(place, name)), Path(place, name))
 
 
-def _of_file(path: Path, array: str, count: int) -> Iterator[_Item]:
+def _list_file(path: Path, array: str, count: int) -> Iterator[_Item]:
     if path.suffix.lower() != ".npz":
         yield _Item(str(path), path)
         return
@@ -208,7 +207,7 @@ def _of_file(path: Path, array: str, count: int) -> Iterator[_Item]:
 
 
 def _read(item: _Item, image_shape: tuple[int, int, int], fit: folder.Fit) -> Prediction:
-    """Return a picture as the network takes it, with nothing said of it yet."""
+    """Return a picture as the network takes it, without its classes."""
     name = item.name.encode(errors="surrogateescape").decode(errors="replace")
     if item.error is not None:
         return Prediction(name, error=item.error)
@@ -234,24 +233,24 @@ def _read(item: _Item, image_shape: tuple[int, int, int], fit: folder.Fit) -> Pr
     return Prediction(name, pixels=image, note="; ".join(notes))
 
 
-def _answered(oracle: Oracle, read: Sequence[Prediction], top_k: int) -> Iterator[Prediction]:
-    shown = [prediction.pixels for prediction in read if prediction.pixels is not None]
-    answers = iter(oracle.ask(np.stack(shown)) if shown else ())
-    for prediction in read:
-        if prediction.pixels is None:
-            yield prediction
+def _classify(predictor: Predictor, pictures: Sequence[Prediction], top_k: int) -> Iterator[Prediction]:
+    readable = [picture.pixels for picture in pictures if picture.pixels is not None]
+    answers = iter(predictor.predict(np.stack(readable)) if readable else ())
+    for picture in pictures:
+        if picture.pixels is None:
+            yield picture
             continue
         probabilities = next(answers)
         likeliest = np.argsort(-probabilities, kind="stable")[:top_k]
-        yield prediction._replace(
-            top=tuple((oracle.classes[label], float(probabilities[label])) for label in likeliest)
+        yield picture._replace(
+            top=tuple((predictor.classes[label], float(probabilities[label])) for label in likeliest)
         )
 
 
-def oracle_for(named: str, accelerator: str = "auto", trusted: Sequence[str] = ()) -> Oracle:
-    """Return who answers for a run or an ONNX file."""
-    if named.lower().endswith(".onnx"):
+def load_predictor(name: str, accelerator: str = "auto", trusted: Sequence[str] = ()) -> Predictor:
+    """Return the network of a run or of an ONNX file."""
+    if name.lower().endswith(".onnx"):
         if accelerator not in ("auto", "cpu"):
             raise ConfigError(f"--accelerator {accelerator}: an ONNX file is run on the CPU.")
-        return of_onnx(named)
-    return of_run(named, accelerator, trusted)
+        return load_onnx(name)
+    return load_run(name, accelerator, trusted)

@@ -105,7 +105,7 @@ def test_what_nobody_foresaw_is_one_line_too(call, monkeypatch):
     def fail(*args, **options):
         raise ZeroDivisionError("nobody foresaw this")
 
-    monkeypatch.setattr("cnnlab.ledger.rows", fail)
+    monkeypatch.setattr("cnnlab.ledger.list_runs", fail)
     code, _, err = call("runs", ".")
     assert code == 1
     assert err.splitlines()[0] == "cnnlab: error: unexpected ZeroDivisionError: nobody foresaw this"
@@ -118,7 +118,7 @@ def test_a_folder_that_may_not_be_written_is_the_machines_fault(call, monkeypatc
     def fail(*args, **options):
         raise PermissionError(13, "Permission denied", "evaluation.json")
 
-    monkeypatch.setattr("cnnlab.ledger.rows", fail)
+    monkeypatch.setattr("cnnlab.ledger.list_runs", fail)
     code, _, err = call("runs", ".")
     assert code == 5
     assert "cannot write evaluation.json" in err

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cnnlab.cli import app
-from cnnlab.comparison import against_first, differences, of_groups, sides
+from cnnlab.comparison import compare_configs, compare_groups, compare_with_first, find_runs
 from cnnlab.errors import DataError
 from cnnlab.evaluation import evaluate
 from tests.conftest import drawn, read
@@ -56,29 +56,29 @@ def test_two_equal_runs_are_no_evidence_of_a_difference(pair, call, tmp_path: Pa
 def test_answers_of_an_earlier_evaluation_are_used_while_they_are_newer_than_the_checkpoint(pair):
     for run in pair:
         evaluate(str(run), figures=False)
-    first, second = sides([str(run) for run in pair])
-    assert differences([first, second])["seed"] == [0, 7]
+    first, second = find_runs([str(run) for run in pair])
+    assert compare_configs([first, second])["seed"] == [0, 7]
     with np.load(pair[1] / "evaluation.npz") as saved:
         arrays = dict(saved)
     arrays["predicted"] = (arrays["targets"] + 1) % 10  # all wrong
     np.savez(pair[1] / "evaluation.npz", **arrays)
-    (verdict,) = against_first([first, second]).values()
+    (verdict,) = compare_with_first([first, second]).values()
     assert verdict.difference == -read(pair[0] / "evaluation.json")["metrics"]["accuracy"]
     assert verdict.p < 0.05
     assert "has the lower accuracy" in verdict.words("a", "b")
     (pair[1] / "evaluation.npz").write_bytes(b"damaged")
-    (verdict,) = against_first([first, second]).values()
+    (verdict,) = compare_with_first([first, second]).values()
     assert verdict.difference == 0, "evaluated again"
     arrays["predicted"] = (arrays["targets"] + 1) % 10
     np.savez(pair[1] / "evaluation.npz", **arrays)
     (pair[1] / "checkpoints" / "best.ckpt").touch()
-    (verdict,) = against_first([first, second]).values()
+    (verdict,) = compare_with_first([first, second]).values()
     assert verdict.difference == 0, "trained on since"
     for name, value in {"precision": "bf16-mixed", "tta": "mirror", "split": "val"}.items():
         np.savez(pair[1] / "evaluation.npz", **arrays)
         saved = pair[1] / "evaluation.json"
         saved.write_text(json.dumps(read(saved) | {name: value}))
-        (verdict,) = against_first([first, second]).values()
+        (verdict,) = compare_with_first([first, second]).values()
         assert verdict.difference == 0, f"made by another {name}"
 
 
@@ -90,7 +90,7 @@ def test_other_images_are_not_compared(pair, tmp_path: Path, call):
     before = evaluation.read_text()
     evaluation.write_text(before.replace(read(evaluation)["data_digest"], "0" * 32))
     with pytest.raises(DataError, match="tested on other images"):
-        against_first(sides([str(run) for run in pair]))
+        compare_with_first(find_runs([str(run) for run in pair]))
     code, out, err = call(*pair)
     assert code == 3
     assert "test/accuracy" in out, "what can be said is said"
@@ -113,7 +113,7 @@ def result(folder: Path, accuracy: float, seed: int = 0, more: str = "") -> str:
 def test_groups_of_runs_are_compared_over_seeds(tmp_path: Path, call):
     first = [result(tmp_path / "a" / str(number), 0.90 + 0.001 * number, number) for number in range(3)]
     second = [result(tmp_path / "b" / str(number), 0.95 + 0.001 * number, number) for number in range(3)]
-    verdict = of_groups(sides(first), sides(second))
+    verdict = compare_groups(find_runs(first), find_runs(second))
     assert verdict.difference == pytest.approx(0.05)
     assert verdict.p < 0.001
     code, out, _ = call(*first, "--against", *second)

@@ -11,7 +11,7 @@ import torch
 from cnnlab import export as room
 from cnnlab.errors import CnnlabError, ConfigError, DataError, MachineError
 from cnnlab.export import export
-from cnnlab.prediction import of_onnx, of_run
+from cnnlab.prediction import load_onnx, load_run
 from tests.conftest import Train
 
 pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
@@ -25,36 +25,36 @@ def images(npz: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("input", ["uint8", "float"])
 def test_onnx_is_asked_with_any_number_of_images(trained: Path, tmp_path: Path, images: np.ndarray, input: Any):
-    done = export(str(trained), output=tmp_path / "a b=ü.onnx", input=input)
-    assert done.difference <= 1e-5
-    assert done.images == 100
-    assert set(done.milliseconds) == {1, 256}
-    expected = of_run(str(trained), "cpu").ask(images)
-    oracle = of_onnx(done.path)
-    np.testing.assert_allclose(oracle.ask(images), expected, atol=1e-5)
-    np.testing.assert_allclose(oracle.ask(images[:7]), expected[:7], atol=1e-5)
+    exported = export(str(trained), output=tmp_path / "a b=ü.onnx", input=input)
+    assert exported.difference <= 1e-5
+    assert exported.images == 100
+    assert set(exported.milliseconds) == {1, 256}
+    expected = load_run(str(trained), "cpu").predict(images)
+    predictor = load_onnx(exported.path)
+    np.testing.assert_allclose(predictor.predict(images), expected, atol=1e-5)
+    np.testing.assert_allclose(predictor.predict(images[:7]), expected[:7], atol=1e-5)
 
 
 @pytest.mark.parametrize("input", ["uint8", "float"])
 def test_a_program_runs_without_cnnlab(trained: Path, tmp_path: Path, images: np.ndarray, input: Any):
-    done = export(str(trained), format="torch_export", output=tmp_path / "model.pt2", input=input)
+    exported = export(str(trained), format="torch_export", output=tmp_path / "model.pt2", input=input)
     extra = {"metadata.json": ""}
-    program = torch.export.load(done.path, extra_files=extra).module()
-    told = json.loads(extra["metadata.json"])
-    assert json.loads(told["cnnlab.classes"]) == [str(number) for number in range(10)]
-    shown = torch.from_numpy(images).permute(0, 3, 1, 2)
-    logits, probabilities = program(shown if input == "uint8" else shown / 255)
+    program = torch.export.load(exported.path, extra_files=extra).module()
+    metadata = json.loads(extra["metadata.json"])
+    assert json.loads(metadata["cnnlab.classes"]) == [str(number) for number in range(10)]
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+    logits, probabilities = program(batch if input == "uint8" else batch / 255)
     torch.testing.assert_close(probabilities, logits.softmax(1))
-    np.testing.assert_allclose(probabilities.detach().numpy(), of_run(str(trained), "cpu").ask(images), atol=1e-5)
+    np.testing.assert_allclose(probabilities.detach().numpy(), load_run(str(trained), "cpu").predict(images), atol=1e-5)
 
 
 def test_safetensors_hold_the_weights_and_what_builds_their_network(trained: Path):
     from safetensors import safe_open
 
-    done = export(str(trained), format="safetensors")
-    assert done.path == trained / "model.safetensors"
+    exported = export(str(trained), format="safetensors")
+    assert exported.path == trained / "model.safetensors"
     saved = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
-    with safe_open(done.path, "pt") as file:
+    with safe_open(exported.path, "pt") as file:
         assert json.loads(file.metadata()["cnnlab.model"])["_target_"] == "cnnlab.model.ConvNet"
         names = set(file.keys())
         assert names == {name.removeprefix("network.") for name in saved if name.startswith("network.")}

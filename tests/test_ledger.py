@@ -12,7 +12,7 @@ import pytest
 
 from cnnlab.cli import app
 from cnnlab.errors import ConfigError
-from cnnlab.ledger import rows
+from cnnlab.ledger import list_runs
 from tests.conftest import ROOT, Train
 
 CONFIG = "model: {_target_: x, width: [1, 2]}\noptimizer: {lr: %s}\nseed: 0\ndebug: false\n"
@@ -58,38 +58,38 @@ def three(tmp_path: Path) -> Path:
     ],
 )
 def test_conditions_choose_runs(three: Path, where: list[str], expected: list[str]):
-    assert [row["run"] for row in rows(three, where)] == expected
+    assert [row["run"] for row in list_runs(three, where)] == expected
 
 
 def test_runs_are_sorted_and_those_without_the_key_come_last(three: Path):
-    assert [row["run"] for row in rows(three, sort="val/accuracy")] == ["sweep/0", "a", "sweep/1"]
-    assert [row["run"] for row in rows(three, sort="val/accuracy", ascending=True)] == ["a", "sweep/0", "sweep/1"]
-    assert [row["run"] for row in rows(three, sort="optimizer.lr")] == ["a", "sweep/0", "sweep/1"]
+    assert [row["run"] for row in list_runs(three, sort="val/accuracy")] == ["sweep/0", "a", "sweep/1"]
+    assert [row["run"] for row in list_runs(three, sort="val/accuracy", ascending=True)] == ["a", "sweep/0", "sweep/1"]
+    assert [row["run"] for row in list_runs(three, sort="optimizer.lr")] == ["a", "sweep/0", "sweep/1"]
 
 
 def test_mistakes_are_answered(three: Path):
     with pytest.raises(ConfigError, match="did you mean val/accuracy"):
-        rows(three, ["val/acuracy>0.5"])
+        list_runs(three, ["val/acuracy>0.5"])
     with pytest.raises(ConfigError, match="KEY=VALUE"):
-        rows(three, ["resnet18"])
+        list_runs(three, ["resnet18"])
     with pytest.raises(ConfigError, match="there is no"):
-        rows(three / "nowhere")
+        list_runs(three / "nowhere")
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"choices": 5, "overrides": 7}', '{"choices": [1]}'])
 def test_a_damaged_run_hides_none(three: Path, damage: str):
     (three / "a" / "run.json").write_text(damage)
-    assert {row["run"] for row in rows(three)} == {"a", "sweep/0", "sweep/1"}
+    assert {row["run"] for row in list_runs(three)} == {"a", "sweep/0", "sweep/1"}
 
 
 def test_a_real_run_is_in_the_table(train: Train, tmp_path: Path):
     train("model=resnet20", "model.blocks=[1]", "model.channels=[4]", "trainer.max_steps=1", "augment=[flip_crop]")
-    (row,) = rows(tmp_path, ["model=resnet20", "augment=flip_crop", "optimizer=sgd", "status=completed"])
+    (row,) = list_runs(tmp_path, ["model=resnet20", "augment=flip_crop", "optimizer=sgd", "status=completed"])
     assert "model.blocks=[1]" in row["changes"]
     written = json.loads((tmp_path / "run" / "run.json").read_text())
     del written["choices"], written["overrides"]  # as an earlier version wrote it
     (tmp_path / "run" / "run.json").write_text(json.dumps(written))
-    (row,) = rows(tmp_path, ["model=resnet20", "optimizer=sgd"])
+    (row,) = list_runs(tmp_path, ["model=resnet20", "optimizer=sgd"])
     assert "model.blocks=[1]" in row["changes"]
 
 

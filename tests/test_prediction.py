@@ -13,7 +13,7 @@ from PIL import Image
 from cnnlab.cli import app
 from cnnlab.errors import CheckpointError
 from cnnlab.export import export
-from cnnlab.prediction import Oracle, of_onnx, of_run, predict
+from cnnlab.prediction import Predictor, load_onnx, load_run, predict
 from tests.conftest import ROOT, drawn
 
 
@@ -37,16 +37,16 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return call
 
 
-def brightness(shape: tuple[int, int, int] = (8, 8, 3)) -> Oracle:
-    """Return an oracle whose classes are told apart by how bright an image is."""
+def brightness(shape: tuple[int, int, int] = (8, 8, 3)) -> Predictor:
+    """Return a predictor whose classes are told apart by how bright an image is."""
 
-    def ask(images: np.ndarray) -> np.ndarray:
+    def predict_brightness(images: np.ndarray) -> np.ndarray:
         assert images.dtype == np.uint8
         assert images.shape[1:] == shape
         light = images.reshape(len(images), -1).mean(1) / 255
         return np.stack([1 - light, light], axis=1)
 
-    return Oracle(("dark", "light"), shape, ask)
+    return Predictor(("dark", "light"), shape, predict_brightness)
 
 
 def picture(path: Path, mode: str, size: tuple[int, int] = (40, 20), light: int = 255, **options: object) -> Path:
@@ -184,10 +184,10 @@ def test_bad_pictures_end_in_7_and_nothing_readable_in_3(trained: Path, tmp_path
 def test_an_exported_file_answers_as_the_run_does(trained: Path, onnx: Path, npz: Path):
     with np.load(npz) as arrays:
         images = arrays["X_test"]
-    network, exported = of_run(str(trained), "cpu"), of_onnx(onnx)
+    network, exported = load_run(str(trained), "cpu"), load_onnx(onnx)
     assert (network.classes, network.image_shape) == (exported.classes, exported.image_shape)
-    expected = network.ask(images)
-    for found in (exported.ask(images), np.concatenate([exported.ask(image[None]) for image in images])):
+    expected = network.predict(images)
+    for found in (exported.predict(images), np.concatenate([exported.predict(image[None]) for image in images])):
         np.testing.assert_allclose(found, expected, atol=1e-5)
         np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
 
@@ -210,12 +210,12 @@ def test_an_exported_file_is_asked_without_torch(onnx: Path, tmp_path: Path):
 def test_a_file_that_is_no_export_is_refused(tmp_path: Path, onnx: Path, call):
     (tmp_path / "noise.onnx").write_bytes(b"\x08" * 99)
     with pytest.raises(CheckpointError, match="can't be loaded"):
-        of_onnx(tmp_path / "noise.onnx")
+        load_onnx(tmp_path / "noise.onnx")
     import onnx as library
 
     model = library.load(onnx)
     del model.metadata_props[:]
     library.save(model, tmp_path / "strange.onnx")
     with pytest.raises(CheckpointError, match="does not name its classes"):
-        of_onnx(tmp_path / "strange.onnx")
+        load_onnx(tmp_path / "strange.onnx")
     assert call("predict", onnx, "x.png", "--accelerator", "gpu")[0] == 2

@@ -11,7 +11,7 @@ from cnnlab.commands import Trust
 from cnnlab.errors import CnnlabError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from cnnlab.comparison import Side
+    from cnnlab.comparison import ComparedRun
 
 app = typer.Typer(add_completion=False)
 AGAINST = "--against"
@@ -34,38 +34,38 @@ def compare(
 ) -> None:
     """Compare runs: config, code, environment, metrics, curves, and whether the difference is real.
 
-    Two or more runs are held against the first, image by image. Two groups, A1 A2 A3 --against B1 B2 B3, such as
+    Two or more runs are compared with the first, image by image. Two groups, A1 A2 A3 --against B1 B2 B3, such as
     seeds of two recipes, are compared by the runs' results.
     """
     from cnnlab import comparison
 
     first, second = _groups(runs)
-    compared = comparison.sides([*first, *second])
+    compared = comparison.find_runs([*first, *second])
     if second:
         left, right = compared[: len(first)], compared[len(first) :]
-        verdict = comparison.of_groups(left, right, metric)
+        verdict = comparison.compare_groups(left, right, metric)
         verdicts = {f"{len(right)} runs": (verdict, f"the first {len(left)}", f"the other {len(right)}", metric)}
     else:
         try:
-            found = comparison.against_first(compared, data, trust or ())
+            image_verdicts = comparison.compare_with_first(compared, data, trust or ())
         except DataError as error:
-            found = {}
+            image_verdicts = {}
             missing: CnnlabError | None = error
         else:
             missing = None
-        verdicts = {label: (verdict, compared[0].label, label, "accuracy") for label, verdict in found.items()}
+        verdicts = {label: (verdict, compared[0].label, label, "accuracy") for label, verdict in image_verdicts.items()}
     tables: dict[str, Mapping[str, Sequence[Any]]] = {
-        "Config": comparison.differences(compared),
-        "Environment": comparison.environments(compared),
-        "Metrics": comparison.metrics(compared),
+        "Config": comparison.compare_configs(compared),
+        "Environment": comparison.compare_environments(compared),
+        "Metrics": comparison.compare_metrics(compared),
     }
     words = [verdict.words(*names) for verdict, *names in verdicts.values()]
-    curves = comparison.curves(compared)
+    curves = comparison.read_curves(compared)
     if curves:
         _draw(curves, [0] * len(first) + [1] * len(second) if second else list(range(len(compared))), figure)
     if as_json:
         content = {
-            "runs": [side.label for side in compared], **{name.lower(): table for name, table in tables.items()},
+            "runs": [run.label for run in compared], **{name.lower(): table for name, table in tables.items()},
             "verdicts": [{**verdict._asdict(), "words": text} for (verdict, *_), text in
                          zip(verdicts.values(), words, strict=True)],
             "figure": str(figure) if curves else None,
@@ -96,7 +96,7 @@ def _groups(words: list[str]) -> tuple[list[str], list[str]]:
     return first, second
 
 
-def _print(compared: "Sequence[Side]", tables: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:
+def _print(compared: "Sequence[ComparedRun]", tables: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -107,7 +107,7 @@ def _print(compared: "Sequence[Side]", tables: Mapping[str, Mapping[str, Sequenc
         if not rows:
             console.print(f"{title}: no difference", highlight=False)
             continue
-        heads = [Column(escape(side.label), overflow="fold") for side in compared]
+        heads = [Column(escape(run.label), overflow="fold") for run in compared]
         table = Table(
             "", *heads, title=title, title_justify="left",
             box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),

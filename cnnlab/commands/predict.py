@@ -1,4 +1,4 @@
-"""`cnnlab predict`: what a run's network says of pictures."""
+"""`cnnlab predict`: the classes of pictures, by a run's network."""
 
 import csv
 import io
@@ -48,10 +48,10 @@ def predict(
     accelerator: Annotated[str, typer.Option(help="The device: cpu, gpu, mps, or what is there.")] = "auto",
     trust: Trust = None,
 ) -> None:
-    """Say what pictures show, of any size and kind; those that cannot be read are named and left out (exit 7).
+    """Predict the classes of pictures of any size and kind; unreadable ones are named and left out (exit 7).
 
-    Pictures are brought to the network's size, and `note` says from which. A file.onnx that `cnnlab export` wrote is
-    asked with onnxruntime alone.
+    Pictures are scaled to the network's size, and `note` says from which. A file.onnx that `cnnlab export` wrote needs
+    onnxruntime alone.
     """
     from cnnlab import prediction
 
@@ -61,58 +61,61 @@ def predict(
         raise ConfigError(f"--output {output} must be a .csv or .jsonl file.")
     if output and output.exists() and not overwrite:
         raise ConfigError(f"{output} exists. Choose another name, or pass --overwrite to replace it.")
-    oracle = prediction.oracle_for(run, accelerator, trust or ())
-    found = prediction.predict(oracle, inputs, top_k=top_k, fit=fit, array=array, batch_size=batch_size)
-    kept: list[prediction.Prediction] = []
-    good = bad = 0
-    top_k = min(top_k, len(oracle.classes))
-    with _opened(output) as file, _bar(inputs, hidden=output is None and sys.stdout.isatty()) as shown:
-        write = _table(file, top_k) if format == "csv" else _lines(file)
-        for made in shown(found):
-            if made.error is not None:
-                bad += 1
-                print(f"cnnlab: left out {made.image}: {made.error}", file=sys.stderr)
+    predictor = prediction.load_predictor(run, accelerator, trust or ())
+    predictions = prediction.predict(predictor, inputs, top_k=top_k, fit=fit, array=array, batch_size=batch_size)
+    drawn: list[prediction.Prediction] = []
+    readable = unreadable = 0
+    top_k = min(top_k, len(predictor.classes))
+    hidden = output is None and sys.stdout.isatty()  # the terminal shows the predictions themselves
+    with _open_output(output) as file, _progress_bar(hidden) as track:
+        write = _csv_writer(file, top_k) if format == "csv" else _jsonl_writer(file)
+        for picture in track(predictions):
+            if picture.error is not None:
+                unreadable += 1
+                print(f"cnnlab: left out {picture.image}: {picture.error}", file=sys.stderr)
                 continue
-            good += 1
-            write(made)
-            if sheet and len(kept) < SHEET:
-                kept.append(made)
-        if not good:
-            raise DataError(f"none of the {bad} inputs could be read." if bad else "the inputs hold no pictures.")
+            readable += 1
+            write(picture)
+            if sheet and len(drawn) < SHEET:
+                drawn.append(picture)
+        if not readable:
+            raise DataError(
+                f"none of the {unreadable} inputs could be read." if unreadable else "the inputs hold no pictures."
+            )
     if sheet:
-        _draw(kept, sheet)
+        _draw(drawn, sheet)
     if output:
-        print(f"{output}: {good} pictures{f'; {sheet}' if sheet else ''}")
-    if bad:
-        raise PartialError(f"{bad} of {good + bad} pictures could not be read and are left out.")
+        print(f"{output}: {readable} pictures{f'; {sheet}' if sheet else ''}")
+    if unreadable:
+        raise PartialError(f"{unreadable} of {readable + unreadable} pictures could not be read and are left out.")
 
 
-def _table(file: TextIO, top_k: int) -> Callable[[Any], object]:
+def _csv_writer(file: TextIO, top_k: int) -> Callable[[Any], object]:
     writer = csv.writer(file, lineterminator="\n")
     columns = [name for rank in range(2, top_k + 1) for name in (f"class_{rank}", f"probability_{rank}")]
     header = ["image", "class", "probability", *columns, "note"]
 
-    def write(made: Any) -> None:
-        if header:  # not before there is a row to stand above
+    def write(picture: Any) -> None:
+        if header:  # only above a row
             writer.writerow(header)
             header.clear()
-        cells = [cell for name, share in made.top for cell in (name, f"{share:.6f}")]
-        writer.writerow(map(csv_cell, [made.image, *cells, made.note]))
+        cells = [cell for name, share in picture.top for cell in (name, f"{share:.6f}")]
+        writer.writerow(map(csv_cell, [picture.image, *cells, picture.note]))
 
     return write
 
 
-def _lines(file: TextIO) -> Callable[[Any], object]:
-    def write(made: Any) -> None:
-        top = [{"class": name, "probability": round(share, 6)} for name, share in made.top]
-        file.write(json.dumps({"image": made.image, **top[0], "top": top, "note": made.note}) + "\n")
+def _jsonl_writer(file: TextIO) -> Callable[[Any], object]:
+    def write(picture: Any) -> None:
+        top = [{"class": name, "probability": round(share, 6)} for name, share in picture.top]
+        file.write(json.dumps({"image": picture.image, **top[0], "top": top, "note": picture.note}) + "\n")
 
     return write
 
 
 @contextmanager
-def _opened(output: Path | None) -> Iterator[TextIO]:
-    """Write to the terminal, or to a file that is there when it is whole and not before."""
+def _open_output(output: Path | None) -> Iterator[TextIO]:
+    """Write to the terminal, or to a file that appears when it is complete."""
     if output is None:
         yield sys.stdout
         return
@@ -121,8 +124,8 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
 
 
 @contextmanager
-def _bar(inputs: list[str], *, hidden: bool) -> Iterator[Callable[[Iterable[Any]], Iterable[Any]]]:
-    """Show how many are done, if standard error is a terminal that does not show the results too."""
+def _progress_bar(hidden: bool) -> Iterator[Callable[[Iterable[Any]], Iterable[Any]]]:
+    """Count the pictures on standard error, if that is a terminal."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
@@ -131,13 +134,13 @@ def _bar(inputs: list[str], *, hidden: bool) -> Iterator[Callable[[Iterable[Any]
         console=Console(stderr=True), disable=hidden or not sys.stderr.isatty(),
     )  # fmt: skip
     with bar:
-        yield lambda found: bar.track(found, total=None, description="Predicting")
+        yield lambda predictions: bar.track(predictions, total=None, description="Predicting")
 
 
-def _draw(kept: list[Any], path: Path) -> None:
+def _draw(pictures: list[Any], path: Path) -> None:
     import numpy as np
 
     from cnnlab import plots
 
-    titles = [f"{Path(made.image).name}\n{made.top[0][0]}\n{made.top[0][1]:.0%} sure" for made in kept]
-    write_bytes(path, plots.to_png(plots.image_grid(np.stack([made.pixels for made in kept]), titles)))
+    titles = [f"{Path(picture.image).name}\n{picture.top[0][0]}\n{picture.top[0][1]:.0%} sure" for picture in pictures]
+    write_bytes(path, plots.to_png(plots.image_grid(np.stack([picture.pixels for picture in pictures]), titles)))

@@ -37,39 +37,39 @@ def runs(
     """
     if as_json and as_csv:
         raise ConfigError("--json and --csv: give one of them.")
-    found = ledger.rows(folder, where or (), sort, ascending)
+    rows = ledger.list_runs(folder, where or (), sort, ascending)
     columns = list(dict.fromkeys([*COLUMNS, *(condition for condition in show or ()), *([sort] if sort else [])]))
     if as_json:
-        print(json.dumps([{name: row.get(name) for name in columns} for row in found], indent=1))
+        print(json.dumps([{name: row.get(name) for name in columns} for row in rows], indent=1))
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows([row.get(name) for name in columns] for row in found)
+        writer.writerows([row.get(name) for name in columns] for row in rows)
     else:
-        _print(found, columns, folder)
+        _print(rows, columns, folder)
 
 
-def _print(found: list[ledger.Row], columns: list[str], folder: Path) -> None:
+def _print(rows: list[ledger.Row], columns: list[str], folder: Path) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Column, Table
 
-    columns = [name for name in columns if any(row.get(name) is not None for row in found)] or ["run"]
-    cells = {name: [_cell(name, row.get(name)) for row in found] for name in columns}
+    columns = [name for name in columns if any(row.get(name) is not None for row in rows)] or ["run"]
+    cells = {name: [_cell(name, row.get(name)) for row in rows] for name in columns}
     # What was changed gets the room that is left: all else is short, and the point of the table.
     heads = [
         Column(name, no_wrap=True, ratio=1)
         if name == "changes"
         else Column(
             name, min_width=min(30, max(map(len, [name, *cells[name]]))), overflow="fold",
-            justify="right" if any(isinstance(row.get(name), float | int) for row in found) else "left",
+            justify="right" if any(isinstance(row.get(name), float | int) for row in rows) else "left",
         )
         for name in columns
     ]  # fmt: skip
     table = Table(
         *heads,
-        title=f"{len(found)} runs below {folder}",
+        title=f"{len(rows)} runs below {folder}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
