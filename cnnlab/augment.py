@@ -3,6 +3,9 @@
 Each class is called with (batch, generator, epoch) and is a function of these alone. None reads a value back
 from the device. Images keep their channels-last memory; uint8 images stay uint8 unless colours are blended
 (`Mixup`, `Kornia`), which makes them floats from 0 to 1.
+
+On a GPU each operation costs its launch, 5 to 10 µs, and next to nothing else. So whatever does not depend on the draws
+is made once and kept in tables, and a draw is looked up in them.
 """
 
 import importlib
@@ -11,6 +14,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -60,11 +64,10 @@ class FlipCrop:
     def __call__(self, batch: Batch, generator: Generator, epoch: int) -> Batch:
         """Return the batch with its images shifted and mirrored."""
         images = batch.images
-        mirror = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        if self.flip:
-            mirror.random_(generator=generator)
-        shift = _shifts(images, self.padding, "flip_crop", generator)
-        return batch._replace(images=shift_and_mirror(images, shift, mirror))
+        _check_padding("flip_crop", self.padding, images)
+        codes = _draw_codes(self.flip + 2 * (self.padding > 0), self.padding, images, generator)
+        mirror = codes.pop(0) if self.flip else 0
+        return batch._replace(images=shift_and_mirror(images, self.padding, codes, mirror))
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class AlternatingFlip:
     Args:
         padding: Largest random shift in pixels, as in `FlipCrop`.
         seed: Decides which half comes first.
+        num_images: Number of training images, where it is known: their coins are then tossed once, not in every step.
 
     Raises:
         ConfigError: `padding` is negative or, when called, not below the image's size.
@@ -83,15 +87,21 @@ class AlternatingFlip:
 
     padding: int = 0
     seed: int = 0
+    num_images: int | None = None
 
     def __post_init__(self) -> None:
         _check("alternating_flip.padding", self.padding, self.padding >= 0, "at least 0")
 
     def __call__(self, batch: Batch, generator: Generator, epoch: int) -> Batch:
         """Return the batch with its images mirrored, and shifted if so asked."""
-        mirror = coins(batch.indices, self.seed) ^ bool(epoch % 2)
-        shift = _shifts(batch.images, self.padding, "alternating_flip", generator)
-        return batch._replace(images=shift_and_mirror(batch.images, shift, mirror))
+        images, indices = batch.images, batch.indices
+        _check_padding("alternating_flip", self.padding, images)
+        if self.num_images is None:
+            mirror = (coins(indices, self.seed) ^ bool(epoch % 2)).long()
+        else:
+            mirror = _coin_table(self.num_images, self.seed, indices.device)[epoch % 2].index_select(0, indices)
+        codes = _draw_codes(2 * (self.padding > 0), self.padding, images, generator)
+        return batch._replace(images=shift_and_mirror(images, self.padding, codes, mirror))
 
 
 @dataclass(frozen=True)
@@ -124,15 +134,10 @@ class Cutout:
         _check("cutout.size", self.size, fits, f"at most the side of the {height}×{width} images")
         if self.size == 0:
             return batch
-        device = images.device
-        centre = torch.rand((2, count, 1), generator=generator, device=device)
-        span = torch.arange(self.size, device=device) - self.size // 2
-        # The centre is inside. So a square that reaches over the border contains the border itself, and what
-        # lies outside can be moved there.
-        row = ((height * centre[0]).long() + span).clamp_(0, height - 1)
-        column = ((width * centre[1]).long() + span).clamp_(0, width - 1)
-        line = row + height * torch.arange(count, device=device)[:, None]
-        index = width * line[:, :, None] + column[:, None, :]
+        rows, columns, numbers, sides = _square_tables(count, height, width, self.size, images.device)
+        centre = torch.rand((2, count, 1), generator=generator, device=images.device)
+        row, column = (sides * centre).long()[:, :, 0]
+        index = rows[numbers, row][:, :, None] + columns.index_select(0, column)[:, None, :]
         fill = self.fill if images.is_floating_point() else round(self.fill * 255)
         pixels = images.permute(0, 2, 3, 1).reshape(-1, channels).index_fill(0, index.view(-1), fill)
         return batch._replace(images=pixels.view(count, height, width, channels).permute(0, 3, 1, 2))
@@ -196,17 +201,15 @@ class CutMix:
         images = batch.images
         _, channels, height, width = images.shape
         device = images.device
+        positions, sides, halves = _pixel_tables(height, width, channels, device)
         partner = torch.randperm(len(images), generator=generator, device=device)
-        half = (1 - _beta(self.alpha, generator, device)).sqrt() / 2
-        centre = torch.rand(2, generator=generator, device=device)
-        y = torch.arange(height, device=device)
-        x = torch.arange(width * channels, device=device) // channels
-        in_rows = _near(y, (height * centre[0]).long(), (height * half).long())
-        in_columns = _near(x, (width * centre[1]).long(), (width * half).long())
-        box = in_rows[:, None] & in_columns
+        reach = ((1 - _beta(self.alpha, generator, device)).sqrt() * halves).long()
+        centre = (torch.rand((2, 1), generator=generator, device=device) * sides).long()
+        inside = (positions >= centre - reach) & (positions < centre + reach)
+        box = inside[0, :height, None] & inside[1, : width * channels]
         rows = _rows(images)
         rows = torch.where(box, rows.index_select(0, partner), rows)
-        targets = _blend(batch.targets, partner, 1 - box.float().mean(), self.num_classes)
+        targets = _blend(batch.targets, partner, 1 - box.mean(dtype=torch.float32), self.num_classes)
         return batch._replace(images=_from_rows(rows, channels), targets=targets)
 
 
@@ -259,28 +262,89 @@ class Kornia:
         return batch._replace(images=images.contiguous(memory_format=torch.channels_last))
 
 
-def shift_and_mirror(images: Images, shift: Int64[Tensor, "2 batch"] | None, mirror: Bool[Tensor, "batch"]) -> Images:
-    """Shift each image over its reflection at the borders, mirrored left to right where `mirror` says so.
+def shift_and_mirror(
+    images: Images,
+    padding: int,
+    shifts: Sequence[Int64[Tensor, "batch"]],
+    mirror: Int64[Tensor, "batch"] | int,
+) -> Images:
+    """Shift each image over its reflection at the borders, mirrored left to right where `mirror` is odd.
 
     Each pixel of the result is looked up once, whatever the two ask for.
 
     Args:
         images: Of any type.
-        shift: Rows and columns of each image, below its size; None for no shift.
-        mirror: Whether each image is mirrored.
+        padding: Largest shift in pixels, below the images' size.
+        shifts: Of the rows and of the columns of each image; a code k below 2·(2·padding + 1) shifts by
+            k mod (2·padding + 1) - padding pixels. Empty for no shift.
+        mirror: A code below 2·(2·padding + 1) for each image, or for all of them.
     """
     count, channels, height, width = images.shape
-    # Narrow indices: making and reading them is a large part of the work.
-    y, x, number = (torch.arange(n, dtype=torch.int32, device=images.device) for n in (height, width, count))
-    row = y.expand(count, height)
-    column = torch.where(mirror[:, None], width - 1 - x, x)
-    if shift is not None:
-        down, right = shift.int()[:, :, None]
-        row, column = _reflect(row + down, height), _reflect(column + right, width)
-    line = row + height * number[:, None]
-    index = width * line[:, :, None] + column[:, None, :]
+    rows, columns, numbers = _shift_tables(count, height, width, padding, images.device)
+    down, right = shifts or (padding, padding)  # the code of no shift
+    # A product of broadcast indices would do without the sum, but the CPU takes seven times as long for it.
+    index = rows[numbers, down][:, :, None] + columns[mirror, right].view(-1, 1, width)
     pixels = images.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, index.view(-1))
     return pixels.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=8)
+def _shift_tables(count: int, height: int, width: int, padding: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Return (rows, columns, numbers) for a batch of `count` images whose pixels lie one after the other.
+
+    `rows[number, down]` are the places where the rows of an image begin once it is shifted; `columns[mirror, right]`
+    is added to them, for the pixels of a row.
+    """
+    reach = 2 * padding + 1
+    codes = torch.arange(2 * reach)
+    shift = (codes % reach - padding)[:, None]
+    x, numbers = torch.arange(width), torch.arange(count)
+    row = _reflect(torch.arange(height) + shift, height)
+    column = torch.stack([_reflect(x + shift, width), _reflect(width - 1 - x + shift, width)])
+    rows = (row + height * numbers[:, None, None]) * width
+    # Narrow indices: making and reading them is a large part of the work.
+    return _on(device, rows.int(), column[codes % 2].int(), numbers)
+
+
+@lru_cache(maxsize=8)
+def _square_tables(count: int, height: int, width: int, size: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Return (rows, columns, numbers) as `_shift_tables`, for squares around a centre; and the sides of the image."""
+    span = torch.arange(size) - size // 2
+    # The centre is inside. So a square that reaches over the border contains the border itself, and what
+    # lies outside can be moved there.
+    row = (torch.arange(height)[:, None] + span).clamp(0, height - 1)
+    column = (torch.arange(width)[:, None] + span).clamp(0, width - 1)
+    numbers = torch.arange(count)
+    rows = (row + height * numbers[:, None, None]) * width
+    sides = torch.tensor([height, width]).view(2, 1, 1)
+    return _on(device, rows, column, numbers, sides)
+
+
+@lru_cache(maxsize=8)
+def _pixel_tables(height: int, width: int, channels: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Return the place in its row or column of each pixel's row, and of each value of a row; the sides, and their halves."""
+    positions = torch.full((2, max(height, width * channels)), -1)
+    positions[0, :height] = torch.arange(height)
+    positions[1, : width * channels] = torch.arange(width * channels) // channels
+    sides = torch.tensor([[height], [width]])
+    return _on(device, positions, sides, sides / 2)
+
+
+@lru_cache(maxsize=8)
+def _coin_table(count: int, seed: int, device: torch.device) -> Int64[Tensor, "2 n"]:
+    """Return the coins of the first `count` samples, for even epochs and for odd ones."""
+    even = coins(torch.arange(count), seed)
+    return _on(device, torch.stack([even, ~even]).long())[0]
+
+
+@lru_cache(maxsize=8)
+def _eye(num_classes: int, device: torch.device) -> Float[Tensor, "num_classes num_classes"]:
+    return torch.eye(num_classes, device=device)
+
+
+@lru_cache(maxsize=8)
+def _concentration(alpha: float, device: torch.device) -> Float[Tensor, "2"]:
+    return torch.full((2,), alpha, device=device)
 
 
 def coins(indices: Int64[Tensor, "batch"], seed: int) -> Bool[Tensor, "batch"]:
@@ -299,23 +363,32 @@ def _int64(value: int) -> int:
     return (value + 2**63) % 2**64 - 2**63
 
 
-def _shifts(images: Images, padding: int, name: str, generator: Generator) -> Int64[Tensor, "2 batch"] | None:
-    """Draw the shifts of a batch."""
-    if padding == 0:
-        return None
+def _on(device: torch.device, *tables: Tensor) -> tuple[Tensor, ...]:
+    """Bring tables to a device, without waiting for what it is busy with."""
+    return tuple(table.to(device, non_blocking=True) for table in tables)
+
+
+def _check_padding(name: str, padding: int, images: Images) -> None:
     height, width = images.shape[2:]
     fits = padding < min(height, width)
     _check(f"{name}.padding", padding, fits, f"below the side of the {height}×{width} images")
-    return torch.randint(-padding, padding + 1, (2, len(images)), generator=generator, device=images.device)
+
+
+def _draw_codes(kinds: int, padding: int, images: Images, generator: Generator) -> list[Int64[Tensor, "batch"]]:
+    """Draw codes for `shift_and_mirror`, of each image for so many kinds of them.
+
+    One draw serves coins and shifts: below 2·(2·padding + 1), the product of two numbers without a common factor, what
+    a random number leaves over by one and by the other are independent.
+    """
+    if not kinds:
+        return []
+    size = (kinds, len(images))
+    return [*torch.randint(2 * (2 * padding + 1), size, generator=generator, device=images.device)]
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:
     """Move positions outside of an image back inside; the outermost pixel is the mirror."""
     return size - 1 - (size - 1 - position.abs()).abs()
-
-
-def _near(position: Tensor, centre: Tensor, reach: Tensor) -> Bool[Tensor, "n"]:
-    return (position >= centre - reach) & (position < centre + reach)
 
 
 def _rows(images: Images) -> Tensor:
@@ -329,12 +402,12 @@ def _from_rows(rows: Tensor, channels: int) -> Images:
 
 
 def _as_float(images: Images) -> Float[Tensor, "batch channel height width"]:
-    return images if images.is_floating_point() else images.float().div_(255)
+    return images if images.is_floating_point() else images / 255
 
 
 def _beta(alpha: float, generator: Generator, device: torch.device) -> Float[Tensor, ""]:
     """Draw from Beta(alpha, alpha): the first share of a Dirichlet distribution, which takes a generator."""
-    return torch._sample_dirichlet(torch.full((2,), alpha, device=device), generator)[0]
+    return torch._sample_dirichlet(_concentration(alpha, device), generator)[0]
 
 
 def _blend(
@@ -342,8 +415,7 @@ def _blend(
 ) -> Float[Tensor, "batch num_classes"]:
     """Mix the targets with their partners'; soft ones may be mixed again."""
     if not targets.is_floating_point():
-        hard = targets[:, None]
-        targets = torch.zeros(len(hard), num_classes, device=hard.device).scatter_(1, hard, 1.0)
+        targets = _eye(num_classes, targets.device).index_select(0, targets)
     return torch.lerp(targets.index_select(0, partner), targets, share)
 
 

@@ -98,7 +98,7 @@ def build_classifier(cfg: DictConfig, network: nn.Module, images: ImageData) -> 
 def build_data(cfg: DictConfig) -> ImageData:
     """Build the data module, with its augmentation."""
     images = instantiate_part(cfg.data, "data")
-    steps = build_list(cfg, "augment", num_classes=images.num_classes)
+    steps = build_list(cfg, "augment", num_classes=images.num_classes, num_images=len(images.train_indices))
     images.augment = Compose(steps) if steps else None
     return images
 

@@ -111,17 +111,79 @@ def test_nothing_is_read_back_from_the_device(augment: Augmentation):
         augment(batch, generator(0), 1)
 
 
+def padded_and_cropped(images: Tensor, padding: int, shift: Tensor, mirror: Tensor) -> Tensor:
+    """Shift and mirror, image by image, with torch's own padding."""
+    padded = F.pad(images.float(), (padding,) * 4, mode="reflect").to(images.dtype)
+    height, width = images.shape[2:]
+    results = []
+    for image, (top, left), mirrored in zip(padded, (padding + shift).T.tolist(), mirror.tolist(), strict=True):
+        result = image[:, top : top + height, left : left + width]
+        results.append(result.flip(2) if mirrored else result)
+    return torch.stack(results)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("padding", [0, 1, 4, 11])
 def test_shift_and_mirror_is_reflect_pad_crop_and_flip(channels: int, padding: int):
     images = batch_of(channels=channels).images
-    shift = torch.randint(-padding, padding + 1, (2, len(images)), generator=generator(0))
-    mirror = torch.rand(len(images), generator=generator(1)) < 0.5
-    padded = F.pad(images.float(), (padding,) * 4, mode="reflect").to(torch.uint8)
-    for i, result in enumerate(shift_and_mirror(images, shift, mirror)):
-        top, left = (padding + shift[:, i]).tolist()
-        expected = padded[i, :, top : top + 16, left : left + 12]
-        assert torch.equal(result, expected.flip(2) if mirror[i] else expected)
+    reach = 2 * padding + 1
+    down, right, mirror = torch.randint(2 * reach, (3, len(images)), generator=generator(0))
+    shift = torch.stack([down, right]) % reach - padding
+    result = shift_and_mirror(images, padding, (down, right), mirror)
+    assert torch.equal(result, padded_and_cropped(images, padding, shift, mirror % 2))
+    still = shift_and_mirror(images, padding, (), 0)
+    assert torch.equal(still, images)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 4])
+def test_flip_crop_draws_coins_and_shifts_as_two_draws_would(padding: int):
+    """One draw gives the bits that runs of earlier versions had, with a draw for each."""
+    batch = batch_of()
+    random = generator(3)
+    mirror = torch.randint(2, (64,), generator=random)
+    shift = torch.randint(-padding, padding + 1, (2, 64), generator=random)
+    expected = padded_and_cropped(batch.images, padding, shift, mirror)
+    assert torch.equal(FlipCrop(padding)(batch, generator(3), 0).images, expected)
+
+
+def test_coins_tossed_once_are_those_of_every_step():
+    batch = batch_of(64)
+    for epoch in range(3):
+        tossed = AlternatingFlip(2, seed=5, num_images=64)(batch, generator(0), epoch)
+        assert equal(tossed, AlternatingFlip(2, seed=5)(batch, generator(0), epoch))
+
+
+class Count(TorchDispatchMode):
+    """Count operations that a GPU would launch: all but views and what only makes room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not (func.is_view or func.overloadpacket.__name__ in ("empty", "_unsafe_view")):
+            self.operations.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("augment", "most"),
+    [
+        (FlipCrop(), 5),
+        (AlternatingFlip(padding=2, num_images=64), 6),
+        (Cutout(), 8),
+        (Mixup(10), 8),
+        (CutMix(10), 22),
+    ],
+    ids=lambda value: repr(value),
+)
+def test_operations_stay_few(augment: Augmentation, most: int):
+    """Each is a launch on a GPU: 5 to 10 µs of a step that takes 500."""
+    batch = batch_of()
+    augment(batch, generator(0), 0)  # makes the tables
+    with Count() as count:
+        augment(batch, generator(0), 1)
+    assert len(count.operations) <= most, count.operations
 
 
 def test_flip_crop_draws_every_shift_and_mirrors_half_of_the_images():
