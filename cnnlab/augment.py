@@ -322,7 +322,7 @@ def _square_tables(count: int, height: int, width: int, size: int, device: torch
 
 @lru_cache(maxsize=8)
 def _pixel_tables(height: int, width: int, channels: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Return the place in its row or column of each pixel's row, and of each value of a row; the sides, and their halves."""
+    """Return the place of each row in its column, and of each value in its row; the sides, and their halves."""
     positions = torch.full((2, max(height, width * channels)), -1)
     positions[0, :height] = torch.arange(height)
     positions[1, : width * channels] = torch.arange(width * channels) // channels
