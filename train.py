@@ -1,7 +1,6 @@
 """Train a network: `python train.py --help` shows how."""
 
 import sys
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -9,7 +8,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from cnnlab import config, data, sweep
-from cnnlab.run import Run, command_line, importing, reported
+from cnnlab.run import Run, command_line, importing
 
 sweep.register()
 
@@ -18,12 +17,6 @@ sweep.register()
 def main(cfg: DictConfig) -> float | None:
     """Build what the config says, fit, test, and return the objective."""
     hydra_cfg = HydraConfig.get()
-    if cfg.check:
-        with reported(cfg.debug):
-            from cnnlab.rehearsal import rehearse
-
-            rehearse(cfg, Path(hydra_cfg.sweep.dir))  # see `config.preflight`
-        return None
     sweeping = hydra_cfg.mode == RunMode.MULTIRUN
     with Run(hydra_cfg.runtime.output_dir, seed=cfg.seed, debug=cfg.debug, exit_on_error=not sweeping) as run:
         limits = {name: cfg.trainer[name] for name in ("max_epochs", "max_steps", "max_time")}
@@ -45,7 +38,17 @@ def main(cfg: DictConfig) -> float | None:
     return None
 
 
+def start(arguments: list[str]) -> None:
+    """Check the command line and train; with `check=true` in it, try the run out instead."""
+    if "check=true" in arguments:
+        from cnnlab.commands.check import try_out
+
+        try_out([argument for argument in arguments if argument != "check=true"])
+    else:
+        sys.argv[1:] = config.preflight(arguments, verify_presence=True)
+        main()
+
+
 if __name__ == "__main__":
     with command_line():
-        sys.argv[1:] = config.preflight(sys.argv[1:], looking=True)
-        main()
+        start(sys.argv[1:])

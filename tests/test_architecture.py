@@ -80,6 +80,11 @@ def test_no_module_imports_itself_through_others():
     assert not left, "these import each other, or one that does"
 
 
+def test_one_file_alone_reaches_into_hydra():
+    importers = {str(file.relative_to(ROOT)) for file in FILES for name in imports(file) if "hydra._internal" in name}
+    assert importers == {"cnnlab/config/loader.py"}
+
+
 def test_every_room_has_a_row():
     rooms = {room_of(file) for file in FILES} - {"cnnlab"}
     assert rooms == set(HEIGHT)

@@ -14,15 +14,14 @@ from typing import cast
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import lock
-from cnnlab.config import CONF, ROOT, check, preflight
+from cnnlab.config import CONF, ROOT, check, preflight, quote
 from cnnlab.config.rules import RULES
 from cnnlab.config.tree import chosen, groups, options
-from cnnlab.errors import ConfigError, DataError, MachineError, UnsafeError
+from cnnlab.errors import ConfigError, DamagedError, DataError, MachineError, UnsafeError
 
 COMPOSED: dict[tuple, DictConfig] = {}
 
@@ -60,10 +59,6 @@ def composed(*overrides: str) -> DictConfig:
 def composed_with_hydra(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", list(overrides), return_hydra_config=True)
-
-
-def quoted(text: object) -> str:
-    return QuotedString(str(text), Quote.single).with_quotes()
 
 
 # --- right command lines ---------------------------------------------------------------------------------
@@ -544,7 +539,7 @@ def record_run(folder: Path, *overrides: str) -> Path:
 def test_resume_goes_on_in_the_folder_with_its_own_overrides(tmp_path, name):
     own = ["optimizer.lr=0.05", "+optimizer.maximize=true", "data.path='x=1, ü.npz'"]
     folder = record_run(tmp_path / name, *own)
-    argv = preflight([f"resume={quoted(folder)}", "trainer.max_epochs=20"])
+    argv = preflight([f"resume={quote(folder)}", "trainer.max_epochs=20"])
     config = composed_with_hydra(*argv)
     assert argv[: len(own)] == own
     assert config.hydra.run.dir == config.resume == str(folder)
@@ -583,7 +578,7 @@ def test_resume_allows_what_no_step_depends_on(tmp_path, change):
 def test_resume_with_another_config_is_refused_with_the_differences(tmp_path):
     folder = record_run(tmp_path / "run", "optimizer.lr=0.05")
     first, *differences = mistakes(f"resume={folder}", "optimizer.lr=0.1", "seed=1", "trainer.max_epochs=20")
-    assert first == f"resume={folder}: a run goes on with the config that it began with"
+    assert first == f"resume={folder}: a run keeps the config that it began with"
     assert sorted(differences) == [
         "data.seed: was 0, now 1",
         "optimizer.lr: was 0.05, now 0.1",
@@ -642,8 +637,8 @@ def test_nothing_that_a_folder_names_is_imported_to_see_whether_it_is_there(tmp_
     folder = record_run(tmp_path / "run", "model=lenet")
     (folder / ".hydra" / "overrides.yaml").write_text("- model._target_=evil.Net\n")
     with pytest.raises(UnsafeError, match="none of the classes"):
-        preflight([f"resume={folder}"], looking=True)
-    preflight([f"resume={folder}", "model._target_=cnnlab.model.ConvNet"], looking=True)
+        preflight([f"resume={folder}"], verify_presence=True)
+    preflight([f"resume={folder}", "model._target_=cnnlab.model.ConvNet"], verify_presence=True)
 
 
 def test_a_folder_with_a_link_that_leads_outside_is_refused(tmp_path):
@@ -694,8 +689,8 @@ def test_a_folder_that_is_being_written_is_refused_at_once(tmp_path):
 def test_resume_from_a_damaged_record_is_refused(tmp_path, name, damage):
     folder = record_run(tmp_path / "run")
     (folder / ".hydra" / name).write_bytes(damage)
-    (line,) = mistakes(f"resume={folder}")
-    assert name in line
+    with pytest.raises((ConfigError, DamagedError), match=name):
+        preflight([f"resume={folder}"])
 
 
 @pytest.mark.parametrize("argv", [["resume=nowhere"], ["resume="], ["resume=[a]"], ["resume=${seed}"]])

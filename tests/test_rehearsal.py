@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import train as script
 from cnnlab import rehearsal
-from cnnlab.config import preflight
 from cnnlab.errors import ConfigError
-from tests.conftest import ROOT, Train
+from cnnlab.run import command_line
+from tests.conftest import ROOT
 
 
 class Deaf(nn.Module):
@@ -40,16 +41,19 @@ class Infinite(Deaf):
 
 
 @pytest.fixture
-def check(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def check(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Run train.py with check=true in an empty folder; return its exit code, standard output and standard error."""
 
     def check(*overrides: str) -> tuple[object, str, str]:
         place = tmp_path / "elsewhere"
         place.mkdir()
         monkeypatch.chdir(place)
+        changed = {line.partition("=")[0] for line in overrides}
+        lines = [line for line in small if line.partition("=")[0] not in changed]
         code: object = 0
         try:
-            train("check=true", *overrides)
+            with command_line():
+                script.start(["check=true", *lines, *overrides, f"hydra.run.dir='{tmp_path / 'run'}'"])
         except SystemExit as end:
             code = end.code
         assert not list(place.iterdir())
@@ -119,8 +123,8 @@ def test_data_that_cannot_be_used_has_its_own_code(check, tmp_path: Path):
 
 def test_it_looks_at_one_run_that_has_not_begun(trained: Path, small: list[str]):
     for words in ([*small, "-m", "seed=0,1"], [f"resume='{trained}'"]):
-        with pytest.raises(ConfigError, match="leave out -m and resume"):
-            preflight([*words, "check=true"])
+        with pytest.raises(ConfigError, match=r"only .* run that has not begun can be looked at"):
+            script.start([*words, "check=true"])
 
 
 def test_the_command_is_the_same(small: list[str], tmp_path: Path):

@@ -1,18 +1,20 @@
 """`cnnlab check`: try a run out before it begins."""
 
-import runpy
+import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cnnlab.config import ROOT
+from cnnlab.config import compose
+from cnnlab.run import ConsoleHandler, importing, reported
 
 app = typer.Typer(add_completion=False)
 
 
-# Hydra's flags are none of ours: they are left to train.py.
+# Hydra's flags are none of ours: the composition answers them.
 @app.command(context_settings={"ignore_unknown_options": True})
 def check(
     settings: Annotated[
@@ -25,7 +27,19 @@ def check(
     images can be learnt by heart, and what the whole run will take of time, memory and disk. Leaves nothing behind but
     the data file, where that is still to be fetched. The same as `cnnlab train ... check=true`.
     """
-    script = str(ROOT / "train.py")
-    sys.argv = [script, *(settings or []), "check=true"]
+    try_out(settings or [])
+
+
+def try_out(lines: Sequence[str]) -> None:
+    """Compose a run and rehearse it.
+
+    Args:
+        lines: The overrides of the run.
+    """
     sys.path.append(str(Path.cwd()))  # for networks of the user's own; last, as `cnnlab train` has it
-    runpy.run_path(script, run_name="__main__")
+    run = compose(lines, Path.cwd(), verify_presence=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
+    with reported(run.config.debug):
+        with importing():
+            from cnnlab.rehearsal import rehearse
+        rehearse(run.config, Path(run.run_dir))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
 
 from cnnlab import trust
 from cnnlab.config.checks import Unresolved, get, resolved
+from cnnlab.config.lines import quote
 from cnnlab.config.words import refusal, shown
 from cnnlab.errors import DataError, UnsafeError
 from cnnlab.files import flatten
@@ -23,7 +23,6 @@ MAY_CHANGE = (
     "debug",
     "trusted",
     "on_divergence",
-    "check",
     "data.path",
     "data.resident",
     "logger",
@@ -104,7 +103,7 @@ def expand(folder: Path, given: list[str]) -> list[str]:
         ConfigError: The run's record of its overrides can't be read.
     """
     own = Record(folder).overrides
-    path = QuotedString(str(folder), Quote.single).with_quotes()
+    path = quote(folder)
     place = [f"resume={path}", f"hydra.run.dir={path}", "hydra.output_subdir=null"]
     return [
         *(line for line in own if line not in given and _is_own(line, folder)),

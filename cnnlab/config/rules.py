@@ -149,7 +149,6 @@ RULES: dict[str, Rule] = {
     "debug": flag,
     "trusted": each(matching(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "a package or module")),
     "on_divergence": one_of("stop", "rollback"),
-    "check": flag,
     # search
     "search.sampler": one_of("tpe", "random", "grid"),
     "search.pruner": one_of("asha", "median", "none"),

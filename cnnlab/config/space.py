@@ -1,13 +1,11 @@
 """A search space in plain data: what may vary in a search, and between which bounds."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
-
+from cnnlab.config.lines import as_text
 from cnnlab.config.words import refusal, shown
 
 RANGE = {"low", "high", "log", "steps"}
@@ -90,23 +88,6 @@ def grid(dimensions: tuple[Dimension, ...]) -> Iterator[list[str]]:
     for point in dimensions[0].grid():
         for rest in grid(dimensions[1:]):
             yield [*point, *rest]
-
-
-def as_text(value: Any) -> str:
-    """Return a value as an override has it."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case str() if re.fullmatch(r"[\w./-]+", value):
-            return value
-        case str():
-            return str(QuotedString(value, Quote.single).with_quotes())
-        case list():
-            return f"[{','.join(map(as_text, value))}]"
-        case _:
-            return repr(value)
 
 
 def _dimension(key: str, entry: Any, within: str) -> Dimension:

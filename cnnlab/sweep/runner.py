@@ -4,10 +4,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.plugins.launcher import Launcher
 
 from cnnlab import signals
+from cnnlab.config import quote
 from cnnlab.errors import Stopped
 from cnnlab.record import is_run
 from cnnlab.sweep.board import Board
@@ -98,10 +98,10 @@ class Runner:
     def _start(self, pool: Pool, trial: Trial) -> None:
         folder = self.folder.trial(trial.name)
         folder.begin(trial)
-        path = quoted(folder.path)
+        path = quote(folder.path)
         overrides = [*self._base, *trial.overrides, *trial.extra]
         if isinstance(pool, LauncherPool):
-            place = [f"hydra.sweep.dir={quoted(self.folder.path)}", f"hydra.sweep.subdir={quoted(trial.name)}"]
+            place = [f"hydra.sweep.dir={quote(self.folder.path)}", f"hydra.sweep.subdir={quote(trial.name)}"]
         else:
             place = [*_hydra_words(), f"hydra.run.dir={path}"]
             if is_run(folder.path) and folder.run:
@@ -119,11 +119,6 @@ class Runner:
             f"it, or delete {folder.path} to try again"
         )
         return True
-
-
-def quoted(value: object) -> str:
-    """Return a value as an override has it, quoted."""
-    return str(QuotedString(str(value), Quote.single).with_quotes())
 
 
 def _hydra_words() -> list[str]:

@@ -16,13 +16,14 @@ from typing_extensions import override
 
 from cnnlab import run as runs
 from cnnlab import signals
+from cnnlab.config import quote
 from cnnlab.errors import ConfigError, PartialError, Stopped
 from cnnlab.record import program, typed
 from cnnlab.sweep import summary
 from cnnlab.sweep.board import Board
 from cnnlab.sweep.folder import SweepFolder
 from cnnlab.sweep.plan import Plan
-from cnnlab.sweep.runner import Runner, quoted
+from cnnlab.sweep.runner import Runner
 from cnnlab.sweep.trial import Trial
 
 log = logging.getLogger(__name__)
@@ -133,5 +134,5 @@ def _command(plan: Plan, folder: SweepFolder | None) -> str:
         path, here = folder.path, Path.cwd()
         place = str(path.relative_to(here) if path.is_relative_to(here) else path)
         is_plain = re.fullmatch(r"[\w./+-]+", place)
-        words.append(f"resume={place if is_plain else quoted(place)}")
+        words.append(f"resume={place if is_plain else quote(place)}")
     return f"{program()} {typed([*flags, *words])}"

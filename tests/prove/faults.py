@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra.core.override_parser.types import Quote, QuotedString
 
 from cnnlab.checkpoint import is_whole, read_checkpoint, write_checkpoint
+from cnnlab.config import quote
 from cnnlab.data import archive
 from cnnlab.errors import CheckpointError, DataError, UnsafeError
 from tests.conftest import drawn, read
@@ -291,11 +291,11 @@ def odd(folder: Path, options: list[str], out: Path) -> Iterator[Row]:
     """Things that must not stop a run."""
     names = ["with space", "ünïcode-目", "a=b,c", "it's [x] {y}", 'say "x"', "$HOME #1 \\n"]
     for name in names:
-        quoted = QuotedString(str(folder / "odd" / name), Quote.single).with_quotes()
-        code, text = run([*options, "trainer.max_epochs=1", f"hydra.run.dir={quoted}"], out)
+        place = quote(folder / "odd" / name)
+        code, text = run([*options, "trainer.max_epochs=1", f"hydra.run.dir={place}"], out)
         expect_code(0, code, text)
         expect((folder / "odd" / name / "metrics.json").is_file(), f"{name}: written elsewhere")
-        expect_code(0, *run([f"resume={quoted}", "trainer.max_epochs=2"], out))
+        expect_code(0, *run([f"resume={place}", "trainer.max_epochs=2"], out))
     yield Row("paths with spaces, unicode, = and commas", 2 * len(names), 2 * len(names), "trained, and gone on with")
 
     def backward(tell: Callable[[str], None]) -> None:

@@ -1,4 +1,4 @@
-"""What a command line names must be there, before anything is written: classes of the user's own, and files of data."""
+"""Whether what a command line names is there, before anything is written: classes of the user's own, files of data."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,9 +16,9 @@ def unimportable(config: Mapping[str, Any]) -> Iterator[str]:
 
     Those that the conf tree names are passed over: they are there, and torch takes seconds.
     """
-    known = targets()
+    of_tree = targets()
     for key, target in trust.targets(config):
-        if not isinstance(target, str) or target in known or "${" in target:
+        if not isinstance(target, str) or target in of_tree or "${" in target:
             continue
         try:
             trust.found(target)
@@ -27,13 +27,13 @@ def unimportable(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}={shown(target)} cannot be imported: {type(error).__name__}: {shown(lines[0])}"
 
 
-def check_data(named: Iterable[Any], config: Mapping[str, Any]) -> None:
-    """Check that the files exist which `data.path=` names: only where nobody gave one, data is fetched or drawn.
+def check_data(paths: Iterable[Any], config: Mapping[str, Any]) -> None:
+    """Check that the files exist which `data.path=` names: only where nobody gave a path, data is fetched or drawn.
 
     Raises:
-        DataError: One does not.
+        DataError: One of them does not.
     """
-    for path in named:
+    for path in paths:
         if isinstance(path, str) and "${" not in path and not Path(path).exists():
             source = get(config, "data", "source")
             make = f"cnnlab data fetch {source} FILE" if source in ("cifar10", "cifar100") else "cnnlab data --help"

@@ -1,0 +1,190 @@
+"""Check the command line before anything heavy is imported."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from cnnlab import lock
+from cnnlab.config.command import Command
+from cnnlab.config.help import help_text
+from cnnlab.config.lines import parse, parse_all, quote, sets, text_of
+from cnnlab.config.loader import read_flags
+from cnnlab.config.resume import check_origin, differences, expand, find, find_sweep
+from cnnlab.config.words import refusal, shown
+from cnnlab.errors import UnsafeError
+from cnnlab.record import Record, check_links
+from cnnlab.record import find as find_state
+
+
+def preflight(argv: Sequence[str], *, verify_presence: bool = False) -> list[str]:
+    """Check the command line of train.py, and return the one that Hydra is to get.
+
+    With `resume=` it is the run's own command line, changed by the overrides beside it, in the run's folder. With
+    `--help` the help is printed and Python exits: Hydra's own takes too long to make.
+
+    Args:
+        argv: The arguments, without the program's name.
+        verify_presence: Whether the classes and the data that it names must be there.
+
+    Raises:
+        ConfigError: Something is wrong; the message has one line for each mistake.
+        DataError: The data is not there.
+    """
+    flags, words = read_flags(argv)
+    _answer_help(flags)
+    if flags.hydra_help or flags.shell_completion:
+        return list(argv)
+    overrides, mistakes = parse_all(flags.overrides)
+    multirun = _is_sweep(flags, overrides)
+    if multirun and not flags.multirun:
+        words = [*words, "--multirun"]
+    folder = _folder_to_resume(overrides, multirun)
+    if folder:
+        overrides = _resumed(folder, overrides, multirun)
+    else:
+        overrides = [_with_current_state(override) for override in overrides]
+        _check_new_folder(overrides, multirun)
+    command = Command(flags, overrides, multirun)
+    mistakes += command.mistakes()
+    if not folder and command.config.get("resume") is not None:
+        mistakes.append("resume is for the command line only: a config can't name the run to resume")
+    if folder and not multirun and not mistakes:
+        mistakes = _changes(folder, flags, overrides, command)
+    # What comes from a folder was judged above: until then nothing that it names is imported.
+    if verify_presence and not mistakes:
+        mistakes = command.missing()
+    if mistakes:
+        raise refusal(*mistakes)
+    return [*map(text_of, overrides), *words]
+
+
+class Composed(NamedTuple):
+    """A config that no run has begun with.
+
+    Attributes:
+        config: Without its `hydra` part.
+        run_dir: Where the run would stand, references as they are.
+    """
+
+    config: DictConfig
+    run_dir: str
+
+
+def compose(lines: Sequence[str], folder: Path | None = None, *, verify_presence: bool = False) -> Composed:
+    """Compose the config that train.py would, without Hydra's run.
+
+    Args:
+        lines: The overrides of one run.
+        folder: Stands for the run's wherever the config refers to that; by default the reference stays.
+        verify_presence: Whether the classes and the data that it names must be there.
+
+    Raises:
+        ConfigError: Something is wrong; the message has one line for each mistake.
+        DataError: The data is not there.
+    """
+    flags, words = read_flags(lines)
+    if words:
+        raise refusal(f"{words[0]}: only one run that has not begun can be looked at; a setting is written KEY=VALUE")
+    overrides, mistakes = parse_all(flags.overrides)
+    if any(sets(override, "resume") for override in overrides):
+        mistakes.append("resume is for train.py: here only a run that has not begun can be looked at")
+    command = Command(flags, overrides, multirun=False)
+    mistakes += command.mistakes()
+    if verify_presence and not mistakes:
+        mistakes = command.missing()
+    if mistakes:
+        raise refusal(*mistakes)
+    config = command.config if folder is None else _with_output_dir(command.config, str(folder))
+    return Composed(OmegaConf.create(config), command.run_dir)
+
+
+def composed(lines: Sequence[str], folder: Path | None = None) -> DictConfig:
+    """Return the config alone of what `compose` does."""
+    return compose(lines, folder).config
+
+
+def _answer_help(flags: argparse.Namespace) -> None:
+    if flags.help:
+        print(help_text())
+        raise SystemExit(0)
+    if flags.experimental_rerun:
+        raise UnsafeError("--experimental-rerun loads a pickle, which runs code. Give resume=FOLDER instead.")
+
+
+def _is_sweep(flags: argparse.Namespace, overrides: Sequence[Override]) -> bool:
+    return bool(
+        flags.multirun
+        or any(sets(override, "hydra.mode", "MULTIRUN") for override in overrides)
+        or any(sets(override, "search") and override.value() for override in overrides)
+    )
+
+
+def _folder_to_resume(overrides: Sequence[Override], multirun: bool) -> Path | None:
+    values = [override.value() for override in overrides if sets(override, "resume") and not override.is_delete()]
+    if not values or values[-1] is None:
+        return None
+    if not isinstance(values[-1], str) or not values[-1]:
+        raise refusal(f"resume must be a run's folder, or `last`, got {shown(values[-1])}")
+    return find_sweep(values[-1]) if multirun else find(values[-1])
+
+
+def _resumed(folder: Path, overrides: Sequence[Override], multirun: bool) -> list[Override]:
+    """Return the overrides that resume what stands in a folder."""
+    typed = [override for override in overrides if not sets(override, "resume")]
+    if multirun:
+        check_links(folder)
+        path = quote(folder)
+        place = parse_all([f"resume={path}", f"hydra.sweep.dir={path}"])[0]
+        return [*(override for override in typed if override.key_or_group != "hydra.sweep.dir"), *place]
+    lock.check_free(folder)
+    check_links(folder)
+    return parse_all(expand(folder, [text_of(override) for override in typed]))[0]
+
+
+def _with_current_state(override: Override) -> Override:
+    """Return `init_from=` with the file that it means now: `last` is another one as soon as a run has ended."""
+    name = override.value()
+    if not sets(override, "init_from") or override.is_sweep_override() or not isinstance(name, str):
+        return override
+    if "${" in name or not name:
+        return override
+    return parse(f"init_from={quote(find_state(name).checkpoint.absolute())}")
+
+
+def _check_new_folder(overrides: Sequence[Override], multirun: bool) -> None:
+    """Check that a run which is to begin has a folder of its own."""
+    for override in () if multirun else overrides:
+        folder = override.value()
+        if not sets(override, "hydra.run.dir") or not isinstance(folder, str) or "${" in folder:
+            continue
+        lock.check_free(Path(folder))
+        record = Record(Path(folder))
+        if lock.is_primary() and (record.last.is_file() or record.previous.is_file() or record.status == "completed"):
+            raise refusal(
+                f"hydra.run.dir={shown(folder)} holds a run already: resume it by resume={shown(folder)}, or choose "
+                "another folder"
+            )
+
+
+def _changes(folder: Path, flags: argparse.Namespace, overrides: Sequence[Override], command: Command) -> list[str]:
+    """Check what a run's folder asks for, and list the keys that differ from what the run began with.
+
+    Raises:
+        UnsafeError: The folder asks for something that only the person at the keyboard may.
+    """
+    typed = [override for override in parse_all(flags.overrides)[0] if not sets(override, "resume")]
+    vouched = Command(flags, [*(other for other in overrides if command.is_choice(other)), *typed], False)
+    vouched.mistakes()
+    check_origin(command.config, vouched.config)
+    changed = differences(folder, command.config)
+    return [f"resume={folder}: a run keeps the config that it began with", *changed] if changed else []
+
+
+def _with_output_dir(content: Any, folder: str) -> Any:
+    if isinstance(content, dict):
+        return {key: _with_output_dir(value, folder) for key, value in content.items()}
+    return content.replace("${hydra:runtime.output_dir}", folder) if isinstance(content, str) else content
