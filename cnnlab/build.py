@@ -28,8 +28,8 @@ from cnnlab.data import ImageData
 from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, MachineError, first_line
 from cnnlab.machine import check_accelerator, check_precision, describe_device, keep_freed_memory
 from cnnlab.model import normalised
-from cnnlab.optimizer import parameter_groups
-from cnnlab.record import find
+from cnnlab.optimizer import may_fuse, parameter_groups
+from cnnlab.record import find, precision_of
 
 log = logging.getLogger(__name__)
 
@@ -173,18 +173,31 @@ def build_schedule(cfg: DictConfig) -> Callable[[int, int], float]:
 
 
 def build_optimizer(cfg: DictConfig, network: nn.Module) -> Optimizer:
-    """Build the optimizer of a network that is on its device."""
+    """Build the optimizer of a network that is on its device.
+
+    Raises:
+        ConfigError: The class does not take the arguments, or they do not suit the network.
+    """
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.optimizer, resolve=True))
     optimizer = locate("optimizer", options.pop("_target_"))
-    grouping = {name: options.pop(name) for name in ("decay_bias_and_norm", "norm_bias_factor") if name in options}
-    if options.get("fused", False) is None:
-        # A fused optimizer unscales float16 gradients itself, after Lightning would have clipped them.
-        options["fused"] = not (cfg.trainer.precision == "16-mixed" and cfg.trainer.gradient_clip_val)
-    groups = parameter_groups(network, options["weight_decay"], lr=options["lr"], **grouping)
+    grouping: dict[str, Any] = {
+        name: options.pop(name) for name in ("decay_bias_and_norm", "norm_bias_factor") if name in options
+    }
+    accepted = inspect.signature(optimizer).parameters
+    for name in ("lr", "weight_decay"):
+        default = accepted[name].default if name in accepted else None
+        grouping[name] = options.get(name, None if default is inspect.Parameter.empty else default)
+    if options.get("fused", False) is None and "fused" not in accepted:
+        del options["fused"]
+    elif options.get("fused", False) is None:
+        # Lightning refuses to clip in mixed precision where the optimizer unscales the gradients itself.
+        clipped = precision_of(cfg).endswith("-mixed") and cfg.trainer.gradient_clip_val
+        options["fused"] = may_fuse(network) and not clipped
+    groups = parameter_groups(network, **grouping)
     try:
         return optimizer(groups, **options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"optimizer: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"optimizer: {first_line(error)}") from error
 
 
 def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0) -> Trainer:
@@ -215,6 +228,7 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0)
             callbacks=[Divergence(rollbacks=rollbacks), *callbacks, StopOnSignal()],
             logger=loggers or False,
             plugins=plugins,
+            precision=cfg.trainer.precision and precision_of(cfg),  # Lightning warns of the short spellings
             profiler=cfg.trainer.profiler or patches.NoProfiler(),
             limit_val_batches=cfg.trainer.limit_val_batches if validate else 0,
             enable_checkpointing=any(isinstance(callback, LightningCheckpoint) for callback in callbacks),

@@ -1,16 +1,20 @@
 """Optimizers: groups of parameters, and Muon against float64 references."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cnnlab.checkpoint import read_checkpoint
 from cnnlab.errors import ConfigError
 from cnnlab.model import ResNet
-from cnnlab.optimizer import Muon, parameter_groups
+from cnnlab.optimizer import Muon, fused, may_fuse, parameter_groups
 from cnnlab.optimizer.muon import orthogonalize
+from tests.conftest import Train, read
+from tests.prove.resume import compare
 
 
 def network() -> nn.Module:
@@ -21,7 +25,7 @@ def network() -> nn.Module:
 def set_gradients(parameters: list[Any], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in parameters:
-        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter)
 
 
 def polynomial(singular: Tensor, steps: int) -> Tensor:
@@ -199,3 +203,80 @@ def test_muon_calls_the_closure_and_skips_parameters_without_gradient():
 def test_muon_refuses_arguments_out_of_range(changes: dict[str, Any], text: str):
     with pytest.raises(ValueError, match=text):
         Muon([nn.Parameter(torch.ones(2, 2))], **changes)
+
+
+OTHERS = [
+    ["optimizer=rmsprop", "optimizer._target_=torch.optim.Rprop", "~optimizer.weight_decay", "~optimizer.alpha",
+     "~optimizer.eps", "~optimizer.momentum", "~optimizer.centered"],
+    ["optimizer=adam", "optimizer._target_=torch.optim.NAdam"],
+    ["optimizer=adam", "optimizer._target_=torch.optim.Adafactor", "~optimizer.betas", "~optimizer.eps"],
+    ["optimizer=sgd", "~optimizer.weight_decay", "~optimizer.lr", "optimizer.norm_bias_factor=2"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", OTHERS, ids=lambda overrides: overrides[1].rpartition(".")[2])
+def test_optimizers_with_other_arguments_train_and_resume_to_the_same_bits(
+    train: Train, tmp_path: Path, overrides: list[str]
+):
+    options = [*overrides, "model=speednet", "model.channels=[4,8]"]
+    whole = train(*options, folder=tmp_path / "whole")
+    train(*options, "trainer.max_epochs=1", folder=tmp_path / "resumed")
+    train(f"resume='{tmp_path}/resumed'", "trainer.max_epochs=2", folder=tmp_path / "resumed")
+    states = [read_checkpoint(folder / "checkpoints/last.ckpt") for folder in (whole, tmp_path / "resumed")]
+    for part in ("state_dict", "optimizer_states"):
+        assert not compare(states[0][part], states[1][part], part)
+
+
+def test_groups_of_an_optimizer_without_weight_decay_have_none():
+    net = network()
+    (group,) = parameter_groups(net, None)
+    assert group.keys() == {"params"}
+    rest, biases = parameter_groups(net, None, lr=0.1, norm_bias_factor=4)
+    assert (rest.keys(), biases["lr"]) == ({"params"}, 0.4)
+    for options in ({"decay_bias_and_norm": False}, {"norm_bias_factor": 2.0}):
+        with pytest.raises(ConfigError, match=next(iter(options))):
+            parameter_groups(net, None, **options)
+
+
+FUSED: list[tuple[type[torch.optim.Optimizer], dict[str, Any]]] = [
+    (torch.optim.SGD, {"lr": 0.1}),
+    (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-2}),
+    (torch.optim.Adam, {"lr": 0.01, "weight_decay": 1e-2}),
+    (torch.optim.AdamW, {"lr": 0.01}),
+    (torch.optim.Adagrad, {"lr": 0.01}),
+]
+
+
+@pytest.mark.parametrize(("device", "dtype"), sorted(fused.RIGHT, key=str), ids=str)
+@pytest.mark.parametrize(("optimizer", "options"), FUSED)
+def test_fused_steps_are_the_plain_ones_where_they_are_taken(
+    optimizer: Any, options: dict[str, Any], device: str, dtype: torch.dtype
+):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    begun = torch.randn(16, 8, 3, 3, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+    weights = [nn.Parameter(begun.clone()) for _ in range(2)]
+    both = [optimizer([weight], fused=fuse, **options) for weight, fuse in zip(weights, (True, False), strict=True)]
+    assert may_fuse(nn.ParameterList(weights))
+    for step in range(5):
+        for weight, each in zip(weights, both, strict=True):
+            set_gradients([weight], step)
+            # As autograd has it: a gradient lies in memory as its weight does.
+            weight.grad = weight.grad.contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr]
+            each.step()
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-14
+    torch.testing.assert_close(weights[0], weights[1], rtol=tolerance, atol=tolerance)
+    assert not torch.equal(weights[0], begun)
+
+
+def test_fused_steps_are_not_taken_for_narrow_weights():
+    for dtype in (torch.bfloat16, torch.float16):
+        assert not may_fuse(nn.Linear(2, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed", "bf16"])
+def test_every_precision_learns_and_clips(train: Train, precision: str):
+    folder = train(
+        f"trainer.precision={precision}", "trainer.gradient_clip_val=1", "trainer.max_epochs=8", "optimizer.lr=0.05"
+    )
+    assert read(folder / "metrics.json")["test/accuracy"] > 0.5

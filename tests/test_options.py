@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -56,6 +57,12 @@ class Own(nn.Module):
 @pytest.fixture(scope="session")
 def drawn_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shapes.generate(tmp_path_factory.mktemp("data") / "shapes.npz")
+
+
+def test_options_that_are_given_together_have_their_own_keys():
+    for group in ("augment", "init", "callbacks", "logger"):
+        keys = [key for path in (CONF / group).glob("*.yaml") for key in yaml.safe_load(path.read_text()) or {}]
+        assert sorted(keys) == sorted({*keys}), group
 
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit:UserWarning")

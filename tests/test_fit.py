@@ -1,0 +1,32 @@
+"""From the entry point to the loss there is nothing of ours but what computes."""
+
+import traceback
+from pathlib import Path
+
+import pytest
+from torch import Tensor, nn
+from typing_extensions import override
+
+from tests.conftest import ROOT, Train
+
+
+class Fail(nn.Module):
+    """A network that says which functions called it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Linear(1, 1)
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        own = [frame for frame in traceback.extract_stack() if Path(frame.filename).is_relative_to(ROOT / "cnnlab")]
+        script = [frame for frame in traceback.extract_stack() if Path(frame.filename) == ROOT / "train.py"]
+        if any(frame.name == "training_step" for frame in own):
+            raise RuntimeError(" ".join(frame.name for frame in (*script, *own)))
+        return self.weight(images.mean((1, 2, 3))[:, None]).expand(-1, 10)
+
+
+def test_three_frames_lie_between_the_command_and_the_network(train: Train, tmp_path: Path):
+    with pytest.raises(SystemExit):
+        train("model=custom", "model._target_=tests.test_fit.Fail", "trainer.max_epochs=1")
+    assert "unexpected RuntimeError: main training_step" in (tmp_path / "run" / "train.log").read_text()
