@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cnnlab import benchmark, plots
-from cnnlab.benchmark.sides import as_written
+from cnnlab.benchmark.sides import separate_relu
 from cnnlab.config import composed
 from cnnlab.errors import ConfigError, DataError
 from cnnlab.model import ConvNet
@@ -24,24 +24,24 @@ def config(npz: Path) -> list[str]:
 
 
 def test_a_report_adds_up(config: list[str], tmp_path: Path):
-    told: list[str] = []
-    found = benchmark.report(config, ["plain"], rounds=2, seconds=0.2, told=told.append)
-    assert found == json.loads(json.dumps(found)), "it is plain data"
-    assert len(found["step_ms_rounds"]) == len(found["against"]["plain"]["ratio_rounds"]) == 2
-    assert found["images_per_second"] == pytest.approx(32 / found["step_ms"] * 1000)
-    assert found["flops_per_second"] == pytest.approx(found["images_per_second"] * found["flops_per_image"])
+    lines: list[str] = []
+    content = benchmark.measure(config, ["plain"], rounds=2, seconds=0.2, progress=lines.append)
+    assert content == json.loads(json.dumps(content)), "it is plain data"
+    assert len(content["step_ms_rounds"]) == len(content["against"]["plain"]["ratio_rounds"]) == 2
+    assert content["images_per_second"] == pytest.approx(32 / content["step_ms"] * 1000)
+    assert content["flops_per_second"] == pytest.approx(content["images_per_second"] * content["flops_per_image"])
     # The article's network: 651,720 multiplications and additions forward, twice that backward but for the first
     # layer, which hands no gradient on to the images.
     first_layer = 28 * 28 * 6 * 75
-    assert found["flops_per_image"] == pytest.approx(2 * (3 * 651_720 - first_layer), rel=0.01)
-    assert set(found["parts_ms"]) == {
+    assert content["flops_per_image"] == pytest.approx(2 * (3 * 651_720 - first_layer), rel=0.01)
+    assert set(content["parts_ms"]) == {
         "data", "augmentation", "forward", "backward", "optimizer", "recording", "everything else",
     }  # fmt: skip
-    assert all(part >= 0 for part in found["parts_ms"].values())
-    assert {"imports", "data", "build", "first step"} == set(found["start_up_seconds"])
-    assert found["evaluation_images_per_second"] > 0
-    assert told[0].startswith("round 1 of 2: lab")
-    assert plots.to_png(plots.step_parts(found)).startswith(b"\x89PNG")
+    assert all(part >= 0 for part in content["parts_ms"].values())
+    assert {"imports", "data", "build", "first step"} == set(content["start_up_seconds"])
+    assert content["evaluation_images_per_second"] > 0
+    assert lines[0].startswith("round 1 of 2: lab")
+    assert plots.to_png(plots.step_parts(content)).startswith(b"\x89PNG")
 
 
 @pytest.mark.long
@@ -55,16 +55,58 @@ def test_the_sweep_recommends_what_is_faster_and_sound(config: list[str], tmp_pa
         cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    found = json.loads(file.read_text())
-    verdicts = {one["overrides"][-1]: one["verdict"] for one in found["tried"]}
+    content = json.loads(file.read_text())
+    verdicts = {attempt["overrides"][-1]: attempt["verdict"] for attempt in content["tried"]}
     assert {"trainer.precision=bf16-mixed", "model.channels_last=false"} < set(verdicts)
-    assert all(line in verdicts and verdicts[line] == "faster" for line in found["best"])
-    assert "Fastest: " + (" ".join(found["best"]) or "nothing") in ended.stdout
+    assert all(line in verdicts and verdicts[line] == "faster" for line in content["best"])
+    assert "Fastest: " + (" ".join(content["best"]) or "nothing") in ended.stdout
+
+
+def test_each_switch_is_judged_against_the_baseline_of_its_own_rounds(monkeypatch: pytest.MonkeyPatch):
+    """The machine slows down to half between one attempt and the next: no fast setting may look slow for that."""
+    from cnnlab.benchmark import measurement
+
+    step_seconds = {"trainer.precision=bf16-mixed": 0.5, "trainer.precision=bf16-true": 1.0}
+    rounds = iter(range(1000))
+
+    class Drifting:
+        def __init__(self, kind: str, overrides: list[str]) -> None:
+            self.kind, self.overrides = kind, overrides
+            self.blocks: list[float] = []
+            self.facts = {"batch_size": 100, "switches": ["trainer.precision=32-true"]}
+
+        def call(self, method: str, *arguments: object) -> object:
+            if method == "losses":
+                return 1.0, 1.0
+            drift = 1 + next(rounds) // 8  # attempts take eight calls
+            seconds = step_seconds.get(self.overrides[-1], 1.0) if self.overrides else 1.0
+            return seconds * drift
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(measurement, "Side", Drifting)
+    attempts, best = benchmark.try_switches([], ["precision"])
+    ratios = {attempt.overrides[-1]: attempt.ratio for attempt in attempts}
+    assert ratios["trainer.precision=bf16-mixed"] == pytest.approx(2)
+    assert ratios["trainer.precision=bf16-true"] == pytest.approx(1)
+    assert best == ["trainer.precision=bf16-mixed"]
+    assert attempts[1].baseline_images_per_second == pytest.approx(50), "measured in its own rounds"
+    from rich.console import Console
+
+    from cnnlab.commands.benchmark import _sweep_table
+
+    console = Console(width=120, file=None)
+    with console.capture() as capture:
+        console.print(_sweep_table({"tried": [vars(attempt) for attempt in attempts]}))
+    lines = capture.get().splitlines()
+    assert "the config as it is" in lines[3]
+    assert "100" in lines[3]
+    assert [cell.strip() for cell in lines[4].split("│")[2:6]] == ["200", "100", "2.00", "faster"]
 
 
 def test_what_is_wrong_is_said_before_anything_runs(config: list[str]):
     with pytest.raises(ConfigError, match="precision, channels_last, compile, batch_size"):
-        benchmark.sweep(config, ["speed"])
+        benchmark.try_switches(config, ["speed"])
     with pytest.raises(DataError, match="nowhere"):
         benchmark.Side("lab", ["data=npz", "data.path=nowhere.npz"])
 
@@ -83,6 +125,6 @@ def test_the_plain_side_computes_the_same_with_each_relu_in_front_of_the_pooling
     network = ConvNet(3, 10, (32, 32), channels=[6, 16], kernel_size=5, batch_norm=[False, True], hidden=[20])
     images = torch.randn(4, 3, 32, 32)
     before = network(images)
-    assert as_written(network) is network
+    assert separate_relu(network) is network
     assert [type(layer) for layer in network.features] == [nn.Conv2d, nn.ReLU, nn.MaxPool2d] * 2
     assert torch.equal(network(images), before)

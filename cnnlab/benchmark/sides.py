@@ -1,6 +1,6 @@
-"""What a benchmark lets run against each other: the Trainer as train.py runs it, and the loops that people write.
+"""The sides of a benchmark: the Trainer as train.py runs it, and the loops that people write.
 
-Each class is one side, in a process of its own: it is built once, then trains blocks of steps and says how long they
+Each class is a side, in a separate process: it is built once, then trains blocks of steps and returns how long they
 took.
 """
 
@@ -44,7 +44,7 @@ class Clock(Callback):
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.begun = self.ended = math.nan
+        self.start = self.end = math.nan
         self.loss: Tensor | None = None
 
     @override
@@ -53,14 +53,14 @@ class Clock(Callback):
     ) -> None:
         self.loss = outputs["loss"]
         if trainer.global_step == WARM_UP:
-            self.begun = now(pl_module.device)
+            self.start = now(pl_module.device)
         elif trainer.global_step == WARM_UP + self.steps:
-            self.ended = now(pl_module.device)
+            self.end = now(pl_module.device)
 
     @property
     def step_seconds(self) -> float:
         """Seconds a step."""
-        return (self.ended - self.begun) / self.steps
+        return (self.end - self.start) / self.steps
 
 
 class LabSide:
@@ -69,10 +69,10 @@ class LabSide:
     Args:
         overrides: Of train.py.
         folder: Where the runs may write.
-        begun: When the process began, on the clock of `time.perf_counter`.
+        process_start: When the process started, on the clock of `time.perf_counter`.
     """
 
-    def __init__(self, overrides: Sequence[str], folder: Path, begun: float) -> None:
+    def __init__(self, overrides: Sequence[str], folder: Path, process_start: float) -> None:
         started = time.perf_counter()
         self.folder = folder
         self.cfg = composed(overrides, folder)
@@ -85,19 +85,19 @@ class LabSide:
         built = time.perf_counter()
         train(self.lab)
         self.start_up = {
-            "imports": started - begun, "data": read - started, "build": built - read,
+            "imports": started - process_start, "data": read - started, "build": built - read,
             "first step": time.perf_counter() - built,
         }  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
-        """Return what the other process wants to know."""
+        """Return what the measuring process needs to know."""
         device = self.device
         return {
-            "hardware": hardware(device),
+            "hardware": describe_hardware(device),
             "device_type": device.type,
             "precision": str(self.lab.trainer.precision),
             "batch_size": self.cfg.data.batch_size,
-            "flops_per_image": self._flops(),
+            "flops_per_image": self._count_flops(),
             "start_up_seconds": self.start_up,
             "switches": [
                 f"trainer.precision={self.cfg.trainer.precision or '32-true'}",
@@ -109,7 +109,7 @@ class LabSide:
 
     @property
     def device(self) -> torch.device:
-        """Where it trains."""
+        """The device that trains."""
         return self.lab.trainer.strategy.root_device
 
     def train(self, steps: int) -> float:
@@ -124,16 +124,16 @@ class LabSide:
         plain = copy.deepcopy(self.cfg)
         plain.trainer.precision = "32-true"
         plain.model.compile = False
-        found = []
+        losses = []
         for cfg in (self.cfg, plain):
             clock = Clock(0)
             train(self._lab(SOUND_STEPS, self.lab.data, clock, cfg=cfg))
             assert clock.loss is not None
-            found.append(float(clock.loss))
-        return found[0], found[1]
+            losses.append(float(clock.loss))
+        return losses[0], losses[1]
 
     def parts(self, steps: int) -> dict[str, float]:
-        """Return the ms that the parts of a step take, each the median over some steps of a loop of its own."""
+        """Return the ms that the parts of a step take, each the median over the steps of a separate loop."""
         lab, device = self.lab, self.device
         network, data = lab.classifier.network.to(device).train(), lab.data
         optimizer = lab.classifier.optimizer(network)
@@ -141,7 +141,7 @@ class LabSide:
         times: dict[str, list[float]] = {
             name: [] for name in ("data", "augmentation", "forward", "backward", "optimizer")
         }
-        batches = endless(data)
+        batches = repeat_epochs(data)
         for step in range(WARM_UP + steps):
             marks = [now(device)]
             batch = data.transfer_batch_to_device(next(batches), device, 0)
@@ -159,11 +159,11 @@ class LabSide:
             optimizer.zero_grad()
             marks.append(now(device))
             if step >= WARM_UP:
-                for name, begun, ended in zip(times, marks[:-1], marks[1:], strict=True):
-                    times[name].append(ended - begun)
-        found = {name: 1000 * statistics.median(values) for name, values in times.items()}
-        found["recording"] = 1000 * self._recording(steps)
-        return found
+                for name, start, end in zip(times, marks[:-1], marks[1:], strict=True):
+                    times[name].append(end - start)
+        parts = {name: 1000 * statistics.median(values) for name, values in times.items()}
+        parts["recording"] = 1000 * self._time_recording(steps)
+        return parts
 
     def matmul_flops(self) -> float:
         """Return the floating-point operations a second of a large matrix product, the best of several."""
@@ -171,12 +171,12 @@ class LabSide:
         precision = self.lab.trainer.precision
         kind = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
         matrix = torch.randn(size, size, device=self.device, dtype=kind)
-        taken = []
+        seconds = []
         for _ in range(20):
-            begun = now(self.device)
+            start = now(self.device)
             matrix @ matrix
-            taken.append(now(self.device) - begun)
-        return 2 * size**3 / min(taken)
+            seconds.append(now(self.device) - start)
+        return 2 * size**3 / min(seconds)
 
     def inference(self, seconds: float) -> dict[str, Any]:
         """Return the images a second of evaluation with its metrics, and the ms that predicting a batch takes.
@@ -188,28 +188,28 @@ class LabSide:
         network = classifier.network.to(device).eval()
         fabric = fabric_for(device.type, str(self.lab.trainer.precision))
 
-        def evaluated(batches: int) -> tuple[int, float]:
-            shown = islice(data.batches("test"), batches)
-            found = answer(copy.deepcopy(classifier.network), shown, data.num_classes, fabric=fabric)
-            return len(found.targets), found.seconds
+        def evaluate(batches: int) -> tuple[int, float]:
+            split = islice(data.batches("test"), batches)
+            answers = answer(copy.deepcopy(classifier.network), split, data.num_classes, fabric=fabric)
+            return len(answers.targets), answers.seconds
 
-        _, first = evaluated(1)
+        _, first = evaluate(1)
         batches = max(1, round(seconds / 2 / first))
-        speed = max(images / taken for images, taken in (evaluated(batches) for _ in range(2)))
-        found: dict[str, Any] = {"evaluation_images_per_second": speed, "prediction_ms": {}}
+        speed = max(images / spent for images, spent in (evaluate(batches) for _ in range(2)))
+        prediction_ms = {}
         with torch.inference_mode():
             for size in (1, 256):
                 images = data.test_images[:size].permute(0, 3, 1, 2).to(device)
-                taken: list[float] = []
-                while len(taken) < 3 or (len(taken) < 30 and sum(taken) < seconds):
-                    begun = now(device)
+                times: list[float] = []
+                while len(times) < 3 or (len(times) < 30 and sum(times) < seconds):
+                    start = now(device)
                     network(images)
-                    taken.append(now(device) - begun)
-                found["prediction_ms"][str(len(images))] = 1000 * statistics.median(taken)
-        return found
+                    times.append(now(device) - start)
+                prediction_ms[str(len(images))] = 1000 * statistics.median(times)
+        return {"evaluation_images_per_second": speed, "prediction_ms": prediction_ms}
 
     def peak_mib(self) -> float:
-        """Return the most memory that the device (a CPU: this process) has held."""
+        """Return the most memory that the device (a CPU: this process) has used."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -221,7 +221,7 @@ class LabSide:
         lab.trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
         return lab
 
-    def _flops(self) -> float:
+    def _count_flops(self) -> float:
         data = self.lab.data
         network = build_network(
             self.cfg.model, classes=data.classes, image_shape=data.image_shape, mean=data.mean, std=data.std
@@ -231,13 +231,13 @@ class LabSide:
             F.cross_entropy(network(batch.images.cpu()), batch.targets.cpu()).backward()
         return counter.get_total_flops() / len(batch.targets)
 
-    def _recording(self, steps: int) -> float:
+    def _time_recording(self, steps: int) -> float:
         """Return the seconds that the callbacks take in a step."""
         spent = [0.0]
         lab = self._lab(WARM_UP + steps, self.lab.data)
         for callback in lab.trainer.callbacks:  # type: ignore[attr-defined]
             for hook in ("on_train_batch_start", "on_train_batch_end"):
-                setattr(callback, hook, timed(getattr(callback, hook), spent))
+                setattr(callback, hook, time_hook(getattr(callback, hook), spent))
         train(lab)
         return spent[0] / (WARM_UP + steps)
 
@@ -250,11 +250,11 @@ def train(lab: Lab) -> None:
 class PlainSide:
     """A loop in plain PyTorch: float images on the device, a random slice a step, the loss read back in each.
 
-    The network is the same one, as people write it: in channels-first memory, its input normalised beforehand, each
+    The network is the same, as people write it: in channels-first memory, its input normalised beforehand, each
     ReLU in front of the max pooling.
     """
 
-    def __init__(self, overrides: Sequence[str], folder: Path, begun: float) -> None:
+    def __init__(self, overrides: Sequence[str], folder: Path, process_start: float) -> None:
         cfg = composed(overrides, folder)
         data = build_data(cfg)
         self.device = build_trainer(cfg).strategy.root_device
@@ -267,28 +267,28 @@ class PlainSide:
         images = data.train_images[data.train_indices].permute(0, 3, 1, 2)
         self.images = ((images.float() / 255 - mean) / std).contiguous().to(self.device)
         self.targets = data.train_targets[data.train_indices].to(self.device)
-        self.network = as_written(network[1]).to(self.device)
+        self.network = separate_relu(network[1]).to(self.device)
         cfg.optimizer.fused = None
         self.optimizer = build_optimizer(cfg, self.network)
         self.batch_size = cfg.data.batch_size
         self.losses: list[float] = []
 
     def facts(self) -> dict[str, Any]:
-        """Return what the other process wants to know."""
+        """Return what the measuring process needs to know."""
         return {"batch_size": self.batch_size}
 
     def train(self, steps: int) -> float:
         """Train a block of steps and return the seconds a step."""
-        begun = math.nan
+        start = math.nan
         for step, chosen in enumerate(islice(self._slices(), WARM_UP + steps)):
             if step == WARM_UP:
-                begun = now(self.device)
+                start = now(self.device)
             self.optimizer.zero_grad()
             loss = F.cross_entropy(self.network(self.images[chosen]), self.targets[chosen])
             loss.backward()
             self.optimizer.step()
             self.losses.append(loss.item())
-        return (now(self.device) - begun) / steps
+        return (now(self.device) - start) / steps
 
     def _slices(self) -> Iterator[Tensor]:
         while True:
@@ -298,12 +298,12 @@ class PlainSide:
 class DataLoaderSide:
     """Lightning as templates use it: a DataLoader that collates sample by sample, the loss on the progress bar."""
 
-    def __init__(self, overrides: Sequence[str], folder: Path, begun: float) -> None:
-        self.plain = PlainSide(overrides, folder, begun)
+    def __init__(self, overrides: Sequence[str], folder: Path, process_start: float) -> None:
+        self.plain = PlainSide(overrides, folder, process_start)
         self.folder = folder
 
     def facts(self) -> dict[str, Any]:
-        """Return what the other process wants to know."""
+        """Return what the measuring process needs to know."""
         return self.plain.facts()
 
     def train(self, steps: int) -> float:
@@ -345,7 +345,7 @@ KINDS: dict[str, type[Any]] = {"lab": LabSide, "plain": PlainSide, "dataloader":
 
 
 def now(device: torch.device) -> float:
-    """Return the time in seconds when all that was asked of the device is done."""
+    """Return the time in seconds, after waiting for the device to finish its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -353,8 +353,8 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def as_written(network: nn.Module) -> nn.Module:
-    """Put each ReLU that follows a max pooling in front of it, not in place: the same function, with more to do."""
+def separate_relu(network: nn.Module) -> nn.Module:
+    """Move each ReLU that follows a max pooling to before it, not in place: the same function, with more work."""
     for layers in network.modules():
         if isinstance(layers, nn.Sequential):
             for place, (first, second) in enumerate(pairwise(list(layers))):
@@ -363,7 +363,7 @@ def as_written(network: nn.Module) -> nn.Module:
     return network
 
 
-def endless(data: ImageData) -> Iterator[Batch]:
+def repeat_epochs(data: ImageData) -> Iterator[Batch]:
     """Yield training batches, epoch after epoch."""
     batches = data.batches("train", batch_size=data.batch_size, shuffle=True)
     epoch = 0
@@ -373,21 +373,21 @@ def endless(data: ImageData) -> Iterator[Batch]:
         epoch += 1
 
 
-def timed(hook: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+def time_hook(hook: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
     """Return a hook that adds the seconds it takes to `spent`."""
 
-    def measured(*arguments: Any, **named: Any) -> Any:
-        begun = time.perf_counter()
+    def measured(*arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
         try:
-            return hook(*arguments, **named)
+            return hook(*arguments, **options)
         finally:
-            spent[0] += time.perf_counter() - begun
+            spent[0] += time.perf_counter() - start
 
     return measured
 
 
-def hardware(device: torch.device) -> dict[str, Any]:
-    """Return what the machine is."""
+def describe_hardware(device: torch.device) -> dict[str, Any]:
+    """Return the machine's device, processor and threads."""
     names = [line for line in read_lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
     return {
         "device": describe_device(device),

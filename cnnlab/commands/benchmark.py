@@ -22,7 +22,7 @@ class _Loop(StrEnum):  # an enum, as typer takes no list of Literals
 
 
 @app.command(epilog="cnnlab benchmark model=resnet18 data.batch_size=512 --against plain")
-def benchmark(
+def run(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As for train.py.")] = None,
     against: Annotated[
         list[_Loop] | None,
@@ -41,23 +41,24 @@ def benchmark(
     figure: Annotated[Path | None, typer.Option(help="Draw the parts of a step into this PNG file.")] = None,
 ) -> None:
     """Measure how fast a config trains on this machine."""
-    from cnnlab import benchmark as measure
+    from cnnlab import benchmark
 
     lines = overrides or []
-    composed(lines)  # what is wrong is said at once
+    composed(lines)  # a mistake is reported at once
     console = Console()
     with console.status("starting") as status:
         if sweep is not None:
             if against or figure:
                 raise ConfigError("--sweep compares settings with each other: leave out --against and --figure.")
             names = [name.strip() for name in sweep.split(",") if name.strip()]
-            tried, best = measure.sweep(lines, names, seconds=seconds, told=status.update)
+            attempts, best = benchmark.try_switches(lines, names, seconds=seconds, progress=status.update)
             content: dict[str, Any] = {
-                "overrides": lines, "tried": [vars(one) for one in tried], "best": best, "versions": measure.versions(),
+                "overrides": lines, "tried": [vars(attempt) for attempt in attempts], "best": best,
+                "versions": benchmark.list_versions(),
             }  # fmt: skip
         else:
-            content = measure.report(
-                lines, [loop.value for loop in against or ()], rounds=rounds, seconds=seconds, told=status.update
+            content = benchmark.measure(
+                lines, [loop.value for loop in against or ()], rounds=rounds, seconds=seconds, progress=status.update
             )
     if json_file:
         write_text(json_file, json.dumps(content, indent=2) + "\n")
@@ -67,8 +68,8 @@ def benchmark(
         figure.write_bytes(plots.to_png(plots.step_parts(content)))
     console.print(_sweep_table(content) if sweep is not None else _table(content), soft_wrap=True)
     if sweep is not None:
-        shown = " ".join(content["best"]) or "nothing is faster than the config as it is"
-        console.print(f"Fastest: {shown}", markup=False, highlight=False, soft_wrap=True)
+        fastest = " ".join(content["best"]) or "nothing is faster than the config as it is"
+        console.print(f"Fastest: {fastest}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(content: dict[str, Any]) -> Table:
@@ -101,8 +102,17 @@ def _table(content: dict[str, Any]) -> Table:
 
 
 def _sweep_table(content: dict[str, Any]) -> Table:
-    table = Table("setting", Column("images/s", justify="right"), "")
-    for one in content["tried"]:
-        speed = one["images_per_second"]
-        table.add_row(" ".join(one["overrides"]), "" if speed is None else f"{speed:,.0f}", one["verdict"])
+    """Return the table of what was tried; each setting stands beside the best one so far, measured in turn with it."""
+    speeds = [Column(name, justify="right") for name in ("images/s", "baseline", "ratio")]
+    table = Table("setting", *speeds, "")
+    measured = [attempt for attempt in content["tried"] if attempt["ratio"] is not None]
+    if measured:
+        table.add_row(
+            "the config as it is", f"{measured[0]['baseline_images_per_second']:,.0f}", "", "1.00", "baseline"
+        )
+    for attempt in content["tried"]:
+        numbers = [attempt["images_per_second"], attempt["baseline_images_per_second"]]
+        cells = ["" if number is None else f"{number:,.0f}" for number in numbers]
+        ratio = "" if attempt["ratio"] is None else f"{attempt['ratio']:.2f}"
+        table.add_row(" ".join(attempt["overrides"]), *cells, ratio, attempt["verdict"])
     return table

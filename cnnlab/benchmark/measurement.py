@@ -1,4 +1,4 @@
-"""Sides that take turns, and what their times add up to."""
+"""Let sides train in turn, and report their times."""
 
 import importlib.metadata
 import multiprocessing
@@ -18,18 +18,19 @@ from typing import Any, Literal
 from cnnlab.errors import CnnlabError, ConfigError
 
 Kind = Literal["lab", "plain", "dataloader"]
-Told = Callable[[str], object]
+Progress = Callable[[str], object]
+"""Called with what is being measured."""
 
-FEWEST = 3  # steps of a block
+FEWEST_STEPS = 3  # of a block
 SOUND_TOLERANCE = 0.05
 """Share by which the loss after 20 steps may differ from that of float32."""
 FASTER = 1.02
-"""What counts as faster: less is noise."""
+"""Ratio of speeds from which a setting counts as faster: less is noise."""
 
 
 @dataclass
 class Side:
-    """One way to train, in a process of its own that waits for its turn.
+    """One way to train, in a separate process that waits for its turn.
 
     Args:
         kind: `lab`, the Trainer as train.py runs it; `plain`, a loop in PyTorch; `dataloader`, Lightning over a
@@ -37,7 +38,7 @@ class Side:
         overrides: Of train.py.
 
     Raises:
-        CnnlabError: It cannot be built; the error is the one that train.py would end with.
+        CnnlabError: The side cannot be built; the error is the one that train.py would end with.
     """
 
     kind: Kind
@@ -51,21 +52,21 @@ class Side:
         self._process = context.Process(target=_serve, args=(theirs, self.kind, list(self.overrides)), daemon=True)
         self._process.start()
         theirs.close()
-        self.facts: dict[str, Any] = self._answer()
+        self.facts: dict[str, Any] = self._receive()
 
     @property
     def step_seconds(self) -> float:
         """Seconds a step, the median of the blocks."""
         return statistics.median(self.blocks)
 
-    def ask(self, question: str, *arguments: Any) -> Any:
-        """Let the process do something and return its answer.
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the side in its process, and return the result.
 
         Raises:
-            CnnlabError: It could not, or it died.
+            CnnlabError: The method raised it, or the process died.
         """
-        self._pipe.send((question, arguments))
-        return self._answer()
+        self._pipe.send((method, arguments))
+        return self._receive()
 
     def close(self) -> None:
         """End the process."""
@@ -73,7 +74,7 @@ class Side:
         self._process.join(10)
         self._process.kill()
 
-    def _answer(self) -> Any:
+    def _receive(self) -> Any:
         try:
             answer = self._pipe.recv()
         except EOFError:
@@ -85,11 +86,11 @@ class Side:
 
 
 @contextmanager
-def sides(*wanted: tuple[Kind, Sequence[str]]) -> Iterator[list[Side]]:
+def start_sides(*kinds: tuple[Kind, Sequence[str]]) -> Iterator[list[Side]]:
     """Start the sides of a comparison, and end them with the block."""
     started: list[Side] = []
     try:
-        for kind, overrides in wanted:
+        for kind, overrides in kinds:
             started.append(Side(kind, overrides))
         yield started
     finally:
@@ -97,53 +98,53 @@ def sides(*wanted: tuple[Kind, Sequence[str]]) -> Iterator[list[Side]]:
             side.close()
 
 
-def take_turns(competitors: Sequence[Side], rounds: int, seconds: float, told: Told) -> None:
-    """Let the sides train in turn, about so many seconds a block; fills their `blocks`."""
+def take_turns(competitors: Sequence[Side], rounds: int, seconds: float, progress: Progress) -> None:
+    """Let the sides train in turn, and fill their `blocks`; a block takes about `seconds`."""
     for side in competitors:
         side.blocks.clear()
-    steps = [max(FEWEST, round(seconds / side.ask("train", FEWEST))) for side in competitors]
+    steps = [max(FEWEST_STEPS, round(seconds / side.call("train", FEWEST_STEPS))) for side in competitors]
     for number in range(rounds):
         for side, count in zip(competitors, steps, strict=True):
-            side.blocks.append(side.ask("train", count))
-            told(f"round {number + 1} of {rounds}: {side.kind} {1000 * side.blocks[-1]:.2f} ms a step")
+            side.blocks.append(side.call("train", count))
+            progress(f"round {number + 1} of {rounds}: {side.kind} {1000 * side.blocks[-1]:.2f} ms a step")
 
 
-def report(
+def measure(
     overrides: Sequence[str],
     against: Sequence[Kind] = (),
     *,
     rounds: int = 5,
     seconds: float = 4.0,
-    told: Told = lambda line: None,
+    progress: Progress = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure a config, in turn with the loops that it is held against.
+    """Measure a config, in turn with the loops that it is compared with.
 
     Args:
         overrides: Of train.py.
         against: The loops.
         rounds: Blocks of each side; medians over them are reported.
         seconds: About how long a block takes.
-        told: Is told what is being measured.
+        progress: Called with what is being measured.
 
     Returns:
         What `cnnlab benchmark --json` writes: times in ms (`_ms`) or seconds (`_seconds`), memory in MiB (`_mib`),
         `ratio` of our time to the other's, the median over the rounds.
     """
-    with sides(("lab", overrides), *((kind, overrides) for kind in against)) as started:
+    with start_sides(("lab", overrides), *((kind, overrides) for kind in against)) as started:
         lab = started[0]
-        take_turns(started, rounds, seconds, told)
+        take_turns(started, rounds, seconds, progress)
         step, images = lab.step_seconds, lab.facts["batch_size"]
-        told("the parts of a step")
-        parts = lab.ask("parts", max(FEWEST, round(seconds / step)))
-        # The parts are measured one by one, in a loop of their own: their sum may be more than the whole.
+        progress("the parts of a step")
+        parts = lab.call("parts", max(FEWEST_STEPS, round(seconds / step)))
+        # The parts are measured in a separate loop: their sum may be more than a step.
         parts["everything else"] = max(0.0, 1000 * step - sum(parts.values()))
         flops = images * lab.facts["flops_per_image"] / step
-        limit = lab.ask("matmul_flops")
-        told("evaluation and prediction")
+        limit = lab.call("matmul_flops")
+        progress("evaluation and prediction")
         return {
             "overrides": list(overrides),
             "hardware": lab.facts["hardware"],
-            "versions": versions(),
+            "versions": list_versions(),
             "precision": lab.facts["precision"],
             "batch_size": images,
             "images_per_second": images / step,
@@ -155,13 +156,13 @@ def report(
             "matmul_flops_per_second": limit,
             "share_of_matmul_rate": flops / limit,
             "start_up_seconds": lab.facts["start_up_seconds"],
-            **lab.ask("inference", seconds),
-            "peak_mib": lab.ask("peak_mib"),
-            "against": {other.kind: _held_against(lab, other) for other in started[1:]},
+            **lab.call("inference", seconds),
+            "peak_mib": lab.call("peak_mib"),
+            "against": {other.kind: _compare(lab, other) for other in started[1:]},
         }
 
 
-def _held_against(lab: Side, other: Side) -> dict[str, Any]:
+def _compare(lab: Side, other: Side) -> dict[str, Any]:
     ratios = [ours / theirs for ours, theirs in zip(lab.blocks, other.blocks, strict=True)]
     return {
         "step_ms": 1000 * other.step_seconds,
@@ -172,34 +173,44 @@ def _held_against(lab: Side, other: Side) -> dict[str, Any]:
 
 
 @dataclass
-class Tried:
-    """A setting of the switches, and what came of it: `faster`, `no faster`, or why it can't be had."""
+class Attempt:
+    """A setting of the switches that was tried.
+
+    Attributes:
+        overrides: The setting.
+        images_per_second: Its speed; None where it cannot be used.
+        baseline_images_per_second: Speed of the best setting so far, measured in turn with it.
+        ratio: Of the two speeds, the median over the rounds.
+        verdict: `faster`, `no faster`, or why it cannot be used.
+    """
 
     overrides: list[str]
     images_per_second: float | None = None
+    baseline_images_per_second: float | None = None
+    ratio: float | None = None
     verdict: str = ""
 
 
-def sweep(
+def try_switches(
     overrides: Sequence[str],
     switches: Sequence[str],
     *,
     seconds: float = 3.0,
-    told: Told = lambda line: None,
-) -> tuple[list[Tried], list[str]]:
+    progress: Progress = lambda line: None,
+) -> tuple[list[Attempt], list[str]]:
     """Try switches one after the other, each value in turn with the best so far, and keep what is faster and sound.
 
-    Sound is a setting whose loss after 20 steps is within 5 % of that of float32 on the same batches; what is no faster
-    is not asked for it.
+    A setting is sound if its loss after 20 steps is within 5 % of that of float32 on the same batches; only faster
+    settings are tested for it.
 
     Args:
         overrides: Of train.py.
         switches: Of `SWITCHES`, in the order of trying.
         seconds: About how long a setting is measured.
-        told: Is told what was tried.
+        progress: Called with what was tried.
 
     Returns:
-        All that was tried, and the overrides of the fastest.
+        All settings that were tried, and the overrides of the fastest.
 
     Raises:
         ConfigError: There is no such switch.
@@ -207,20 +218,18 @@ def sweep(
     if unknown := [name for name in switches if name not in SWITCHES]:
         raise ConfigError(f"--sweep takes {', '.join(SWITCHES)}, separated by commas; got {', '.join(unknown)}.")
     best: list[str] = []
-    tried: list[Tried] = []
+    attempts: list[Attempt] = []
     for switch in switches:
-        with sides(("lab", [*overrides, *best])) as (held,):
-            attempts = [Tried([*best, line]) for line in SWITCHES[switch] if line not in held.facts["switches"]]
-            for attempt in attempts:
-                _try(attempt, held, overrides, seconds)
-                told(f"{attempt.overrides[-1]}: {attempt.verdict}")
-        tried += attempts
-        best = max(
-            (one for one in attempts if one.verdict == "faster"),
-            key=lambda one: one.images_per_second or 0.0,
-            default=Tried(best),
-        ).overrides
-    return tried, best
+        with start_sides(("lab", [*overrides, *best])) as (baseline,):
+            values = [Attempt([*best, line]) for line in SWITCHES[switch] if line not in baseline.facts["switches"]]
+            for attempt in values:
+                _try(attempt, baseline, overrides, seconds)
+                progress(f"{attempt.overrides[-1]}: {attempt.verdict}")
+        attempts += values
+        # By the ratio: what was measured at different times is not comparable.
+        faster = [attempt for attempt in values if attempt.verdict == "faster"]
+        best = max(faster, key=lambda attempt: attempt.ratio or 0.0, default=Attempt(best)).overrides
+    return attempts, best
 
 
 SWITCHES: dict[str, list[str]] = {
@@ -229,19 +238,20 @@ SWITCHES: dict[str, list[str]] = {
     "compile": ["model.compile=false", "model.compile=true"],
     "batch_size": [f"data.batch_size={2**power}" for power in range(5, 12)],
 }
-"""What `sweep` can try."""
+"""What `try_switches` can try."""
 
 
-def _try(attempt: Tried, held: Side, overrides: Sequence[str], seconds: float) -> None:
+def _try(attempt: Attempt, baseline: Side, overrides: Sequence[str], seconds: float) -> None:
     try:
-        with sides(("lab", [*overrides, *attempt.overrides])) as (other,):
-            take_turns([held, other], 3, seconds / 3, lambda line: None)
-            before, after = (side.facts["batch_size"] / side.step_seconds for side in (held, other))
-            attempt.images_per_second = after
-            if after <= FASTER * before:
+        with start_sides(("lab", [*overrides, *attempt.overrides])) as (other,):
+            take_turns([baseline, other], 3, seconds / 3, lambda line: None)
+            speeds = [[side.facts["batch_size"] / block for block in side.blocks] for side in (baseline, other)]
+            attempt.baseline_images_per_second, attempt.images_per_second = map(statistics.median, speeds)
+            attempt.ratio = statistics.median(after / before for before, after in zip(*speeds, strict=True))
+            if attempt.ratio <= FASTER:
                 attempt.verdict = "no faster"
                 return
-            loss, reference = other.ask("losses")
+            loss, reference = other.call("losses")
     except CnnlabError as error:
         attempt.verdict = f"does not run here: {str(error).splitlines()[0][:150]}"
         return
@@ -251,25 +261,25 @@ def _try(attempt: Tried, held: Side, overrides: Sequence[str], seconds: float) -
         attempt.verdict = f"not sound: loss {loss:.3f} after 20 steps, in float32 {reference:.3f}"
 
 
-def versions() -> dict[str, str]:
+def list_versions() -> dict[str, str]:
     """Return the versions that decide how fast a step is."""
     packages = ("torch", "pytorch-lightning", "cnnlab")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
 
 
 def _serve(pipe: Connection, kind: Kind, overrides: list[str]) -> None:
-    """Be a side: build what trains, say what it is, and answer questions until nobody asks."""
-    begun = time.perf_counter()
+    """Be a side: build what trains, send its facts, and answer calls until the pipe is closed."""
+    process_start = time.perf_counter()
     try:
-        # Progress bars cost what they cost, but are not to be seen.
+        # Progress bars are part of what is measured, but must not be seen.
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), tempfile.TemporaryDirectory() as folder:
             from cnnlab.benchmark import sides  # imports torch, which counts as start-up
 
-            one = sides.KINDS[kind](overrides, Path(folder), begun)
-            pipe.send(one.facts())
+            side = sides.KINDS[kind](overrides, Path(folder), process_start)
+            pipe.send(side.facts())
             while True:
-                question, arguments = pipe.recv()
-                pipe.send(getattr(one, question)(*arguments))
+                method, arguments = pipe.recv()
+                pipe.send(getattr(side, method)(*arguments))
     except EOFError:
         return
     except CnnlabError as error:
