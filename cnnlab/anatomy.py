@@ -1,4 +1,4 @@
-"""Look into a network: its layers, its filters, what an image becomes in it, and where it looked."""
+"""Look into a network: its layers, its filters, its activations for an image, and where it looked."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +22,9 @@ class Layer(NamedTuple):
     Attributes:
         name: Its name in the network.
         kind: Its class.
-        shape: Of its output for one image, without the batch: (channels, height, width) or (features,).
-        parameters: Trained numbers of its own.
-        flops: Floating-point operations for one image, a multiplication and an addition counted as two; those of
+        shape: Shape of its output for an image, without the batch: (channels, height, width) or (features,).
+        parameters: Number of its parameters, without those of layers inside it.
+        flops: Floating-point operations for an image, a multiplication and an addition counted as two; those of
             convolutions and matrix products only.
     """
 
@@ -36,7 +36,7 @@ class Layer(NamedTuple):
 
 
 class Maps(NamedTuple):
-    """What a layer makes of one image."""
+    """A layer's output for an image."""
 
     name: str
     values: Float[np.ndarray, "channel height width"]
@@ -48,8 +48,8 @@ class Focus(NamedTuple):
     Attributes:
         layer: The layer whose maps were weighed.
         label: The class that is explained.
-        probability: What the network gives to it.
-        heat: How much each pixel spoke for it, 0 to 1.
+        probability: The class's probability.
+        heat: How much each pixel spoke for the class, 0 to 1.
     """
 
     layer: str
@@ -58,7 +58,7 @@ class Focus(NamedTuple):
     heat: Float[np.ndarray, "height width"]
 
 
-def layers(network: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
+def list_layers(network: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
     """List a network's layers in the order of computation.
 
     Args:
@@ -75,7 +75,7 @@ def layers(network: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]
 
     # No gradients are wanted, but under `inference_mode` the counter sees no operations.
     counter = FlopCounterMode(display=False)
-    with _watched(network, note), torch.no_grad(), counter:
+    with _watch(network, note), torch.no_grad(), counter:
         network(image)
     flops = {name.partition(".")[2]: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     return [
@@ -90,7 +90,7 @@ def layers(network: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]
     ]
 
 
-def filters(network: nn.Module, layer: str | None = None) -> Maps:
+def read_filters(network: nn.Module, layer: str | None = None) -> Maps:
     """Return the filters of a convolution: each output channel's (input channels, height, width), stacked.
 
     Args:
@@ -100,17 +100,17 @@ def filters(network: nn.Module, layer: str | None = None) -> Maps:
     Raises:
         ConfigError: There is no such convolution.
     """
-    found = {_short(name): module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
-    if not found:
+    convolutions = {_short(name): module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    if not convolutions:
         raise ConfigError("the network has no convolution, and so no filters to show.")
-    if layer is not None and layer not in found:
-        raise ConfigError(f"--layer must be one of {', '.join(found)}, got {layer}.")
-    name = layer or next(iter(found))
-    return Maps(name, found[name].weight.detach().float().numpy())
+    if layer is not None and layer not in convolutions:
+        raise ConfigError(f"--layer must be one of {', '.join(convolutions)}, got {layer}.")
+    name = layer or next(iter(convolutions))
+    return Maps(name, convolutions[name].weight.detach().float().numpy())
 
 
-def activations(network: nn.Module, image: Picture, most: int = 8) -> list[Maps]:
-    """Return what the layers make of an image, in order: `most` of them at most, spread evenly.
+def compute_activations(network: nn.Module, image: Picture, most: int = 8) -> list[Maps]:
+    """Return the layers' outputs for an image, in order: `most` of them at most, spread evenly.
 
     Args:
         network: In evaluation mode; takes images.
@@ -125,17 +125,17 @@ def activations(network: nn.Module, image: Picture, most: int = 8) -> list[Maps]
             # A copy: a later layer may write over it.
             (blocks if any(True for _ in module.children()) else small)[name] = output[0].clone()
 
-    with _watched(network, note), torch.no_grad():
+    with _watch(network, note), torch.no_grad():
         network(_batch(image))
     if len(small) > most and blocks:
-        # A deep network: what its blocks hand on, not all that happens inside them.
+        # Of a deep network the outputs of its blocks, not all that happens inside them.
         small = dict(list(small.items())[:1]) | blocks
-    found = list(small.items())
-    places = sorted({round(place) for place in np.linspace(0, len(found) - 1, min(most, len(found)))})
-    return [Maps(_short(found[place][0]), found[place][1].float().numpy()) for place in places]
+    maps = list(small.items())
+    places = sorted({round(place) for place in np.linspace(0, len(maps) - 1, min(most, len(maps)))})
+    return [Maps(_short(maps[place][0]), maps[place][1].float().numpy()) for place in places]
 
 
-def focus(network: nn.Module, image: Picture, label: int | None = None) -> Focus:
+def locate_focus(network: nn.Module, image: Picture, label: int | None = None) -> Focus:
     """Say which parts of an image spoke for a class.
 
     The maps of the last layer that still has a height and a width are added up, each weighted by how much the class's
@@ -151,21 +151,21 @@ def focus(network: nn.Module, image: Picture, label: int | None = None) -> Focus
 
     Source: Selvaraju et al. 2016, arXiv:1610.02391 (Grad-CAM), equations 1 and 2.
     """
-    kept: list[tuple[str, Tensor]] = []
+    last: list[tuple[str, Tensor]] = []
 
     def note(name: str, module: nn.Module, output: Tensor) -> Tensor | None:
         if not _is_map(output):
             return None
-        kept[:] = [(name, output)]
-        return output.clone()  # so that what follows in place leaves this one as it is
+        last[:] = [(name, output)]
+        return output.clone()  # so that a layer that computes in place leaves it as it is
 
-    with _watched(network, note), torch.enable_grad():
+    with _watch(network, note), torch.enable_grad():
         images = _batch(image).float().div(255).requires_grad_()
         logits = network(images)
-        if not kept:
+        if not last:
             raise ConfigError("no layer of the network has maps with a height and a width: there is nowhere to look.")
         label = int(logits[0].argmax()) if label is None else label
-        ((name, maps),) = kept
+        ((name, maps),) = last
         (slopes,) = torch.autograd.grad(logits[0, label], maps)
     weights = slopes.mean((2, 3), keepdim=True)
     heat = (weights * maps).sum(1, keepdim=True).relu()
@@ -175,8 +175,8 @@ def focus(network: nn.Module, image: Picture, label: int | None = None) -> Focus
 
 
 @contextmanager
-def _watched(network: nn.Module, note: Any) -> Iterator[None]:
-    """Call `note(name, module, output)` behind each module that returns a tensor."""
+def _watch(network: nn.Module, note: Any) -> Iterator[None]:
+    """Call `note(name, module, output)` after each module that returns a tensor."""
 
     def hook(name: str) -> Any:
         def call(module: nn.Module, arguments: Any, output: Any) -> Any:
@@ -201,5 +201,5 @@ def _batch(image: Picture) -> UInt8[Tensor, "1 channel height width"]:
 
 
 def _short(name: str) -> str:
-    """Return a layer's name as the network's author knows it: without the place that the normalisation made."""
+    """Return a layer's name in the network that its author wrote, without the prefix of the normalisation around it."""
     return name.removeprefix("body.") or name

@@ -1,4 +1,4 @@
-"""A run tried out before it begins: a few steps of everything, and what the whole will take."""
+"""Rehearse a run: a few steps of everything, and what the run will take of time, memory and disk."""
 
 import copy
 import math
@@ -20,72 +20,73 @@ from cnnlab.batch import Batch
 from cnnlab.build import Lab, build_lab
 from cnnlab.errors import CnnlabError, ConfigError, DivergedError, MachineError
 
-BATCH = 32  # images that are learnt by heart
-STEPS = 200
-SECONDS = 30.0
-TIMED = 20
-LOGS = 30 * 2**20  # TensorBoard, figures and the log of a usual run
+MEMORISED_IMAGES = 32
+MEMORISING_STEPS = 200
+MOST_SECONDS = 30.0
+TIMED_STEPS = 20
+LOG_BYTES = 30 * 2**20  # TensorBoard, figures and the log of a usual run
 
 
 class Finding(NamedTuple):
-    """What one look found.
+    """The outcome of one check.
 
     Attributes:
-        what: It was looked at.
-        found: In words.
-        error: What must not be so; None if the run can begin.
-        note: What is worth a second look.
+        subject: What was checked.
+        outcome: The outcome in words.
+        error: Why the run must not start; None if it can.
+        note: A reason to look twice.
     """
 
-    what: str
-    found: str
+    subject: str
+    outcome: str
     error: CnnlabError | None = None
     note: str = ""
 
 
 def rehearse(cfg: Any, folder: Path) -> None:
-    """Look at a run's data, network, gradients, time, memory and disk, print it all, and end in go or no go.
+    """Check a run's data, network, gradients, time, memory and disk, print each finding, and end in go or no go.
 
-    Nothing is written, but for the data file where it is still to be fetched or drawn.
+    Nothing is written, except for the data file where it is still to be fetched or drawn.
 
     Args:
         cfg: The composed config.
-        folder: Where the run would stand.
+        folder: The folder that the run would have.
 
     Raises:
         CnnlabError: What stands in the way of the run, with its own exit code.
     """
     findings = []
-    for finding in look(build_lab(cfg), folder, cfg.trainer.max_time):
+    for finding in examine(build_lab(cfg), folder, cfg.trainer.max_time):
         findings.append(finding)
         state = "no" if finding.error else "look" if finding.note else "ok"
         print(
-            f"{finding.what:<14} {state:<5} {finding.found}{f' ({finding.note})' if finding.note else ''}", flush=True
+            f"{finding.subject:<14} {state:<5} {finding.outcome}{f' ({finding.note})' if finding.note else ''}",
+            flush=True,
         )
-    wrong = [finding.error for finding in findings if finding.error]
-    if wrong:
+    errors = [finding.error for finding in findings if finding.error]
+    if errors:
         print("no go")
-        raise type(wrong[0])("\n".join(map(str, wrong)))
+        raise type(errors[0])("\n".join(map(str, errors)))
     print("go" + ("" if not any(finding.note for finding in findings) else ", with an eye on what says look"))
 
 
-def look(lab: Lab, folder: Path, max_time: str | None = None) -> Iterator[Finding]:
-    """Yield what each look finds, the cheap ones first.
+def examine(lab: Lab, folder: Path, max_time: str | None = None) -> Iterator[Finding]:
+    """Yield the findings, the cheap ones first.
 
     Args:
         lab: What the run is made of; it is left as it is.
-        folder: Where the run would stand.
-        max_time: What ends the run before its last epoch.
+        folder: The folder that the run would have.
+        max_time: A limit that may end the run before its last epoch.
     """
     yield from _data(lab)
     precision, device = lab.trainer.precision_plugin, lab.trainer.strategy.root_device
     network = precision.convert_module(lab.classifier.network).to(device)
     batch = next(_batches(lab, device))
 
-    def loss_of(net: nn.Module, shown: Batch) -> Tensor:
+    def loss_of(net: nn.Module, batch: Batch) -> Tensor:
         with precision.forward_context():
-            logits = net(shown.images)
-        return F.cross_entropy(logits.float(), shown.targets, label_smoothing=lab.classifier.label_smoothing)
+            logits = net(batch.images)
+        return F.cross_entropy(logits.float(), batch.targets, label_smoothing=lab.classifier.label_smoothing)
 
     yield from _first_step(copy.deepcopy(network), batch, lab.data.num_classes, loss_of)
     yield _by_heart(copy.deepcopy(network), lab, device)
@@ -138,33 +139,33 @@ def _first_step(
 
 
 def _by_heart(network: nn.Module, lab: Lab, device: torch.device) -> Finding:
-    """Learn a few images by heart: what cannot do that has a mistake in it, whatever the learning rate."""
+    """Learn a few images by heart: a network that cannot has a mistake in it, whatever the learning rate."""
     data = lab.data
     # One pass in the split's order might show a single class.
-    chosen = next(iter(data.batches("train", shuffle=True, batch_size=min(BATCH, len(data.train_indices)))))
+    chosen = next(iter(data.batches("train", shuffle=True, batch_size=min(MEMORISED_IMAGES, len(data.train_indices)))))
     batch = Batch(*(tensor.to(device) for tensor in chosen))
     goal = 0.1 * math.log(data.num_classes)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     network.train()
-    began, value, step = time.monotonic(), math.inf, 0
-    while step < STEPS:
+    start, value, step = time.monotonic(), math.inf, 0
+    while step < MEMORISING_STEPS:
         step += 1
         optimizer.zero_grad()
         with lab.trainer.precision_plugin.forward_context():
             logits = network(batch.images)
         loss = F.cross_entropy(logits.float(), batch.targets)
         value = float(loss.detach())
-        if value < goal or not math.isfinite(value) or time.monotonic() - began > SECONDS:
+        if value < goal or not math.isfinite(value) or time.monotonic() - start > MOST_SECONDS:
             break
         loss.backward()
         optimizer.step()
-    found = f"{len(batch.targets)} images: loss {value:.3f} after {step} steps of Adam"
+    outcome = f"{len(batch.targets)} images: loss {value:.3f} after {step} steps of Adam"
     if value < goal:
-        return Finding("by heart", found)
-    if time.monotonic() - began > SECONDS and math.isfinite(value):
-        return Finding("by heart", found, note=f"not below {goal:.2f} yet after {SECONDS:.0f} s: a slow network")
+        return Finding("by heart", outcome)
+    if time.monotonic() - start > MOST_SECONDS and math.isfinite(value):
+        return Finding("by heart", outcome, note=f"not below {goal:.2f} yet after {MOST_SECONDS:.0f} s: a slow network")
     return Finding(
-        "by heart", found,
+        "by heart", outcome,
         ConfigError(
             f"model: {len(batch.targets)} images could not be learnt by heart, the loss is still {value:.3f} after "
             f"{step} steps. Look for a wrong last layer, a missing gradient, or labels of other images."
@@ -180,29 +181,29 @@ def _timed(
     folder: Path,
     max_time: str | None,
 ) -> Iterator[Finding]:
-    """Take some of the run's own steps, and count how many there will be."""
+    """Time some of the run's own steps, and estimate time, memory and disk of all of them."""
     network.train()
     optimizer = lab.classifier.optimizer(network)
     times: list[float] = []
-    began = time.monotonic()
+    start = time.monotonic()
     for number, batch in enumerate(_batches(lab, device)):
-        if number == TIMED or time.monotonic() - began > SECONDS:
+        if number == TIMED_STEPS or time.monotonic() - start > MOST_SECONDS:
             break
-        started = time.perf_counter()
+        step_start = time.perf_counter()
         optimizer.zero_grad()
         loss = loss_of(network, batch)
         loss.backward()
         optimizer.step()
         float(loss.detach())  # waits for the device
-        times.append(time.perf_counter() - started)
+        times.append(time.perf_counter() - step_start)
     step = statistics.median(times[min(3, len(times) - 1) :])
     network.eval()
-    shown = next(iter(lab.data.batches("test"))).images.to(device)
+    images = next(iter(lab.data.batches("test"))).images.to(device)
     with torch.inference_mode(), lab.trainer.precision_plugin.forward_context():
-        for _ in range(2):  # the first one warms up
-            started = time.perf_counter()
-            float(network(shown).sum())
-            evaluation = (time.perf_counter() - started) / len(shown)
+        for _ in range(2):  # the first pass warms up
+            evaluation_start = time.perf_counter()
+            float(network(images).sum())
+            evaluation = (time.perf_counter() - evaluation_start) / len(images)
     yield _time(lab, step, evaluation, max_time)
     yield _memory(device)
     weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
@@ -210,8 +211,8 @@ def _timed(
         value.numel() * value.element_size()
         for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
     )  # fmt: skip
-    # best and last, and the one that is being written.
-    yield _disk(folder, 3 * (weights + moments) + LOGS)
+    # best, last, and the checkpoint that is being written.
+    yield _disk(folder, 3 * (weights + moments) + LOG_BYTES)
 
 
 def _time(lab: Lab, step: float, evaluation: float, max_time: str | None) -> Finding:
@@ -244,26 +245,26 @@ def _limited(batches: int, limit: float | int | None) -> int:
 def _memory(device: torch.device) -> Finding:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    found = f"{peak / 2**20:,.0f} MiB so far, the data and a few steps of everything"
+    outcome = f"{peak / 2**20:,.0f} MiB so far, the data and a few steps of everything"
     if device.type == "cuda":
         free, whole = torch.cuda.mem_get_info(device)
         used = torch.cuda.max_memory_allocated(device)
-        found += f"; on the device {used / 2**20:,.0f} MiB of {whole / 2**20:,.0f}, {free / 2**20:,.0f} free"
-    return Finding("memory", found)
+        outcome += f"; on the device {used / 2**20:,.0f} MiB of {whole / 2**20:,.0f}, {free / 2**20:,.0f} free"
+    return Finding("memory", outcome)
 
 
 def _disk(folder: Path, needed: int) -> Finding:
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
-    found = f"{free / 2**30:,.1f} GiB free in {place}, a run takes about {needed / 2**20:,.0f} MiB"
+    outcome = f"{free / 2**30:,.1f} GiB free in {place}, a run takes about {needed / 2**20:,.0f} MiB"
     if free < needed:
-        error = MachineError(f"the disk is too full: {found}. Free space, or choose another hydra.run.dir.")
-        return Finding("disk", found, error)
-    return Finding("disk", found)
+        error = MachineError(f"the disk is too full: {outcome}. Free space, or choose another hydra.run.dir.")
+        return Finding("disk", outcome, error)
+    return Finding("disk", outcome)
 
 
 def _batches(lab: Lab, device: torch.device) -> Iterator[Batch]:
-    """Yield the first epoch's batches as training will see them."""
+    """Yield the first epoch's batches as training will use them."""
     data = lab.data
     for step, batch in enumerate(data.batches("train", shuffle=True, seed=data.seed, batch_size=data.batch_size)):
         yield data.augmented(Batch(*(tensor.to(device) for tensor in batch)), epoch=0, step=step)

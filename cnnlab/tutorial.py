@@ -1,4 +1,4 @@
-"""What a convolutional network is made of, on plain arrays: convolution and pooling as the tutorial tells them."""
+"""Convolution and pooling on plain arrays, as the tutorial explains them."""
 
 import json
 from collections.abc import Mapping
@@ -23,21 +23,21 @@ KERNELS: Mapping[str, tuple[tuple[float, ...], ...]] = MappingProxyType(
 )
 """Kernels by name. Source of `sobel_x`: Sobel & Feldman 1968; the others are textbook stencils."""
 
-_MOST = 15  # a larger kernel can't be read in a picture
+_LARGEST = 15  # a larger kernel can't be read in a picture
 
 
-def kernel(text: str) -> Kernel:
-    """Return the kernel that a text names or spells out.
+def parse_kernel(text: str) -> Kernel:
+    """Return the kernel that a text names or writes out.
 
     Args:
         text: A name in `KERNELS`, or a matrix in JSON: `[[0,1,0],[1,-4,1],[0,1,0]]`.
 
     Raises:
-        ConfigError: It is neither, or no square matrix of finite numbers with an odd side.
+        ConfigError: The text is neither, or no square matrix of finite numbers with an odd side.
     """
     if text in KERNELS:
         return np.array(KERNELS[text], float)
-    rule = f"{', '.join(KERNELS)} or a square matrix of numbers in JSON, its side odd and at most {_MOST}"
+    rule = f"{', '.join(KERNELS)} or a square matrix of numbers in JSON, its side odd and at most {_LARGEST}"
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError):
@@ -45,7 +45,7 @@ def kernel(text: str) -> Kernel:
     square = isinstance(rows, list) and all(isinstance(row, list) and len(row) == len(rows) for row in rows)
     if not square or not all(type(value) in (int, float) for row in rows for value in row):
         raise ConfigError(f"--kernel must be {rule}; got {text[:100]}.")
-    if len(rows) % 2 == 0 or len(rows) > _MOST:
+    if len(rows) % 2 == 0 or len(rows) > _LARGEST:
         raise ConfigError(f"--kernel must be {rule}; got {len(rows)} × {len(rows)}.")
     try:
         values = np.array(rows, float)
@@ -56,8 +56,8 @@ def kernel(text: str) -> Kernel:
     return values
 
 
-def output_size(size: int, kernel_size: int, padding: int, stride: int) -> int:
-    """Return how many places a kernel has along one side: (W − K + 2P) / S + 1, rounded down.
+def compute_output_size(size: int, kernel_size: int, padding: int, stride: int) -> int:
+    """Return how many places a kernel takes along a side: (W − K + 2P) / S + 1, rounded down.
 
     Raises:
         ConfigError: The kernel does not fit into the padded image, or a number is out of its range.
@@ -86,7 +86,7 @@ def convolve(image: Plane, weights: Kernel, padding: int = 0, stride: int = 1) -
         ConfigError: The kernel does not fit, or a number is out of its range.
     """
     side = len(weights)
-    height, width = (output_size(length, side, padding, stride) for length in image.shape[:2])
+    height, width = (compute_output_size(length, side, padding, stride) for length in image.shape[:2])
     padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     result = np.zeros((height, width, image.shape[2]))
     for row in range(side):
@@ -111,13 +111,13 @@ def pool(image: Plane, size: int, kind: Literal["max", "avg"]) -> Plane:
     return patches.max((1, 3)) if kind == "max" else patches.mean((1, 3))
 
 
-def grey(image: Plane) -> Plane:
+def to_grey(image: Plane) -> Plane:
     """Return the brightness of an image as its only channel (ITU-R BT.601's weights)."""
     if image.shape[2] == 1:
         return image
     return (image @ np.array([0.299, 0.587, 0.114]))[:, :, None]
 
 
-def example() -> Float[np.ndarray, "4 4"]:
-    """Return the 4×4 map on which pooling is told."""
+def make_example() -> Float[np.ndarray, "4 4"]:
+    """Return the 4×4 map on which pooling is explained."""
     return np.array([[1, 3, 2, 1], [5, 7, 0, 4], [2, 2, 9, 6], [0, 4, 3, 8]], float)

@@ -40,7 +40,7 @@ class Slope(nn.Module):
 
 
 def test_layers_of_the_articles_network_have_its_shapes_and_its_work():
-    layers = {layer.name: layer for layer in anatomy.layers(lenet(), (32, 32, 3))}
+    layers = {layer.name: layer for layer in anatomy.list_layers(lenet(), (32, 32, 3))}
     assert layers["features.conv1"].shape == (6, 28, 28)
     # A multiplication and an addition for each weight at each place, by hand.
     assert layers["features.conv1"].flops == 2 * 6 * 28 * 28 * 3 * 5 * 5
@@ -51,25 +51,25 @@ def test_layers_of_the_articles_network_have_its_shapes_and_its_work():
 
 
 def test_layers_stand_in_the_order_of_computation():
-    names = [layer.name for layer in anatomy.layers(resnet(), (32, 32, 3))]
+    names = [layer.name for layer in anatomy.list_layers(resnet(), (32, 32, 3))]
     assert names[:3] == ["normalize", "conv", "norm"]
     assert names[-1] == "linear"
     assert names.index("stages.0.0.conv1") < names.index("stages.0.0.conv2") < names.index("stages.2.2.conv2")
 
 
 def test_filters_are_the_first_convolutions_or_the_named_ones():
-    name, weights = anatomy.filters(lenet())
+    name, weights = anatomy.read_filters(lenet())
     assert (name, weights.shape) == ("features.conv1", (6, 3, 5, 5))
-    assert anatomy.filters(lenet(), "features.conv2").values.shape == (16, 6, 5, 5)
+    assert anatomy.read_filters(lenet(), "features.conv2").values.shape == (16, 6, 5, 5)
     with pytest.raises(ConfigError, match=r"--layer must be one of features.conv1, features.conv2, got conv7"):
-        anatomy.filters(lenet(), "conv7")
+        anatomy.read_filters(lenet(), "conv7")
     with pytest.raises(ConfigError, match="no convolution"):
-        anatomy.filters(nn.Linear(1, 1))
+        anatomy.read_filters(nn.Linear(1, 1))
 
 
 def test_activations_are_what_each_layer_hands_on_though_the_next_works_in_place():
     network = lenet()
-    maps = {found.name: found.values for found in anatomy.activations(network, IMAGE)}
+    maps = {found.name: found.values for found in anatomy.compute_activations(network, IMAGE)}
     with torch.no_grad():
         images = torch.from_numpy(IMAGE).permute(2, 0, 1)[None]
         expected = network.body.features.pool1(network.body.features.conv1(network.normalize(images)))  # type: ignore
@@ -78,7 +78,7 @@ def test_activations_are_what_each_layer_hands_on_though_the_next_works_in_place
 
 
 def test_of_a_deep_network_the_blocks_are_shown():
-    found = anatomy.activations(resnet(), IMAGE, most=5)
+    found = anatomy.compute_activations(resnet(), IMAGE, most=5)
     assert len(found) == 5
     assert found[-1].name == "stages.2.2"
     assert found[-1].values.min() >= 0, "behind the block's ReLU"
@@ -86,13 +86,13 @@ def test_of_a_deep_network_the_blocks_are_shown():
 
 def test_the_focus_is_where_the_class_comes_from():
     image = np.full((32, 32, 3), 100, np.uint8)
-    left = anatomy.focus(Slope(), image, 0)
+    left = anatomy.locate_focus(Slope(), image, 0)
     assert left.layer == "conv"
     # Grad-CAM weighs a whole map: the map of logit 0 counts everywhere, the other one nowhere.
     np.testing.assert_allclose(left.heat, 1, atol=1e-6)
     bright = image.copy()
     bright[:, 16:] = 0
-    heat = anatomy.focus(Slope(), bright, 0).heat
+    heat = anatomy.locate_focus(Slope(), bright, 0).heat
     assert heat[:, :12].min() > 0.9
     assert heat[:, 20:].max() < 0.1
 
@@ -102,7 +102,7 @@ def test_the_focus_explains_the_prediction_and_leaves_the_network_as_it_was(netw
     net = network()
     images = torch.from_numpy(IMAGE).permute(2, 0, 1)[None]
     before = net(images).detach()
-    found = anatomy.focus(net, IMAGE)
+    found = anatomy.locate_focus(net, IMAGE)
     assert found.label == int(before.argmax())
     assert found.probability == pytest.approx(float(before.softmax(1).max()), abs=1e-5)
     assert found.heat.shape == (32, 32)
@@ -114,5 +114,5 @@ def test_the_focus_explains_the_prediction_and_leaves_the_network_as_it_was(netw
 def test_without_maps_there_is_nowhere_to_look():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32 * 3, 2))
     with pytest.raises(ConfigError, match="nowhere to look"):
-        anatomy.focus(flat, IMAGE)
-    assert anatomy.activations(nn.Sequential(nn.Flatten()), IMAGE) == []
+        anatomy.locate_focus(flat, IMAGE)
+    assert anatomy.compute_activations(nn.Sequential(nn.Flatten()), IMAGE) == []

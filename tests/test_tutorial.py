@@ -18,11 +18,11 @@ def test_convolution_is_what_a_network_computes(padding, stride):
     expected = F.conv2d(planes, torch.from_numpy(weights)[None, None], padding=padding, stride=stride)
     result = tutorial.convolve(image, weights, padding, stride)
     np.testing.assert_allclose(result, expected[:, 0].permute(1, 2, 0).numpy(), atol=1e-12)
-    assert result.shape[:2] == tuple(tutorial.output_size(length, 3, padding, stride) for length in (11, 8))
+    assert result.shape[:2] == tuple(tutorial.compute_output_size(length, 3, padding, stride) for length in (11, 8))
 
 
 def test_three_by_three_over_six_by_six_gives_four_by_four():
-    assert tutorial.convolve(np.ones((6, 6, 1)), tutorial.kernel("blur")).shape == (4, 4, 1)
+    assert tutorial.convolve(np.ones((6, 6, 1)), tutorial.parse_kernel("blur")).shape == (4, 4, 1)
 
 
 def test_pooling_is_what_a_network_computes():
@@ -34,8 +34,8 @@ def test_pooling_is_what_a_network_computes():
 
 
 def test_a_matrix_is_a_kernel():
-    np.testing.assert_array_equal(tutorial.kernel("[[0,1,0],[1,-4,1],[0,1,0]]"), tutorial.kernel("edges"))
-    assert tutorial.kernel("blur").sum() == pytest.approx(1)
+    np.testing.assert_array_equal(tutorial.parse_kernel("[[0,1,0],[1,-4,1],[0,1,0]]"), tutorial.parse_kernel("edges"))
+    assert tutorial.parse_kernel("blur").sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -48,11 +48,11 @@ def test_a_matrix_is_a_kernel():
 )  # fmt: skip
 def test_a_wrong_kernel_is_refused_with_the_rule(text):
     with pytest.raises(ConfigError, match=r"--kernel must be blur, edges, sharpen, sobel_x or a square matrix"):
-        tutorial.kernel(text)
+        tutorial.parse_kernel(text)
 
 
 def test_a_kernel_must_fit():
     with pytest.raises(ConfigError, match="a kernel of 3 pixels does not fit into 2 pixels"):
-        tutorial.convolve(np.ones((2, 2, 1)), tutorial.kernel("blur"))
+        tutorial.convolve(np.ones((2, 2, 1)), tutorial.parse_kernel("blur"))
     with pytest.raises(ConfigError, match="--size must be between 1 and 4"):
         tutorial.pool(np.ones((4, 6, 1)), 5, "max")

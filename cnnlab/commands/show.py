@@ -34,7 +34,7 @@ app = typer.Typer(
 )
 
 _PHOTOGRAPH = 640  # pixels of the longer side that are worth drawing
-# What a data set that is fetched or drawn will hold, while its file isn't there yet.
+# Training images and classes of data sets whose file may still be to be fetched or drawn.
 _KNOWN = {"cifar10": (50_000, 10), "cifar100": (50_000, 100), "shapes": (20_000, 10)}
 
 
@@ -58,10 +58,10 @@ def data(overrides: _Overrides = None, output: _Output = None, open: _Open = Fal
 
     words = overrides or []
     if len(words) == 1 and words[0].endswith(".npz") and "=" not in words[0]:
-        found = archive.read(words[0])
-        images, targets, classes = found.train_images, found.train_targets, found.classes
+        arrays = archive.read(words[0])
+        images, targets, classes = arrays.train_images, arrays.train_targets, arrays.classes
     else:
-        module = _data_module(_composed(words))
+        module = _build_data(_compose(words))
         images, targets = module.train_images.numpy(), module.train_targets.numpy()
         classes = module.classes
     if len(classes) > 200:
@@ -69,7 +69,7 @@ def data(overrides: _Overrides = None, output: _Output = None, open: _Open = Fal
     of_class = [images[np.flatnonzero(targets == label)[:10]] for label in range(len(classes))]
     first = images[:10]
     figure = data_overview(first, [classes[target] for target in targets[:10]], of_class, classes)
-    return _written(figure, output or Path("show_data.png"), open)
+    return _write(figure, output or Path("show_data.png"), open)
 
 
 @app.command()
@@ -84,17 +84,17 @@ def convolution(
     open: _Open = False,
 ) -> Path:
     """Show what a kernel makes of a picture, and how the result's size comes about."""
-    from cnnlab.plots.tutorial import convolution as drawn
+    from cnnlab.plots.tutorial import convolution as draw
 
-    weights = tutorial.kernel(kernel)
+    weights = tutorial.parse_kernel(kernel)
     side = len(weights)
     padding = (side - 1) // 2 if padding is None else padding
-    pixels = _photograph(image).astype(float)
+    pixels = _read_photograph(image).astype(float)
     for length in pixels.shape[:2]:
-        tutorial.output_size(length, side, padding, stride)  # a mistake is told before anything is computed
-    # A kernel that sums to nothing finds differences of brightness, one by one: colours would only confuse.
+        tutorial.compute_output_size(length, side, padding, stride)  # a mistake is reported before anything is computed
+    # A kernel that sums to zero shows differences of brightness; colours would only confuse.
     differences = abs(weights.sum()) < 1e-9
-    result = tutorial.convolve(tutorial.grey(pixels) if differences else pixels, weights, padding, stride)
+    result = tutorial.convolve(tutorial.to_grey(pixels) if differences else pixels, weights, padding, stride)
     if differences:
         note = "of the brightness; black is no change, white a large one in either direction"
         result = np.abs(result) * 255 / max(float(np.quantile(np.abs(result), 0.995)), 1e-9)
@@ -104,8 +104,8 @@ def convolution(
         f"{name}: ({length} − {side} + 2·{padding}) / {stride} + 1 = {got}"
         for name, length, got in zip(("height", "width"), pixels.shape, result.shape, strict=False)
     )
-    figure = drawn(pixels, weights, result, f"(W − K + 2P) / S + 1, rounded down;  {sizes}", f"Result {note}")
-    return _written(figure, output or Path("show_convolution.png"), open)
+    figure = draw(pixels, weights, result, f"(W − K + 2P) / S + 1, rounded down;  {sizes}", f"Result {note}")
+    return _write(figure, output or Path("show_convolution.png"), open)
 
 
 @app.command()
@@ -116,14 +116,14 @@ def pooling(
     open: _Open = False,
 ) -> Path:
     """Show max and average pooling: a 4 × 4 map becomes 2 × 2, and a picture becomes small."""
-    from cnnlab.plots.tutorial import pooling as drawn
+    from cnnlab.plots.tutorial import pooling as draw
 
-    numbers = tutorial.example()
-    pixels = _photograph(image).astype(float)
+    numbers = tutorial.make_example()
+    pixels = _read_photograph(image).astype(float)
     small = [tutorial.pool(numbers[:, :, None], 2, kind)[:, :, 0] for kind in ("max", "avg")]
     pooled = [tutorial.pool(pixels, size, kind) for kind in ("max", "avg")]
-    figure = drawn(numbers, (small[0], small[1]), pixels, (pooled[0], pooled[1]), size)
-    return _written(figure, output or Path("show_pooling.png"), open)
+    figure = draw(numbers, (small[0], small[1]), pixels, (pooled[0], pooled[1]), size)
+    return _write(figure, output or Path("show_pooling.png"), open)
 
 
 @app.command()
@@ -139,9 +139,9 @@ def filters(
     from cnnlab.plots import network
     from cnnlab.restore import restore
 
-    found = restore(run, trust or ())
-    name, weights = anatomy.filters(found.network, layer)
-    return _written(network.filters(weights, name), output or _beside(found, "filters"), open)
+    state = restore(run, trust or ())
+    name, weights = anatomy.read_filters(state.network, layer)
+    return _write(network.filters(weights, name), output or _figure_path(state, "filters"), open)
 
 
 @app.command()
@@ -161,17 +161,19 @@ def activations(
     from cnnlab.plots import network
     from cnnlab.restore import restore
 
-    found = restore(run, trust or ())
-    if label is not None and label not in found.classes:
-        raise ConfigError(f"--label must be one of {', '.join(found.classes)}, got {label}.")
-    height, width, channels = found.image_shape
-    pixels = _decoded(image, (height, width))
+    state = restore(run, trust or ())
+    if label is not None and label not in state.classes:
+        raise ConfigError(f"--label must be one of {', '.join(state.classes)}, got {label}.")
+    height, width, channels = state.image_shape
+    pixels = _decode(image, (height, width))
     if channels == 1:
-        pixels = np.rint(tutorial.grey(pixels.astype(float))).astype(np.uint8)
-    focus = anatomy.focus(found.network, pixels, None if label is None else found.classes.index(label))
-    verdict = f"{found.classes[focus.label]}, {focus.probability:.1%} sure"
-    figure = network.activations(pixels, anatomy.activations(found.network, pixels), focus.heat, verdict, focus.layer)
-    return _written(figure, output or _beside(found, "activations"), open)
+        pixels = np.rint(tutorial.to_grey(pixels.astype(float))).astype(np.uint8)
+    focus = anatomy.locate_focus(state.network, pixels, None if label is None else state.classes.index(label))
+    verdict = f"{state.classes[focus.label]}, {focus.probability:.1%} sure"
+    figure = network.activations(
+        pixels, anatomy.compute_activations(state.network, pixels), focus.heat, verdict, focus.layer
+    )
+    return _write(figure, output or _figure_path(state, "activations"), open)
 
 
 @app.command()
@@ -190,14 +192,14 @@ def augment(
         raise ConfigError(f"--count must be between 1 and 20, got {count}.")
     if not 1 <= epochs <= 12:
         raise ConfigError(f"--epochs must be between 1 and 12, got {epochs}.")
-    cfg = _composed(overrides or [])
-    module = _data_module(cfg)
+    cfg = _compose(overrides or [])
+    module = _build_data(cfg)
     indices = module.train_indices[:count].numpy()
     seen = [displayable(module.seen(range(len(indices)), epoch)) for epoch in range(epochs)]
     names = [module.classes[target] for target in module.train_targets[indices].tolist()]
     steps = ", ".join(str(name) for name, node in (cfg.augment or {}).items() if node is not None)
     figure = network.augmented(module.train_images[indices].numpy(), seen, names, steps or "no augmentation")
-    return _written(figure, output or Path("show_augment.png"), open)
+    return _write(figure, output or Path("show_augment.png"), open)
 
 
 @app.command()
@@ -207,14 +209,14 @@ def schedule(overrides: _Overrides = None, output: _Output = None, open: _Open =
     from cnnlab.plots import network
     from cnnlab.schedule import plan_learning_rate
 
-    cfg = _composed(overrides or [])
+    cfg = _compose(overrides or [])
     factor = build_schedule(cfg)
     names = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")
-    batches = math.ceil(_training_images(cfg) / cfg.data.batch_size)
+    batches = math.ceil(_count_training_images(cfg) / cfg.data.batch_size)
     plan = plan_learning_rate(factor, cfg.optimizer.lr, batches, **{name: cfg.trainer[name] for name in names})
     title = f"{factor!r}, optimizer.lr={cfg.optimizer.lr:g}"
     figure = network.schedule(np.array(plan.epochs), np.array(plan.lrs), plan.steps, title)
-    return _written(figure, output or Path("show_schedule.png"), open)
+    return _write(figure, output or Path("show_schedule.png"), open)
 
 
 @app.command()
@@ -236,23 +238,23 @@ def model(
 
     words = run_or_overrides or []
     if len(words) == 1 and "=" not in words[0]:
-        found = restore(words[0], trust or ())
-        net, image_shape, place = found.network, found.image_shape, _beside(found, "model")
+        state = restore(words[0], trust or ())
+        net, image_shape, place = state.network, state.image_shape, _figure_path(state, "model")
     else:
-        net, image_shape = _untrained(_composed(words))
+        net, image_shape = _build_untrained(_compose(words))
         place = Path("show_model.png")
-    layers = anatomy.layers(net, image_shape)
+    layers = anatomy.list_layers(net, image_shape)
     Console().print(_layer_table(layers))
     # Layers that only reshape or cut off have no row of their own in the picture of a deep network.
-    shown = layers if len(layers) <= 30 else [layer for layer in layers if layer.flops]
+    drawn = layers if len(layers) <= 30 else [layer for layer in layers if layer.flops]
     figure = network.layers(
-        [layer.name for layer in shown],
-        [_size(layer.shape) for layer in shown],
-        [layer.parameters for layer in shown],
-        [layer.flops for layer in shown],
+        [layer.name for layer in drawn],
+        [_size(layer.shape) for layer in drawn],
+        [layer.parameters for layer in drawn],
+        [layer.flops for layer in drawn],
         _totals(layers),
     )
-    return _written(figure, output or place, open)
+    return _write(figure, output or place, open)
 
 
 def _layer_table(layers: "list[anatomy.Layer]") -> Table:
@@ -273,7 +275,7 @@ def _size(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, shape))
 
 
-def _composed(overrides: list[str]) -> Any:
+def _compose(overrides: list[str]) -> Any:
     from cnnlab import config
 
     # For classes of the user's own, as `cnnlab train` does.
@@ -281,13 +283,13 @@ def _composed(overrides: list[str]) -> Any:
     return config.composed(overrides)
 
 
-def _data_module(cfg: Any) -> "ImageData":
+def _build_data(cfg: Any) -> "ImageData":
     from cnnlab.build import build_data
 
     return build_data(cfg)
 
 
-def _training_images(cfg: Any) -> int:
+def _count_training_images(cfg: Any) -> int:
     """Count a run's training images, from the file's header alone."""
     path = Path(cfg.data.path)
     if path.exists():
@@ -303,12 +305,12 @@ def _training_images(cfg: Any) -> int:
     return count - cfg.data.val_size
 
 
-def _untrained(cfg: Any) -> "tuple[nn.Module, tuple[int, int, int]]":
+def _build_untrained(cfg: Any) -> "tuple[nn.Module, tuple[int, int, int]]":
     """Build the network of a config; data that would be fetched first is not."""
     from cnnlab.build import build_network
 
     if Path(cfg.data.path).exists() or cfg.data.source not in _KNOWN:
-        module = _data_module(cfg)
+        module = _build_data(cfg)
         classes, image_shape = module.classes, module.image_shape
     else:
         classes, image_shape = tuple(map(str, range(_KNOWN[cfg.data.source][1]))), (32, 32, 3)
@@ -317,7 +319,7 @@ def _untrained(cfg: Any) -> "tuple[nn.Module, tuple[int, int, int]]":
     return network.eval(), image_shape
 
 
-def _photograph(path: Path | None) -> UInt8[np.ndarray, "height width 3"]:
+def _read_photograph(path: Path | None) -> UInt8[np.ndarray, "height width 3"]:
     """Return a picture in its own proportions, scaled down where it is larger than one can see."""
     if path is None:
         path = _matplotlib_photograph()
@@ -332,10 +334,10 @@ def _photograph(path: Path | None) -> UInt8[np.ndarray, "height width 3"]:
     except (OSError, SyntaxError, ValueError) as error:
         raise _unreadable(path, error) from error
     scale = min(1.0, _PHOTOGRAPH / max(width, height))
-    return _decoded(path, (max(1, round(height * scale)), max(1, round(width * scale))))
+    return _decode(path, (max(1, round(height * scale)), max(1, round(width * scale))))
 
 
-def _decoded(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
+def _decode(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
     try:
         return folder.decode(path, size)
     except Exception as error:  # decoders of broken files raise whatever they come across
@@ -353,13 +355,13 @@ def _matplotlib_photograph() -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def _beside(found: "Restored", name: str) -> Path:
+def _figure_path(state: "Restored", name: str) -> Path:
     """Return where the picture of a run goes: to its others, or here if its checkpoint stands alone."""
-    return found.record.folder / "figures" / f"{name}.png" if found.record else Path(f"show_{name}.png")
+    return state.record.folder / "figures" / f"{name}.png" if state.record else Path(f"show_{name}.png")
 
 
-def _written(figure: "plots.Figure", path: Path, open: bool) -> Path:
-    """Write the picture, and say where."""
+def _write(figure: "plots.Figure", path: Path, open: bool) -> Path:
+    """Write the picture, and print its path."""
     from cnnlab import plots
 
     if open and sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):

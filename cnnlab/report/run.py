@@ -85,7 +85,7 @@ def _evaluate(
     sections: dict[str, Any] = {}
     try:
         state = restore(str(record.folder), trusted)
-        filters = _filters(*anatomy.filters(state.network))
+        filters = _filters(*anatomy.read_filters(state.network))
         sections = {"Learned filters": filters}
         result = evaluation.evaluate(str(record.folder), data=data, figures=False, trusted=trusted)
         images = restore_data(state, data)
