@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from cnnlab import lock
 from cnnlab.config import CONF, ROOT, check, preflight, quote
 from cnnlab.config.rules import RULES
-from cnnlab.config.tree import chosen, groups, options
+from cnnlab.config.tree import chosen, content, groups, options
 from cnnlab.errors import ConfigError, DamagedError, DataError, MachineError, UnsafeError
 
 COMPOSED: dict[tuple, DictConfig] = {}
@@ -813,3 +813,30 @@ def test_runs_of_the_same_second_have_folders_of_their_own():
     assert first.dir == first.dir
     assert first.dir[-6:] != second.dir[-6:]
     assert int(first.dir[-6:], 16) >= 0
+
+
+# --- the conf tree ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", [group for group, several in groups().items() if several])
+def test_no_two_options_of_a_list_group_share_a_key(group):
+    """Given together, one of the two would be lost without a word."""
+    keys = [key for option in options(group) for key in content(group, option)]
+    assert len(keys) == len(set(keys))
+
+
+def test_an_option_says_only_what_differs_from_the_one_that_it_begins_with():
+    for group in groups():
+        for option in options(group):
+            own: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml")) or {}
+            for base in own.get("defaults", ()) if group not in ("experiment", "search") else ():
+                if base in options(group):
+                    same = [key for key, value in content(group, base).items() if own.get(key, ...) == value]
+                    assert not same, f"{group}/{option}.yaml repeats {same} of {base}"
+
+
+@pytest.mark.parametrize("group", ["data", "model", "trainer", "search"])
+def test_contents_of_the_tree_are_those_that_hydra_composes(group):
+    for option in options(group):
+        whole: Any = OmegaConf.to_container(composed(f"{group}={option}"), resolve=False)
+        assert content(group, option) == whole[group]

@@ -55,20 +55,32 @@ def options(group: str) -> list[str]:
 
 
 @cache
+def content(group: str, option: str) -> dict[str, Any]:
+    """Return what an option contributes to its group: its file over the options that its defaults list begins with."""
+    values = dict(_read(CONF / group / f"{option}.yaml")[1])
+    bases = [base for base in values.pop("defaults", ()) if base in options(group)]
+    merged: dict[str, Any] = {}
+    for layer in (*(content(group, base) for base in bases), values):
+        merged = _merged(merged, layer)
+    return merged
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+@cache
 def _samples() -> list[dict[str, Any]]:
     """List what the files of the tree contribute to a config, each as the part of a config that it is."""
     samples = [{key: value for key, value in main_file().items() if key != "defaults"}]
     samples.append({group: {} for group in groups() if group not in OPTIONAL})
     for group in groups():
-        for option in options(group):
-            text, content = _read(CONF / group / f"{option}.yaml")
-            # A header puts the file elsewhere: an experiment, which changes values and declares none.
-            if not text.startswith("# @package"):
-                for base in content.pop("defaults", ()):
-                    if base in options(group):  # says which class it is about, where the file itself does not
-                        inherited = _read(CONF / group / f"{base}.yaml")[1]
-                        content = {key: inherited[key] for key in ("_target_",) if key in inherited} | content
-                samples.append({group: content})
+        # Recipes change values and declare none.
+        samples += [{group: content(group, option)} for option in options(group) if group != "experiment"]
     return samples
 
 
@@ -82,15 +94,15 @@ def values_of(key: Key, config: Mapping[str, Any]) -> Iterator[Any]:
     """Yield the values of a key in the files of the tree that are about the class which `config` names."""
     for sample in _samples():
         value: Any = sample
-        chosen: Any = config
+        within: Any = config
         for part in key:
             if not isinstance(value, Mapping) or part not in value:
                 break
             value = value[part]
-            chosen = chosen.get(part) if isinstance(chosen, Mapping) else None
-            if isinstance(value, Mapping) and isinstance(chosen, Mapping):
+            within = within.get(part) if isinstance(within, Mapping) else None
+            if isinstance(value, Mapping) and isinstance(within, Mapping):
                 target = value.get("_target_")
-                if target not in (None, "???") and chosen.get("_target_") not in (None, target):
+                if target not in (None, "???") and within.get("_target_") not in (None, target):
                     break
         else:
             yield value
@@ -99,11 +111,11 @@ def values_of(key: Key, config: Mapping[str, Any]) -> Iterator[Any]:
 def options_with(key: Key) -> list[str]:
     """List the `group=option` whose file has a key, such as `optimizer=sgd` for (optimizer, momentum)."""
     group, *rest = key
-    found = []
+    choices = []
     for option in options(group) if group in groups() and rest else ():
-        value: Any = _read(CONF / group / f"{option}.yaml")[1]
+        value: Any = _read(CONF / group / f"{option}.yaml")[1] if group == "experiment" else content(group, option)
         for part in rest:
             value = value.get(part, ...) if isinstance(value, Mapping) else ...
         if value is not ...:
-            found.append(f"{group}={option}")
-    return found
+            choices.append(f"{group}={option}")
+    return choices
