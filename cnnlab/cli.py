@@ -1,4 +1,4 @@
-"""The `cnnlab` command: finds the command that was asked for, and turns its errors into exit codes."""
+"""The `cnnlab` command: imports the verb that is called, and turns errors into exit codes."""
 
 import importlib
 import runpy
@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from cnnlab import signals
-from cnnlab.errors import CnnlabError, MachineError, Stopped, report
+from cnnlab.errors import CnnlabError, MachineError, Stopped, print_error
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,9 +22,9 @@ app = typer.Typer(
 
 # What --help says; each is the module cnnlab.commands.<name>, imported when it is called and not before.
 COMMANDS = {
-    "check": "Try a run out before it begins: go or no go, and what it will take.",
+    "check": "Rehearse a run before it begins: go or no go, and what it will take.",
     "evaluate": "Evaluate a run: metrics, confusion matrix, calibration, worst mistakes.",
-    "predict": "Say what pictures show, with a run's network or an exported one.",
+    "predict": "Predict the classes of pictures, with a run's network or an exported one.",
     "export": "Write a run's network as ONNX, torch.export or safetensors.",
     "compare": "Compare runs: config, metrics, curves, and whether the difference is real.",
     "runs": "List runs: what each was, how it ended, what it reached.",
@@ -54,12 +54,12 @@ def main(
 
 @app.command(cls=_Verbatim, help="Train a network: all that follows goes to train.py (`cnnlab train --help`).")
 def train(context: typer.Context) -> None:
-    """Run train.py, which stands beside the configs."""
+    """Run train.py, which lies beside the configs."""
 
     def run() -> None:
         script = str(_train_script())
         sys.argv = [script, *context.args]
-        # For networks of the user's own. Last, so that a file lying there replaces nothing that is installed.
+        # For the user's classes. Last, so that a file there replaces nothing that is installed.
         sys.path.append(str(Path.cwd()))
         runpy.run_path(script, run_name="__main__")
 
@@ -75,8 +75,8 @@ def _train_script() -> Path:
     raise MachineError(f"train.py and conf must stand in {package} or {package.parent}. Install cnnlab again.")
 
 
-def _forwarding(name: str) -> Callable[[typer.Context], None]:
-    """Return the command that imports `cnnlab.commands.<name>` and calls its app."""
+def _forward_to(name: str) -> Callable[[typer.Context], None]:
+    """Return a command that imports `cnnlab.commands.<name>` and calls its app."""
 
     def forward(context: typer.Context) -> None:
         debug = context.obj or "--debug" in context.args
@@ -90,7 +90,7 @@ def _forwarding(name: str) -> Callable[[typer.Context], None]:
 
 
 for _name, _help in COMMANDS.items():
-    app.command(_name, cls=_Verbatim, help=_help)(_forwarding(_name))
+    app.command(_name, cls=_Verbatim, help=_help)(_forward_to(_name))
 
 
 def _run(command: Callable[[], object], debug: bool) -> None:
@@ -103,14 +103,14 @@ def _run(command: Callable[[], object], debug: bool) -> None:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        known: CnnlabError
+        user_error: CnnlabError
         if isinstance(error, CnnlabError):
-            known = error
+            user_error = error
         else:
             from cnnlab.run import understood  # not before: it takes a tenth of a second
 
-            known = understood(error)
-        report(known)
-        if type(known) is CnnlabError and known is not error and not debug:
+            user_error = understood(error)
+        print_error(user_error)
+        if type(user_error) is CnnlabError and user_error is not error and not debug:
             print("cnnlab: the same with --debug shows the traceback", file=sys.stderr)
-        sys.exit(known.exit_code)
+        sys.exit(user_error.exit_code)

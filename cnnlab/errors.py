@@ -84,7 +84,7 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")[:200]
 
 
-def report(error: BaseException) -> None:
-    """Print an error as users see it: each line of its message behind the program's name, on standard error."""
+def print_error(error: BaseException) -> None:
+    """Print an error as users see it: each line of its message after the program's name, on standard error."""
     for line in str(error).splitlines():
         print(f"cnnlab: error: {line}", file=sys.stderr)

@@ -22,7 +22,7 @@ from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
-from cnnlab.errors import MachineError, report
+from cnnlab.errors import MachineError, print_error
 
 ADVERTISING = ("pytorch_lightning", "lightning_fabric")
 """Loggers that announce devices, tips and other products at level INFO. Lightning 2.6.6."""
@@ -62,7 +62,7 @@ def terminate_without_sigkill(observer: _ChildProcessObserver) -> None:
         process.kill()
     time.sleep(10)
     error = MachineError("another of the run's processes died: its own message says why. Resume with resume=FOLDER.")
-    report(error)
+    print_error(error)
     os._exit(error.exit_code)
 
 

@@ -30,7 +30,7 @@ from cnnlab.errors import (
     MachineError,
     PartialError,
     Stopped,
-    report,
+    print_error,
 )
 from cnnlab.files import read_csv, read_json, write_json
 from cnnlab.record import program
@@ -215,7 +215,7 @@ class Run:
         log.error(str(known), exc_info=error)
         if self.debug:
             sys.excepthook(type(error), error, traceback)
-        report(known)
+        print_error(known)
         if type(known) is CnnlabError:
             print(f"cnnlab: the traceback is in {self.folder / 'train.log'}", file=sys.stderr)
         if self.exit_on_error:
@@ -251,7 +251,7 @@ def command_line() -> Iterator[None]:
         stop_printing()
     except Exception as error:
         known = understood(error)
-        report(known)
+        print_error(known)
         sys.exit(known.exit_code)
 
 
@@ -290,7 +290,7 @@ def reported(debug: bool = False) -> Iterator[None]:
         if debug:
             sys.excepthook(type(error), error, error.__traceback__)
         known = understood(error)
-        report(known)
+        print_error(known)
         sys.exit(known.exit_code)
 
 

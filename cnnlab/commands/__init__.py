@@ -1,4 +1,4 @@
-"""The commands, one file each; here are the arguments that several of them take."""
+"""The verbs of `cnnlab`, a file each; here are the arguments that several of them take."""
 
 from typing import Annotated
 
