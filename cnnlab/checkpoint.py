@@ -176,7 +176,7 @@ def _load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         if re.search(r"(?i)unsupported|not an allowed global", str(error)):
             raise UnsafeError(f"{path} holds more than tensors and plain containers and was not loaded.") from error
         raise CheckpointError(f"{path} is damaged and cannot be loaded. {_alternative(path)}") from error
-    except Exception as error:  # torch promises nothing about which ones, for a file of chance
+    except Exception as error:  # torch promises nothing about which ones, for a damaged file
         raise CheckpointError(f"{path} is damaged ({first_line(error)}). {_alternative(path)}") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise CheckpointError(f"{path} must be a checkpoint that cnnlab wrote; it has no state_dict.")

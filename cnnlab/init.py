@@ -21,7 +21,7 @@ class Whiten:
     and the same again with the other sign where there are filters left; further ones stay as they are.
 
     Args:
-        count: Images to learn them from, the first of the training set; 5000 at most are handed over.
+        count: Images to learn them from, the first of the training set; at most 5000 are passed.
         eps: Added to the variances, so that directions that hardly occur are not blown up.
 
     Raises:
@@ -60,7 +60,7 @@ class Whiten:
 
 @dataclass(frozen=True)
 class Dirac:
-    """Let 3×3 convolutions behind the first begin as the identity on as many channels as they have inputs.
+    """Let 3×3 convolutions after the first begin as the identity on as many channels as they have inputs.
 
     Source: Jordan 2024, arXiv:2404.00498, section 3.3.
     """

@@ -1,4 +1,4 @@
-"""What watches a run: only what Lightning lacks."""
+"""Callbacks of the Trainer: only what Lightning lacks."""
 
 from cnnlab.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from cnnlab.callbacks.dashboard import Dashboard

@@ -19,17 +19,17 @@ from cnnlab.record import LAST
 class Checkpoint(lightning_callbacks.Checkpoint):
     """Keep the best and the last state of a run in `checkpoints/`.
 
-    Lightning's ModelCheckpoint numbers its files, keeps a state whose metric is NaN, and goes on when it may not
+    Lightning's ModelCheckpoint numbers its files, keeps a state whose metric is NaN, and trains on when it may not
     write.
 
     Args:
-        monitor: The metric that says which state is best, as in `val/accuracy`. When it is not there, as without
+        monitor: The metric that says which state is best, as in `val/accuracy`. Where it is not measured, as without
             validation, the last state is the best.
         mode: Whether more (`max`) or less (`min`) is better.
         every_n_seconds: Save `last.ckpt` inside an epoch when so many seconds have passed since it was last saved.
         every_n_steps: Likewise after so many optimizer steps.
 
-    A validation that takes longer than `LONG_SECONDS` has `last.ckpt` saved in front of it, so that a signal need not
+    A validation that takes longer than `LONG_SECONDS` has `last.ckpt` saved before it, so that a signal need not
     wait for its end.
     """
 
@@ -60,7 +60,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
 
     @property
     def last(self) -> Path:
-        """The file to go on from."""
+        """The file to resume from."""
         return self.folder / LAST
 
     @override
@@ -99,7 +99,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor not in trainer.callback_metrics:
-            # Noted before the state is saved: a run that goes on from it may have nothing left but the test.
+            # Noted before the state is saved: a run that is resumed from it may have nothing left but the test.
             self.best_metrics = as_numbers(trainer.callback_metrics)
             self._save(trainer, self.best)
         self._save(trainer, self.last)
@@ -124,7 +124,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
             return True
         if trainer.world_size == 1:
             return time.monotonic() - self._saved_at >= self.every_n_seconds
-        # Processes save together, and their clocks differ: the first one's decides, asked now and then.
+        # Processes save together, and their clocks differ: the first process decides, asked now and then.
         if self.every_n_seconds == math.inf or trainer.fit_loop.total_batch_idx % 100:
             return False
         return trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.every_n_seconds)
@@ -135,7 +135,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         if (batches + trainer.accumulate_grad_batches) // every == batches // every:
             return False
         expected = self._validation_seconds
-        if expected is None:  # the first one: worth it if the training before it took long
+        if expected is None:  # the first validation: worth it if the training before it took long
             expected = time.monotonic() - self._saved_at
         # Processes save together, and their clocks differ.
         return bool(trainer.strategy.broadcast(expected > self.LONG_SECONDS))
@@ -177,10 +177,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def resumable(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether a state saved after this training batch can be gone on from to the same bits.
+    """Whether a run resumed from a state saved after this training batch comes to the same bits.
 
     Gradients that are still being accumulated are in no checkpoint, and Lightning skips the validation that was due
-    after the batch it goes on from.
+    after the batch it resumes from.
     """
     if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
         return False

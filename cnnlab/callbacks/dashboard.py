@@ -34,20 +34,20 @@ LAYOUT = {
     }
 }
 
-# What tells one run from another in the HParams tab.
+# What the HParams tab compares runs by.
 SETTINGS = (
     "seed", "data.path", "data.batch_size", "data.val_size", "data.split_seed", "augment.*", "model.*", "optimizer.*",
     "schedule.*", "loss.*", "callbacks.ema.*", "callbacks.early_stopping.*", "trainer.max_*", "trainer.precision",
     "trainer.accumulate_grad_batches", "trainer.gradient_clip_*", "trainer.limit_train_batches",
 )  # fmt: skip
-PR_CURVES = 20  # classes at most that have one of their own
+PR_CURVES = 20  # classes at most that get a curve each
 RESULTS = ".results"  # how the event file ends that holds them
 
 
 class Dashboard(Callback):
     """Arrange TensorBoard for a run: train and validation on one chart, the graph, the run's real results.
 
-    Behind the test come a curve of precision and recall for each class (up to 20, and one of all together) and a text
+    After the test come a curve of precision and recall for each class (up to 20, and one of all together) and a text
     with the run's results and settings.
     """
 
@@ -57,7 +57,7 @@ class Dashboard(Callback):
         for logger in trainer.loggers:
             logger.log_hyperparams(varied(trainer) or settings(config))
         if trainer.ckpt_path:
-            return  # a run that goes on has the rest already
+            return  # a resumed run has the rest already
         data = data_of(trainer)
         for writer in writers(trainer):
             writer.add_custom_scalars(LAYOUT)
@@ -69,7 +69,7 @@ class Dashboard(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         checkpoint = trainer.checkpoint_callback
         best = checkpoint.best_metrics if isinstance(checkpoint, Checkpoint) else {}
-        # Not under their own names: there they are a curve's last points.
+        # Not as `val/...`: that name is a curve's, and this would be its last point.
         results = {f"best/{name}": value for name, value in best.items() if name.startswith("val/")}
         results |= as_numbers(trainer.callback_metrics)
         data = data_of(trainer)
@@ -89,8 +89,8 @@ class Dashboard(Callback):
                         last.add_pr_curve(f"precision_recall/{name}", right, probabilities, trainer.current_epoch)
                 # Without the list of an experiment's settings and metrics: TensorBoard makes one of all runs' then,
                 # and shows first in which settings they differ; a run's own list would hide the others'.
-                told = varied(trainer) or settings(pl_module.hparams.get("config", {}))
-                _, start, end = hparams(told, {})
+                values = varied(trainer) or settings(pl_module.hparams.get("config", {}))
+                _, start, end = hparams(values, {})
                 for summary in (start, end):
                     write_summary(last, summary)
 
@@ -119,13 +119,13 @@ def add_graph(writer: SummaryWriter, classifier: LightningModule, images: Tensor
 
 def varied(trainer: Trainer) -> dict[str, str | float]:
     """Return what tells a trial from the others of its sweep; nothing where the run is none of a sweep's."""
-    found: dict[str, str | float] = {}
+    values: dict[str, str | float] = {}
     for key, value in read_json(Path(trainer.default_root_dir) / "trial.json").get("settings", {}).items():
         try:
-            found[key] = float(value)
+            values[key] = float(value)
         except ValueError:
-            found[key] = value
-    return found
+            values[key] = value
+    return values
 
 
 def curves(logits: Tensor, targets: Tensor, classes: Sequence[str]) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -146,14 +146,14 @@ def as_tables(results: Mapping[str, float], settings: Mapping[str, str | float])
         lines = (f"| {name} | `{str(value).replace('|', '/').replace('`', '')}` |" for name, value in rows)
         return "\n".join([f"| {left} | {right} |", "|---|---|", *lines])
 
-    shown = ((name, f"{value:.4f}") for name, value in sorted(results.items()))
-    return f"{table('result', 'value', shown)}\n\n{table('setting', 'value', settings.items())}"
+    rounded = ((name, f"{value:.4f}") for name, value in sorted(results.items()))
+    return f"{table('result', 'value', rounded)}\n\n{table('setting', 'value', settings.items())}"
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, str | float]:
     """Return the values of a config that tell runs apart; a section's class under the section's name."""
     augment = config.get("augment") or {}
-    found: dict[str, str | float] = {"augment": ", ".join(name for name, node in augment.items() if node) or "none"}
+    values: dict[str, str | float] = {"augment": ", ".join(name for name, node in augment.items() if node) or "none"}
     for key, value in flatten(config):
         section, _, name = key.partition(".")
         if value in (None, {}) or not any(fnmatchcase(key, pattern) for pattern in SETTINGS):
@@ -161,7 +161,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, str | float]:
         if isinstance(value, bool):
             value = str(value).lower()
         if name == "_target_":
-            found[section] = value.rpartition(".")[2]
+            values[section] = value.rpartition(".")[2]
         elif not name.endswith("._target_"):
-            found[key] = value if isinstance(value, (int, float)) else str(value)
-    return found
+            values[key] = value if isinstance(value, (int, float)) else str(value)
+    return values

@@ -1,4 +1,4 @@
-"""Stopping when the loss or the weights are no numbers any more, before such a state can be kept."""
+"""Stop when the loss or the weights are not finite, before such a state can be saved."""
 
 import logging
 import math
@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 
 
 class Divergence(Callback):
-    """Check that losses and weights are finite: every so many steps, before a validation and a save, behind an epoch.
+    """Check that losses and weights are finite: every so many steps, before a validation and a save, after an epoch.
 
     A step only leaves its loss on the device; a gradient that is not finite shows in the weights, which are looked at
-    with the losses. Since every save comes behind a check, no checkpoint holds such a state.
+    with the losses. Since every save comes after a check, no checkpoint holds such a state.
 
     Args:
         flush_every: Steps between two checks.
-        rollbacks: How often the learning rate is halved, those in the checkpoint that is gone on from included.
+        rollbacks: How often the learning rate is halved, including those in the checkpoint that is resumed from.
 
     Raises:
         DivergedError: Something is not finite.
@@ -93,16 +93,16 @@ class Divergence(Callback):
         self._pending.clear()
         values = torch.stack(losses).tolist()
         at = next((at for at, value in enumerate(values) if not math.isfinite(value)), None)
-        found = f"the loss of step {steps[at]} is {values[at]}" if at is not None else ""
+        reason = f"the loss of step {steps[at]} is {values[at]}" if at is not None else ""
         if at is None and not is_finite(pl_module):
             # Had an earlier step's gradient done it, the next step's loss would say so.
             at = len(steps) - 1
-            found = f"the gradient of step {steps[at]} is not finite"
+            reason = f"the gradient of step {steps[at]} is not finite"
         diverged = at is not None
-        if trainer.world_size > 1:  # stop together, or one would wait for the other
-            told = torch.tensor(int(diverged), device=trainer.strategy.root_device)
-            diverged = bool(trainer.strategy.reduce(told, reduce_op="max"))
-            found = found or f"another process' loss or gradient, by step {steps[-1]}, is not finite"
+        if trainer.world_size > 1:  # stop together, or one process would wait for the other
+            flag = torch.tensor(int(diverged), device=trainer.strategy.root_device)
+            diverged = bool(trainer.strategy.reduce(flag, reduce_op="max"))
+            reason = reason or f"another process' loss or gradient, by step {steps[-1]}, is not finite"
         if not diverged:
             return
         at = len(steps) - 1 if at is None else at
@@ -110,7 +110,7 @@ class Divergence(Callback):
         log.info(f"the images of step {steps[at]}, as rows of the training set: {images}")
         some = ", ".join(map(str, images[:5])) + (f" and {len(images) - 5} more" if len(images) > 5 else "")
         raise DivergedError(
-            f"training diverged: {found}, at optimizer.lr={lrs[at]:.3g}, with training images {some}. Try a lower "
+            f"training diverged: {reason}, at optimizer.lr={lrs[at]:.3g}, with training images {some}. Try a lower "
             "optimizer.lr, a warm-up (schedule=cosine), trainer.gradient_clip_val=1, or on_divergence=rollback."
         )
 

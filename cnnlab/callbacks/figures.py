@@ -21,7 +21,7 @@ from cnnlab.data import ImageData
 
 
 class Figures(Callback):
-    """Draw what the article draws, and what one looks at every day, into `figures/`.
+    """Draw the article's pictures, and those of daily work, into `figures/`.
 
     Before training: `first_training_images.png`, and `augmented_batch.png` if there is augmentation. After it:
     `loss.png` (every iteration), `learning_curves.png` (every epoch). After the test: `first_test_images.png`
@@ -39,15 +39,15 @@ class Figures(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = data_of(trainer)
-        if data is None or not trainer.is_global_zero or trainer.ckpt_path:  # a run that goes on has them already
+        if data is None or not trainer.is_global_zero or trainer.ckpt_path:  # a resumed run has them already
             return
         images = data.train_images[: self.count].cpu().numpy()
         names = [data.classes[target] for target in data.train_targets[: self.count].tolist()]
         self._save(trainer, "first_training_images", plots.image_row(images, names))
         if data.augment is not None:
             batch = data.augmented(first_batch(data), epoch=0, step=0)
-            shown = displayable(batch.images[: self.batch_count])
-            self._save(trainer, "augmented_batch", plots.image_grid(shown))
+            pixels = displayable(batch.images[: self.batch_count])
+            self._save(trainer, "augmented_batch", plots.image_grid(pixels))
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,10 +15,10 @@ class Freeze(Callback):
     """Keep parameters as they are during some epochs.
 
     Args:
-        parameters: Their names in the network, with wildcards: `body.features.*`. A name with `!` in front takes
+        parameters: Their names in the network, with wildcards: `body.features.*`. A name that starts with `!` takes
             parameters back out.
         from_epoch: The first epoch in which they are frozen.
-        until_epoch: The first one in which they are trained again; null: never.
+        until_epoch: The first epoch in which they are trained again; null: never.
 
     Raises:
         ConfigError: No parameter has such a name.
@@ -31,15 +31,15 @@ class Freeze(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        named = {
+        parameters = {
             name.removeprefix("network."): parameter
             for name, parameter in pl_module.named_parameters()
             if parameter.requires_grad
         }
-        self._chosen = [parameter for name, parameter in named.items() if self._chooses(name)]
+        self._chosen = [parameter for name, parameter in parameters.items() if self._chooses(name)]
         if not self._chosen:
-            shown = ", ".join(list(named)[:12])
-            raise ConfigError(f"callbacks.freeze.parameters={self.parameters} fits no trained parameter: {shown}, ...")
+            names = ", ".join(list(parameters)[:12])
+            raise ConfigError(f"callbacks.freeze.parameters={self.parameters} fits no trained parameter: {names}, ...")
         self._apply(trainer)
 
     @override

@@ -59,7 +59,7 @@ class History(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # What a killed run recorded behind its last checkpoint comes again: TensorBoard forgets it at a second start.
+        # What a killed run recorded after its last checkpoint comes again: TensorBoard forgets it at a second start.
         start = Event(step=len(self.losses), session_log=SessionLog(status=SessionLog.START))
         for writer in writers(trainer):
             write_event(writer, start)
@@ -108,7 +108,7 @@ class History(Callback):
         loss_sum, correct, images = sums.tolist()
         train = {"train/loss": loss_sum / images, "train/accuracy": correct / images}
         pl_module.log_dict(train, logger=False)  # so that an objective or early stopping can be about them
-        # An epoch without a validation leaves the last one's metrics standing.
+        # An epoch without a validation leaves the metrics of the last validation standing.
         metrics = trainer.callback_metrics if self._validated else {}
         val = {name: float(metrics[name]) for name in metrics if name.startswith("val/")}
         speed = {"train_seconds": self._seconds, "images_per_second": images / self._seconds}
@@ -124,7 +124,7 @@ class History(Callback):
     def state_dict(self) -> dict[str, Any]:
         self._flush()
         self._pause()
-        # A run that is killed goes on behind these steps: nobody would write them again.
+        # A run that is killed resumes after these steps: nobody would write them again.
         for writer in writers(self._trainer):
             writer.flush()
         return {
@@ -196,7 +196,7 @@ class History(Callback):
                 )
 
     def _write(self) -> None:
-        """Replace history.csv by one with all rows, in one step."""
+        """Write history.csv anew, with all rows."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()

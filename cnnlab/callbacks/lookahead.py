@@ -1,4 +1,4 @@
-"""Slow weights behind the fast ones."""
+"""Slow weights that follow the fast weights."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from typing_extensions import override
 
 
 class Lookahead(Callback):
-    """Pull the weights back to their own slow average every few steps, and once more at the run's last step.
+    """Pull the weights back to their slow average every few steps, and once more at the run's last step.
 
     A run that is ended before its last step, as early stopping and `max_time` do, ends up to `every_n_steps` - 1 steps
     ahead of its average.
 
     Every `every_n_steps` optimizer steps the slow weights move to the fast ones by 1 - momentum^every·(t/T)³, where
-    t/T is the share of the run that is over, and the fast ones are set to them: hardly any pull in the beginning, a
-    strong one at the end. Buffers such as the running statistics of norms are averaged alike.
+    t/T is the share of the run that is over, and the fast weights are set to them: hardly any pull in the beginning, a
+    strong pull at the end. Buffers such as the running statistics of norms are averaged alike.
 
     Args:
         every_n_steps: Optimizer steps between two pulls.

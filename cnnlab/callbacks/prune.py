@@ -1,4 +1,4 @@
-"""Stopping a search's trial that falls behind the others."""
+"""Stop a search's trial that is worse than the others."""
 
 import logging
 from typing import Any, Literal
@@ -24,7 +24,7 @@ class Prune(Callback):
         pruner: `asha` (asynchronous successive halving; Li et al. 2018, arXiv:1810.05934) or `median`.
         startup: Trials that `median` waits for.
         min_epochs: Epochs that every trial gets.
-        reduction: Of so many trials, `asha` lets one go on at each rung.
+        reduction: Of so many trials, `asha` keeps one at each rung.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Prune(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            self._trial = self._opened()
+            self._trial = self._open()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # It may have been killed between that decision and its end.
+        # It may have been killed between the decision to give it up and its end.
         given_up = self._given_up() if trainer.is_global_zero else 0
         self._stop(trainer, 0 < given_up <= trainer.current_epoch, trainer.current_epoch)
 
@@ -67,13 +67,13 @@ class Prune(Callback):
         pruned = False
         epoch = trainer.current_epoch + 1
         if trainer.is_global_zero:
-            pruned = self._falls_behind(
+            pruned = self._is_worse(
                 epoch, float(trainer.callback_metrics[self.monitor]), is_last=epoch == trainer.max_epochs
             )
         self._stop(trainer, pruned, epoch)
 
     def _stop(self, trainer: Trainer, pruned: bool, epochs: int) -> None:
-        """End the training after so many epochs, on all ranks, if the first one says so."""
+        """End the training after so many epochs, on all ranks, if the first rank says so."""
         if trainer.world_size > 1:
             pruned = trainer.strategy.broadcast(pruned)
         if pruned:
@@ -84,19 +84,19 @@ class Prune(Callback):
         """Return after how many epochs the study gave the trial up; 0 if it did not."""
         return int(self._trial.study._storage.get_trial(self._trial._trial_id).user_attrs.get("pruned", 0))
 
-    def _falls_behind(self, epoch: int, value: float, *, is_last: bool) -> bool:
+    def _is_worse(self, epoch: int, value: float, *, is_last: bool) -> bool:
         if self._given_up():
             return True
         trial = self._trial
         if epoch not in trial.study._storage.get_trial(trial._trial_id).intermediate_values:
-            trial.report(value, epoch)  # an epoch that was repeated after an interruption is known already
-        # Asked after the last epoch too: that tells the study how far this one came. There is nothing left to stop.
+            trial.report(value, epoch)  # an epoch that was repeated after an interruption was reported already
+        # Asked after the last epoch too: that tells the study how far this trial came. There is nothing left to stop.
         if not trial.should_prune() or is_last:
             return False
         trial.set_user_attr("pruned", epoch)
         return True
 
-    def _opened(self) -> Any:
+    def _open(self) -> Any:
         try:
             import optuna
             from optuna.storages import journal
@@ -109,5 +109,5 @@ class Prune(Callback):
             else optuna.pruners.MedianPruner(n_startup_trials=self.startup, n_warmup_steps=self.min_epochs - 1)
         )
         study = optuna.load_study(study_name=self.study, storage=optuna.storages.JournalStorage(backend), pruner=pruner)
-        found = study.get_trials(deepcopy=False)[self.number]
-        return optuna.trial.Trial(study, found._trial_id)
+        frozen = study.get_trials(deepcopy=False)[self.number]
+        return optuna.trial.Trial(study, frozen._trial_id)

@@ -1,4 +1,4 @@
-"""Stopping between steps when a signal came, so that nothing is cut in half."""
+"""Stop between steps when a signal came, so that no step is cut in half."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ class StopOnSignal(Callback):
     """Let the batch under way end before SIGINT or SIGTERM stops the run; a second signal stops it at once.
 
     Args:
-        validation_grace_seconds: How long a validation under way may go on to its end.
+        validation_grace_seconds: How long a validation under way may take to its end.
     """
 
     def __init__(self, validation_grace_seconds: float = 5.0) -> None:
@@ -34,7 +34,7 @@ class StopOnSignal(Callback):
 
     @override
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        # Behind the validation the epoch's state is saved; in front of one that takes longer, one was.
+        # After the validation the epoch's state is saved; before a validation that takes longer, a state was saved.
         stop_together(trainer, signals.received() if signals.waited(self.validation_grace_seconds) else 0)
 
     @override
@@ -57,9 +57,9 @@ class StopOnSignal(Callback):
 
 
 def stop_together(trainer: Trainer, signum: int, *, between_steps: bool = False) -> None:
-    """Stop if a signal came to any of the run's processes: all behind the same batch, or one would wait for another."""
+    """Stop if a signal came to any of the run's processes: all after the same batch, or one would wait for another."""
     if trainer.world_size > 1:
-        told = torch.tensor(signum, device=trainer.strategy.root_device)
-        signum = int(trainer.strategy.reduce(told, reduce_op="max"))
+        flag = torch.tensor(signum, device=trainer.strategy.root_device)
+        signum = int(trainer.strategy.reduce(flag, reduce_op="max"))
     if signum:
         raise Stopped(signum, between_steps=between_steps)

@@ -66,8 +66,8 @@ class Muon(Optimizer):
             "bias": {"lr": bias_lr, "momentum": sgd_momentum},
         }
         groups = []
-        for given in params:
-            group: dict[str, Any] = given if isinstance(given, dict) else {"params": [given]}
+        for entry in params:
+            group: dict[str, Any] = entry if isinstance(entry, dict) else {"params": [entry]}
             decay = group.get("weight_decay", weight_decay)
             if not decay >= 0:
                 raise ValueError(f"weight_decay must be at least 0, got {decay}.")
