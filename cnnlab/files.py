@@ -8,11 +8,14 @@ import io
 import json
 import math
 import os
+import reprlib
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import UnionType
+from typing import Any, BinaryIO, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import yaml  # type: ignore[import-untyped]
 
@@ -20,6 +23,8 @@ from cnnlab.errors import DamagedError, MachineError
 
 MOST_BYTES = 64 << 20
 """The largest small file that is read; a history of 100,000 epochs has a quarter of this."""
+
+FLOAT_MAX = sys.float_info.max
 
 MOST_DEPTH = 50
 """The deepest nesting of a YAML file; Hydra's own have about eight levels."""
@@ -162,11 +167,15 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
         raise DamagedError(f"{path} can't be read: {error.strerror}.") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, kind: Any = None) -> dict[str, Any]:
     """Return a JSON file's object; an empty one if there is no file.
 
+    Args:
+        path: The file.
+        kind: A TypedDict that declares what it holds.
+
     Raises:
-        DamagedError: It is damaged.
+        DamagedError: It is damaged, or holds something else than declared.
         MachineError: It may not be read.
     """
     try:
@@ -177,7 +186,49 @@ def read_json(path: Path) -> dict[str, Any]:
         raise _damaged(path, error) from error
     if not isinstance(content, dict):
         raise DamagedError(f"{path} must hold a JSON object: it is damaged.")
+    if kind is not None:
+        check_type(content, kind, str(path))
     return content
+
+
+def check_type(value: Any, kind: Any, place: str) -> None:
+    """Check that a part of what a file holds is of the type that it is declared to have.
+
+    Args:
+        value: The part, as plain containers.
+        kind: A type as in annotations: `str`, `float | None`, `list[str]`, `dict[str, str]`, a Literal, a TypedDict.
+        place: The file, and the keys that lead to the part.
+
+    Raises:
+        DamagedError: It is of another type, a key is missing, or a number is not finite or too large.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_typeddict(kind) and isinstance(value, dict):
+        for name, inner in get_type_hints(kind).items():
+            if name in value:
+                check_type(value[name], inner, f"{place}: {name}")
+            elif name in kind.__required_keys__:
+                raise DamagedError(f"{place}: {name} is missing: it is damaged.")
+    elif origin is dict and isinstance(value, dict):
+        for name, element in value.items():
+            check_type(element, arguments[1], f"{place}: {name}")
+    elif origin is list and isinstance(value, list):
+        for element in value:
+            check_type(element, arguments[0], place)
+    elif origin in (UnionType, Union):  # with None
+        if value is not None:
+            check_type(value, next(inner for inner in arguments if inner is not type(None)), place)
+    elif not (
+        kind is Any
+        or (
+            kind is float and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= FLOAT_MAX
+        )
+        or (kind is int and type(value) is int and abs(value) < 2**63)
+        or (kind in (str, bool) and isinstance(value, kind))
+        or (origin is Literal and isinstance(value, str) and value in arguments)
+    ):
+        name = " or ".join(map(str, arguments)) if origin is Literal else getattr(kind, "__name__", str(kind))
+        raise DamagedError(f"{place} must be {name}, got {reprlib.repr(value)}: it is damaged.")
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

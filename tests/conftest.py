@@ -105,3 +105,25 @@ def run_process(
 def read(path: Path) -> dict:
     """Return a JSON file's content."""
     return json.loads(path.read_text())
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch):
+    """Run a sweep in this process; return its folder."""
+
+    def run(*overrides: str, folder: str = "sweep") -> Path:
+        import train as script
+        from cnnlab.config import preflight
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as train.py has it
+        place = [] if any(line.startswith("resume=") for line in overrides) else [f"hydra.sweep.dir={folder}"]
+        base = ["trainer.max_epochs=1" if line.startswith("trainer.max") else line for line in small]
+        quick = ["callbacks.figures=null", "callbacks.dashboard=null", "logger=none"]
+        given = {line.partition("=")[0] for line in overrides}
+        base = [line for line in [*base, *quick] if line.partition("=")[0] not in given]
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *preflight(["-m", *base, *overrides, *place])])
+        script.main()
+        return tmp_path / folder
+
+    return run

@@ -26,7 +26,7 @@ ROWS = [
     {"classifier", "data"},
     {"augment", "init", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger"}
     | {"anatomy", "checkpoint"},
-    {"batch", "patches", "signals", "record", "trust", "lock", "tutorial", "tta", "stats"},
+    {"batch", "patches", "signals", "record", "trust", "lock", "study", "tutorial", "tta", "stats"},
     {"files"},
     {"errors"},
 ]

@@ -24,27 +24,6 @@ from cnnlab.sweep.trial import folder_name, grid_trials
 from tests.conftest import ROOT, read
 
 
-@pytest.fixture
-def sweep(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch):
-    """Run a sweep in this process; return its folder."""
-
-    def run(*overrides: str, folder: str = "sweep") -> Path:
-        import train as script
-
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as train.py has it
-        place = [] if any(line.startswith("resume=") for line in overrides) else [f"hydra.sweep.dir={folder}"]
-        base = ["trainer.max_epochs=1" if line.startswith("trainer.max") else line for line in small]
-        quick = ["callbacks.figures=null", "callbacks.dashboard=null", "logger=none"]
-        given = {line.partition("=")[0] for line in overrides}
-        base = [line for line in [*base, *quick] if line.partition("=")[0] not in given]
-        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *preflight(["-m", *base, *overrides, *place])])
-        script.main()
-        return tmp_path / folder
-
-    return run
-
-
 def done(folder: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/run.json")}
 
@@ -141,7 +120,8 @@ def test_sweep_ends_in_a_table_and_goes_on_where_it_was(sweep):
     assert best["mean"] == pytest.approx(statistics.fmean(values))
     assert best["sd"] == pytest.approx(statistics.stdev(values))
     assert worst["mean"] < best["mean"]
-    assert content["winner"].endswith("optimizer.lr=0.1 seed=0")
+    assert " -m data=npz " in content["winner"]
+    assert content["winner"].endswith("optimizer.lr=0.1 seed=0,1"), "a winner over seeds is repeated over seeds"
     assert (folder / "sweep.csv").read_text().splitlines()[0].startswith("optimizer.lr,seed,status,objective,")
     assert {path.stem for path in (folder / "figures").iterdir()} == {
         "objective_by_value", "learning_curves", "parallel_coordinates", "objective_by_time",
@@ -249,12 +229,9 @@ def test_space_of_choices_that_open_spaces_makes_a_grid():
 def test_report_reads_a_sweep_that_is_still_running(tmp_path: Path):
     (tmp_path / ".sweep").mkdir()
     record = {
-        "objective": {"metric": "val/loss", "mode": "min"},
-        "command": "c",
-        "planned": 3,
-        "base": [],
-        "program": "p",
-    }
+        "objective": {"metric": "val/loss", "mode": "min"}, "command": "c", "planned": 3, "base": [], "program": "p",
+        "keys": ["lr"], "config": {}, "trials": [], "search": None, "each": 1,
+    }  # fmt: skip
     (tmp_path / ".sweep" / "record.json").write_text(json.dumps(record))
     for number, (status, value) in enumerate([("completed", 0.5), ("completed", 0.3), ("running", None)]):
         folder = tmp_path / f"lr-{number}"

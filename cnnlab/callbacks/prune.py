@@ -1,6 +1,7 @@
 """Stop a search's trial that is worse than the others."""
 
 import logging
+from pathlib import Path
 from typing import Any, Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -99,15 +100,15 @@ class Prune(Callback):
     def _open(self) -> Any:
         try:
             import optuna
-            from optuna.storages import journal
+
+            from cnnlab.study import open_study
         except ModuleNotFoundError as error:
             raise ConfigError("search needs Optuna: pip install 'cnnlab[search]'") from error
-        backend = journal.JournalFileBackend(self.journal)
         pruner = (
             optuna.pruners.SuccessiveHalvingPruner(min_resource=self.min_epochs, reduction_factor=self.reduction)
             if self.pruner == "asha"
             else optuna.pruners.MedianPruner(n_startup_trials=self.startup, n_warmup_steps=self.min_epochs - 1)
         )
-        study = optuna.load_study(study_name=self.study, storage=optuna.storages.JournalStorage(backend), pruner=pruner)
+        study = open_study(Path(self.journal), self.study, pruner=pruner)
         frozen = study.get_trials(deepcopy=False)[self.number]
         return optuna.trial.Trial(study, frozen._trial_id)

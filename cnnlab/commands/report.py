@@ -19,6 +19,9 @@ def report(
         Path | None, typer.Option("--output", "-o", help="The file. [default: report.html in the folder]")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="The npz file, where it is no longer where it was.")] = None,
+    any_length: Annotated[
+        bool, typer.Option(help="Of a sweep: count trials that were trained to other limits than the sweep's too.")
+    ] = False,
     trust: Trust = None,
 ) -> None:
     """Write one HTML file that needs nothing else: what ran, what came out, and the command to repeat it.
@@ -32,7 +35,7 @@ def report(
     try:
         if is_sweep(folder):
             check_links(folder)
-            summary.show(summary.write(folder))
+            summary.show(summary.write(folder, any_length=any_length))
             written = report_sweep(folder, output)
         else:
             written = report_run(run, output, data, trust or ())

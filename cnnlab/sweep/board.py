@@ -1,6 +1,7 @@
 """What a sweep shows while it runs: a live table on a terminal, a line a trial elsewhere."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cnnlab.files import read_json
-from cnnlab.record import TRIAL, Record
+from cnnlab.sweep.table import read_row
 
 log = logging.getLogger(__name__)
 
@@ -50,20 +50,17 @@ class Board:
     def end(self, name: str) -> None:
         """Say that a trial has ended, however it did."""
         started = self._running.pop(name, time.monotonic())
-        record = Record(self.folder / name)
-        status = record.status or "failed"
+        row = read_row(self.folder / name)
+        status, value = row.status, row.objective
         self._ended += 1
         if status == "failed":
             self.failed.append(name)
-        elif status == "completed":
+        elif status in ("completed", "pruned"):
             self.done += 1
-            if read_json(self.folder / name / TRIAL).get("pruned") is not None:
-                status = "pruned"
-        value = record.objective
         sign = 1 if self.objective["mode"] == "max" else -1
         if value is not None and (self.best is None or sign * value > sign * self.best[0]):
             self.best = (value, name)
-        result = record.run.get("error") if status == "failed" else None
+        result = row.error
         if result is None and value is not None:
             result = f"{self.objective['metric']} {value:.4f}"
         count = f"{self.done + len(self.failed)}/{self.planned}"
@@ -81,10 +78,10 @@ class Board:
             self._live.start()
         table = Table.grid(padding=(0, 2))
         for name, started in self._running.items():
-            rows = Record(self.folder / name).history
-            epoch = f"epoch {int(rows[-1]['epoch']) + 1}" if rows else ""
-            if rows and (value := rows[-1].get(self.objective["metric"])):
-                epoch += f", {self.objective['metric']} {float(value):.4f}"
+            history = read_row(self.folder / name).history
+            epoch = f"epoch {len(history)}" if history else ""
+            if history and math.isfinite(value := history[-1].get(self.objective["metric"], math.nan)):
+                epoch += f", {self.objective['metric']} {value:.4f}"
             table.add_row("running", name, f"{time.monotonic() - started:.0f} s", epoch)
         left = self.planned - self.done - len(self.failed)
         parts = [f"{self.done} done", f"{len(self._running)} running", f"{len(self.failed)} failed"]

@@ -9,15 +9,72 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 from cnnlab.config import resume
-from cnnlab.errors import ConfigError
+from cnnlab.errors import ConfigError, DamagedError
 from cnnlab.files import read_json, write_text
 from cnnlab.record import SWEEP_RECORD
 from cnnlab.sweep.trial import TrialFolder, split_override
 
 log = logging.getLogger(__name__)
+
+
+LIMITS = ("max_epochs", "max_steps", "max_time")
+"""The trainer's settings that say how far a run is trained."""
+
+
+class Objective(TypedDict):
+    """What a sweep's results are compared by."""
+
+    metric: str
+    mode: Literal["max", "min"]
+    over: NotRequired[list[str]]
+
+
+class PlannedTrial(TypedDict):
+    """A trial of a grid, which may not have begun."""
+
+    name: str
+    number: int
+    settings: dict[str, str]
+
+
+class SearchOptions(TypedDict):
+    """What a sweep's record needs to say of a search."""
+
+    sampler: str
+    space: dict[str, Any]
+
+
+class SweepRecord(TypedDict):
+    """What `.sweep/record.json` holds."""
+
+    command: str
+    program: str
+    base: list[str]
+    keys: list[str]
+    config: dict[str, Any]
+    objective: Objective
+    planned: int
+    trials: list[PlannedTrial]
+    search: SearchOptions | None
+    each: int
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return a sweep's record; an empty one if there is none.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
+    try:
+        return read_json(folder / SWEEP_RECORD, SweepRecord)
+    except DamagedError as error:
+        raise ConfigError(
+            f"{error} Put a copy of it back, or begin a new sweep in another folder; `cnnlab runs {folder}` shows the "
+            "trials as they are."
+        ) from error
 
 
 class SweepFolder:
@@ -29,7 +86,7 @@ class SweepFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.record: dict[str, Any] = read_json(path / SWEEP_RECORD)
+        self.record = read_record(path)
         self._state = (path / SWEEP_RECORD).parent
         self._handle: int | None = None
 

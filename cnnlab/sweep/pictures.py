@@ -47,6 +47,6 @@ def _column(metric: str) -> str:
 
 
 def _curve(row: Row, metric: str) -> tuple[list[float], list[float]]:
-    points = [(int(line["epoch"]) + 1, line.get(_column(metric)) or "nan") for line in row.history]
-    numbers = [(float(epoch), float(value)) for epoch, value in points if math.isfinite(float(value))]
+    points = [(line.get("epoch", math.nan) + 1, line.get(_column(metric), math.nan)) for line in row.history]
+    numbers = [point for point in points if all(map(math.isfinite, point))]
     return [epoch for epoch, _ in numbers], [value for _, value in numbers]

@@ -7,21 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 import optuna
-from optuna.storages import journal
 from optuna.trial import FrozenTrial, TrialState
 
 from cnnlab.config.space import Dimension
 from cnnlab.errors import ConfigError
 from cnnlab.files import write_json
 from cnnlab.record import SWEEP_IMPORTANCE
+from cnnlab.study import NAME, open_study
 from cnnlab.sweep.runner import Runner
 from cnnlab.sweep.trial import Trial, folder_name
 
 log = logging.getLogger(__name__)
 
-STUDY = "sweep"
 JOURNAL = "study.journal"
-MEASURED_EACH_EPOCH = ("val/accuracy", "val/loss")
 
 
 class Search:
@@ -53,21 +51,15 @@ class Search:
         self.hold = hold
         self.folder = runner.folder
         self.objective: dict[str, Any] = self.folder.record["objective"]
-        if self.options["pruner"] != "none" and self.objective["metric"] not in MEASURED_EACH_EPOCH:
+        if self.options["pruner"] != "none" and not self.objective["metric"].startswith(("val/", "train/")):
             raise ConfigError(
-                f"search.pruner={self.options['pruner']} needs an objective that is measured every epoch, one of "
-                f"{', '.join(MEASURED_EACH_EPOCH)}; objective.metric is {self.objective['metric']}"
+                f"search.pruner={self.options['pruner']} needs an objective that is measured every epoch, on train/ or "
+                f"val/; objective.metric is {self.objective['metric']}"
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.journal = self.folder.path / JOURNAL
-        storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(self.journal)))
-        self.study = optuna.create_study(
-            storage=storage,
-            study_name=STUDY,
-            direction="maximize" if self.objective["mode"] == "max" else "minimize",
-            load_if_exists=True,
-        )
-        self._numbers: dict[str, int] = {}  # by run: the study's trial that it belongs to
+        self.study = open_study(self.journal, direction="maximize" if self.objective["mode"] == "max" else "minimize")
+        self._each = max(1, len(self.seeds))
         self._queued: list[Trial] = []
         self._open: dict[int, list[Trial]] = {}  # by the study's trial: its runs that are not queued yet
         self._values: dict[int, list[float]] = {}
@@ -76,9 +68,10 @@ class Search:
     def run(self) -> None:
         """Run trials until the study has `search.n_trials`, or its time is up."""
         existing = [trial for trial in self._study_trials() if trial.state != TrialState.RUNNING]
-        each = max(1, len(self.seeds))
-        self.runner.board.plan(self.options["n_trials"] * each, len(existing) * each)
-        pool = self.runner.pool((self.options["n_trials"] - len(existing)) * each, self.options["batch"])
+        self.runner.board.plan(self.options["n_trials"] * self._each, len(existing) * self._each)
+        self._queued += self._damaged(existing)
+        count = (self.options["n_trials"] - len(existing)) * self._each + len(self._queued)
+        pool = self.runner.pool(count, self.options["batch"])
         for trial, status in self.runner.run(pool, self._queue()):
             self._tell(trial, status)
         self._write_importance()
@@ -130,26 +123,35 @@ class Search:
 
     def _begin(self, number: int, trial_id: int, overrides: Sequence[str]) -> None:
         self.study._storage.set_trial_user_attr(trial_id, "owner", self.hold)
-        prefix = f"{number:03d}"
+        runs = self._runs(number, overrides)
+        self._open[number], self._values[number] = runs[1:], []
+        self._queued.append(runs[0])
+
+    def _runs(self, number: int, overrides: Sequence[str]) -> list[Trial]:
+        """Return the runs of a trial of the study, one for each seed."""
+        points = [(*overrides, f"seed={seed}") for seed in self.seeds] or [tuple(overrides)]
         runs = [
-            Trial(
-                folder_name([*overrides, *([] if seed is None else [f"seed={seed}"])], prefix),
-                (*overrides, *([] if seed is None else [f"seed={seed}"])),
-                number * max(1, len(self.seeds)) + index,
-            )
-            for index, seed in enumerate(self.seeds or [None])
+            Trial(folder_name(point, f"{number:03d}"), point, number * self._each + index)
+            for index, point in enumerate(points)
         ]
         if self.options["pruner"] != "none":  # by its first seed
             runs[0] = replace(runs[0], extra=tuple(self._pruning(number)))
-        self._numbers |= {run.name: number for run in runs}
-        self._open[number], self._values[number] = runs[1:], []
-        self._queued.append(runs[0])
+        return runs
+
+    def _damaged(self, trials: Sequence[FrozenTrial]) -> Iterator[Trial]:
+        """Yield the runs whose results the study knows, and whose folders have lost them."""
+        for trial in trials:
+            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+                for run in self._runs(trial.number, trial.user_attrs["overrides"]):
+                    folder = self.folder.trial(run.name)
+                    if folder.path.exists() and (folder.objective is None or not folder.note):
+                        yield run
 
     def _pruning(self, number: int) -> Iterator[str]:
         settings = {
             "_target_": "cnnlab.callbacks.Prune",
             "journal": f"'{self.journal}'",
-            "study": STUDY,
+            "study": NAME,
             "number": number,
             "monitor": self.objective["metric"],
             **{name: self.options[name] for name in ("pruner", "startup", "min_epochs", "reduction")},
@@ -159,11 +161,13 @@ class Search:
 
     def _tell(self, run: Trial, status: str) -> None:
         """Tell the study how a trial ended, after the last of its runs."""
-        number = self._numbers[run.name]
+        number = run.number // self._each
         folder = self.folder.trial(run.name)
-        value = folder.record.objective
+        value = folder.objective
         pruned = next(t for t in self._study_trials() if t.number == number).user_attrs.get("pruned")
-        if status == "interrupted":
+        if number not in self._open:  # a damaged one, whose result the study knows
+            folder.write(pruned=pruned)
+        elif status == "interrupted":
             self._open.pop(number)  # the next start resumes it
         elif status != "completed" or value is None:
             self._open.pop(number)
@@ -176,7 +180,7 @@ class Search:
             self._values[number].append(value)
             self._queued += [further for further in self._open[number] if further not in self._queued]
             self._open[number] = []
-            if len(self._values[number]) == max(1, len(self.seeds)):
+            if len(self._values[number]) == self._each:
                 self._open.pop(number)
                 self.study.tell(number, sum(self._values[number]) / len(self._values[number]))
 

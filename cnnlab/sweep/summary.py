@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,20 @@ from rich.markup import escape
 from rich.table import Column
 from rich.table import Table as RichTable
 
-from cnnlab.files import write_text
+from cnnlab.files import csv_cell, printable, write_text
 from cnnlab.sweep.table import Table, read
 
 TERMINAL_ROWS = 30
 
 
-def write(folder: Path) -> Table:
-    """Write `sweep.csv`, `sweep.json`, `sweep.md` and the pictures; return what they say."""
-    table = read(folder)
+def write(folder: Path, *, any_length: bool = False) -> Table:
+    """Write `sweep.csv`, `sweep.json`, `sweep.md` and the pictures; return what they say.
+
+    Args:
+        folder: The sweep's folder.
+        any_length: Whether trials that were trained to other limits than the sweep's count as the others do.
+    """
+    table = read(folder, any_length=any_length)
     write_text(folder / "sweep.csv", _csv(table))
     write_text(folder / "sweep.json", json.dumps(_json(table), indent=2) + "\n")
     write_text(folder / "sweep.md", _markdown(table))
@@ -34,21 +40,21 @@ def write(folder: Path) -> Table:
 def show(table: Table, console: Console | None = None) -> None:
     """Print the table, where everything is, and the winner's command."""
     console = console or Console()
-    header, lines = _group_lines(table) if table.has_seeds else _row_lines(table)
-    columns = [Column(escape(head), overflow="fold") for head in header]
+    header, lines = _group_lines(table) if table.has_means else _row_lines(table)
+    columns = [Column(escape(printable(head)), overflow="fold") for head in header]
     grid = RichTable(*columns, title=_counts_line(table), title_justify="left")
     for line in lines[:TERMINAL_ROWS]:
-        grid.add_row(*map(escape, line))
+        grid.add_row(*(escape(printable(cell)) for cell in line))
     if not console.is_terminal:
         console = Console(file=console.file, width=200)
     console.print(grid)
-    if len(lines) > TERMINAL_ROWS:
-        console.print(f"{len(lines) - TERMINAL_ROWS} more in sweep.md", highlight=False)
-    for row in table.failed:
-        console.print(f"failed  {row.name}: {row.error}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"table   {table.folder / 'sweep.md'}", markup=False, highlight=False, soft_wrap=True)
-    if table.winner:
-        console.print(f"winner  {table.winner}", markup=False, highlight=False, soft_wrap=True)
+    notes = [f"{len(lines) - TERMINAL_ROWS} more in sweep.md"] if len(lines) > TERMINAL_ROWS else []
+    notes += [f"failed  {row.name}: {row.error}" for row in table.failed]
+    notes += [f"length  {line}" for line in _incomparable_lines(table)]
+    notes += [f"table   {table.folder / 'sweep.md'}"]
+    notes += [f"winner  {table.winner}"] if table.winner else []
+    for note in notes:
+        console.print(printable(note), markup=False, highlight=False, soft_wrap=True)
 
 
 def _json(table: Table) -> dict[str, Any]:
@@ -79,6 +85,7 @@ def _json(table: Table) -> dict[str, Any]:
                 "objective": row.objective,
                 "metrics": {name: value for name, value in row.metrics.items() if name != "objective"},
                 "epochs": row.epochs,
+                "is_comparable": row.is_comparable,
                 "seconds": row.seconds,
                 "images_per_second": row.images_per_second,
             }
@@ -103,27 +110,39 @@ def _csv(table: Table) -> str:
     ]  # fmt: skip
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow(map(csv_cell, columns))
     for row in table.rows:
-        writer.writerow(
-            [
-                *(row.settings.get(key) for key in table.keys),
-                row.status,
-                row.objective,
-                *(row.metrics.get(name) for name in _tests(table)),
-                row.epochs,
-                row.seconds,
-                row.images_per_second,
-                row.name,
-                row.error,
-            ]
-        )
+        cells = [
+            *(row.settings.get(key) for key in table.keys), row.status, row.objective,
+            *(row.metrics.get(name) for name in _tests(table)), row.epochs, row.seconds, row.images_per_second,
+            row.name, row.error,
+        ]  # fmt: skip
+        writer.writerow(cell if _is_number(cell) else csv_cell(cell) for cell in cells)
     return content.getvalue()
+
+
+def _is_number(cell: Any) -> bool:
+    """Whether a cell is a number, also one that is typed as -1."""
+    try:
+        return math.isfinite(float(cell))
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _tests(table: Table) -> list[str]:
     names = dict.fromkeys(name for row in table.rows for name in row.metrics if name.startswith("test/"))
     return [name for name in names if name != table.metric]
+
+
+def _incomparable_lines(table: Table) -> list[str]:
+    """Say which trials were trained to other limits than the sweep's, and how to count them all the same."""
+    names = ", ".join(f"{row.name} ({row.epochs} epochs)" for row in table.incomparable)
+    if not names:
+        return []
+    return [
+        f"trained to other limits than the sweep's, left out of ranking and means: {names}; "
+        "`cnnlab report --any-length` counts them"
+    ]
 
 
 def _row_lines(table: Table) -> tuple[list[str], list[list[str]]]:
@@ -145,7 +164,7 @@ def _row_lines(table: Table) -> tuple[list[str], list[list[str]]]:
 
 
 def _group_lines(table: Table) -> tuple[list[str], list[list[str]]]:
-    keys = [key for key in table.keys if key != "seed"]
+    keys = [key for key in table.keys if key not in table.over]
     header = [*_short_names(keys), "n", f"{table.metric}, mean", "sd", "95 % interval", "test/accuracy"]
     return header, [
         [
@@ -182,9 +201,10 @@ def _markdown(table: Table) -> str:
     parts = [f"# {table.folder.name}", f"```bash\n{table.record['command']}\n```", _counts_line(table)]
     if table.winner:
         parts.append(f"The winner again:\n\n```bash\n{table.winner}\n```")
-    if table.has_seeds:
-        parts.append("## Over seeds\n\n" + "\n".join(_markdown_table(*_group_lines(table))))
+    if table.has_means:
+        parts.append(f"## Over {', '.join(table.over)}\n\n" + "\n".join(_markdown_table(*_group_lines(table))))
     parts.append("## Trials\n\n" + "\n".join(_markdown_table(*_row_lines(table))))
+    parts += _incomparable_lines(table)
     if table.failed:
         parts.append("## Failed\n\n" + "\n".join(f"- {row.name}: {row.error}" for row in table.failed))
     parts += [f"![{path.stem}](figures/{path.name})" for path in sorted((table.folder / "figures").glob("*.png"))]

@@ -21,7 +21,7 @@ from cnnlab.errors import ConfigError, PartialError, Stopped
 from cnnlab.record import program, typed
 from cnnlab.sweep import summary
 from cnnlab.sweep.board import Board
-from cnnlab.sweep.folder import SweepFolder
+from cnnlab.sweep.folder import LIMITS, SweepFolder
 from cnnlab.sweep.plan import Plan
 from cnnlab.sweep.runner import Runner
 from cnnlab.sweep.trial import Trial
@@ -91,7 +91,7 @@ class Sweeper(HydraSweeper):
             each=max(1, len(plan.seeds)),
         )
         board = Board(folder.path, plan.config["objective"])
-        limits = {name: plan.config["trainer"].get(name) for name in ("max_epochs", "max_steps", "max_time")}
+        limits = {name: plan.config["trainer"].get(name) for name in LIMITS}
         runner = Runner(self.launcher, folder, board, plan.base, limits)
         try:
             if plan.proposes:

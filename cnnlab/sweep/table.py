@@ -1,18 +1,20 @@
 """A sweep's trials as rows, put together over their seeds: read from its folder alone, at any time."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cnnlab.errors import ConfigError
-from cnnlab.files import read_json
+from cnnlab.errors import CnnlabError, ConfigError
+from cnnlab.files import FLOAT_MAX, check_type, read_json
 from cnnlab.record import SWEEP_RECORD, TRIAL, Record, typed
 from cnnlab.stats import mean_interval
-from cnnlab.sweep.trial import split_override
+from cnnlab.sweep.folder import LIMITS, read_record
+from cnnlab.sweep.trial import Metrics, Note, RunFacts, split_override
 
 NOT_STARTED = "not started"
 
@@ -25,21 +27,25 @@ class Row:
         name: The name of its folder.
         status: `completed`, `pruned`, `failed`, `interrupted`, `running` or `not started`.
         number: Its place in the sweep.
-        settings: The overrides that tell it from others.
+        settings: What varied: keys and values.
+        overrides: The same as the command line has it.
         error: What went wrong.
         objective: What the sweep is about; None where it was not measured.
         metrics: All metrics that were measured.
         epochs: How many were trained.
         seconds: Duration of the whole run.
         images_per_second: Training speed, median over the epochs.
-        started: When it began, in seconds since the epoch.
-        history: The rows of `history.csv`.
+        started: When it began, in seconds since 1970.
+        history: The rows of `history.csv`; NaN for what is no number.
+        limits: Those that it was trained to (epochs, steps, time), as far as known.
+        is_comparable: Whether it was trained to the sweep's own limits; a trial may have been resumed by itself.
     """
 
     name: str
     status: str
     number: int = 0
     settings: Mapping[str, str] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
     error: str | None = None
     objective: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -47,20 +53,22 @@ class Row:
     seconds: float = 0.0
     images_per_second: float | None = None
     started: float | None = None
-    history: Sequence[Mapping[str, str]] = ()
+    history: Sequence[Mapping[str, float]] = ()
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    is_comparable: bool = True
 
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that differ in nothing but the seed.
+    """Trials that differ in nothing but the keys that means are taken over, as the seed.
 
     Attributes:
         settings: What they share.
-        rows: Those with an objective.
+        rows: Those with an objective, by their number.
         mean: Mean of the objective.
-        sd: Its standard deviation over the seeds; None for one.
-        half: Half the width of the mean's 95 % interval (Student's t); None for one.
-        test_accuracy: Mean over the seeds, where it was measured.
+        sd: Its standard deviation; None for one trial.
+        half: Half the width of the mean's 95 % interval (Student's t); None for one trial.
+        test_accuracy: Mean of the test accuracy, where it was measured.
     """
 
     settings: Mapping[str, str]
@@ -79,7 +87,8 @@ class Table:
         folder: The sweep's folder.
         record: The sweep's record.
         keys: The settings that differ between the trials.
-        rows: The best first, then those without an objective, of a grid those that were not started among them.
+        rows: The best first, then those that are not comparable, those without an objective, and those of a grid that
+            were not started.
     """
 
     folder: Path
@@ -98,12 +107,17 @@ class Table:
         return [row for row in self.rows if row.status == "interrupted"]
 
     @property
+    def incomparable(self) -> list[Row]:
+        """The trials with a result that were trained to other limits than the sweep's."""
+        return [row for row in self.rows if row.objective is not None and not row.is_comparable]
+
+    @property
     def progress(self) -> str:
-        """How many trials there are; of a search, how many of those that it shall have."""
-        search = self.record.get("search")
+        """How many trials there are; of a search, how many of those that it is to have."""
+        search = self.record["search"]
         if not search or search["sampler"] == "grid":
             return f"{len(self.rows)} trials"
-        proposed = {row.number // (self.record.get("each") or 1) for row in self.rows}
+        proposed = {row.number // (self.record["each"] or 1) for row in self.rows}
         runs = "" if len(self.rows) == len(proposed) else f", {len(self.rows)} runs"
         return f"{len(proposed)} of {self.record['planned']} trials{runs}"
 
@@ -117,51 +131,72 @@ class Table:
         """1 if more is better, -1 if less is."""
         return 1 if self.record["objective"]["mode"] == "max" else -1
 
+    @property
+    def over(self) -> Sequence[str]:
+        """The keys that means are taken over."""
+        return self.record["objective"].get("over") or ["seed"]
+
     @cached_property
     def groups(self) -> list[Group]:
-        """The trials that were completed, put together over their seeds, the best first."""
+        """The comparable trials that were completed, put together over the keys of `over`, the best first."""
         members: dict[tuple[tuple[str, str], ...], list[Row]] = {}
-        for row in self.rows:
-            if row.status == "completed" and row.objective is not None:
-                shared = tuple((key, value) for key, value in row.settings.items() if key != "seed")
+        for row in sorted(self.rows, key=lambda row: row.number):
+            if row.status == "completed" and row.objective is not None and row.is_comparable:
+                shared = tuple((key, value) for key, value in row.settings.items() if key not in self.over)
                 members.setdefault(shared, []).append(row)
         groups = [_group(dict(shared), rows) for shared, rows in members.items()]
         return sorted(groups, key=lambda group: -self.sign * group.mean)
 
     @property
-    def has_seeds(self) -> bool:
-        """Whether some trials differ in nothing but the seed."""
+    def has_means(self) -> bool:
+        """Whether some trials differ in nothing but the keys that means are taken over."""
         return any(len(group.rows) > 1 for group in self.groups)
 
     @property
     def winner(self) -> str | None:
-        """The command that repeats the best trial: with several seeds, the first of the best group."""
+        """The command that repeats the best trial, or all trials of the best mean."""
         if not self.groups:
             return None
-        best = min(self.groups[0].rows, key=lambda row: row.number)
-        overrides = read_json(self.folder / best.name / TRIAL)["overrides"]
-        varied = {split_override(line)[0] for line in overrides}
-        base = [line for line in self.record["base"] if split_override(line)[0] not in varied]
-        return f"{self.record['program']} {typed([*base, *overrides])}"
+        rows = self.groups[0].rows
+        repeated: dict[str, dict[str, None]] = {}  # the values of each key, in the trials' order
+        for override in (override for row in rows for override in row.overrides):
+            repeated.setdefault(override.partition("=")[0], {})[override.partition("=")[2]] = None
+        words = [f"{key}={','.join(values)}" for key, values in repeated.items()]
+        varied = {split_override(word)[0] for word in words}
+        base = [word for word in self.record["base"] if split_override(word)[0] not in varied]
+        flag = ["-m"] if len(rows) > 1 else []
+        return f"{self.record['program']} {typed([*flag, *base, *words])}"
 
 
-def read(folder: Path) -> Table:
+def read(folder: Path, *, any_length: bool = False) -> Table:
     """Read a sweep's folder, whether the sweep is running, has ended, or was killed.
+
+    Args:
+        folder: The sweep's folder.
+        any_length: Whether trials that were trained to other limits than the sweep's count as comparable.
 
     Raises:
         ConfigError: It is no sweep's folder.
     """
-    record = read_json(folder / SWEEP_RECORD)
+    record = read_record(folder)
     if not record:
         raise ConfigError(f"{folder} is no sweep's folder: there is no {SWEEP_RECORD} in it.")
-    rows = [_row(path.parent) for path in sorted(folder.glob(f"*/{TRIAL}"))]
-    sign = 1 if record["objective"]["mode"] == "max" else -1
+    rows = [read_row(path.parent) for path in sorted(folder.glob(f"*/{TRIAL}"))]
     started = {row.name for row in rows}
-    rows += [Row(**trial, status=NOT_STARTED) for trial in record.get("trials", ()) if trial["name"] not in started]
+    rows += [
+        Row(trial["name"], NOT_STARTED, trial["number"], trial["settings"])
+        for trial in record["trials"]
+        if trial["name"] not in started
+    ]
+    if not any_length:
+        limits = _limits(record)
+        rows = [replace(row, is_comparable=_agrees(row, limits)) for row in rows]
+    sign = 1 if record["objective"]["mode"] == "max" else -1
     rows.sort(
         key=lambda row: (
             row.status == NOT_STARTED,
             row.objective is None,
+            not row.is_comparable,
             0 if row.objective is None else -sign * row.objective,
             row.number,
         )
@@ -171,40 +206,83 @@ def read(folder: Path) -> Table:
     return Table(folder, record, differing or keys, rows)
 
 
+def _limits(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the limits that all trials of a sweep share, as far as its record says."""
+    trainer = record["config"].get("trainer")
+    varied = {"experiment", "trainer"} & set(record["keys"])
+    if varied or not isinstance(trainer, Mapping):
+        return {}
+    return {
+        name: trainer[name] for name in LIMITS
+        if name in trainer and "${" not in str(trainer[name]) and f"trainer.{name}" not in record["keys"]
+    }  # fmt: skip
+
+
+def _agrees(row: Row, limits: Mapping[str, Any]) -> bool:
+    most = limits.get("max_epochs")
+    if isinstance(most, int) and 0 <= most < row.epochs:
+        return False
+    return all(row.limits.get(name, limit) == limit for name, limit in limits.items())
+
+
 def _group(settings: Mapping[str, str], rows: Sequence[Row]) -> Group:
     mean, sd, half = mean_interval([row.objective for row in rows if row.objective is not None])
-    tested = [row.metrics["test/accuracy"] for row in rows if row.metrics.get("test/accuracy") is not None]
+    tested = [row.metrics["test/accuracy"] for row in rows if "test/accuracy" in row.metrics]
     return Group(settings, rows, mean, sd, half, statistics.fmean(tested) if tested else None)
 
 
-def _row(folder: Path) -> Row:
+def read_row(folder: Path) -> Row:
+    """Read a trial's folder; where it is damaged, the trial has failed, and the others keep their rows."""
     try:
         return _read_row(folder)
-    except (ConfigError, KeyError, TypeError, ValueError) as error:  # damaged: the other trials keep their rows
-        return Row(folder.name, "failed", error=str(error))
+    except CnnlabError as error:
+        again = "resume the sweep to run it again, or delete its folder"
+        return Row(folder.name, "failed", error=f"{str(error).rstrip('.')}; {again}")
 
 
 def _read_row(folder: Path) -> Row:
-    note = read_json(folder / TRIAL)
+    note = read_json(folder / TRIAL, Note)
     record = Record(folder)
-    run = record.run
-    status = record.status or ("running" if note.get("starts", 1) else NOT_STARTED)
+    run, metrics = record.run, record.metrics
+    check_type(run, RunFacts, str(folder / "run.json"))
+    if run.get("status") == "completed" or metrics:
+        check_type(metrics, Metrics, str(folder / "metrics.json"))
+    status = run.get("status") or ("running" if note.get("starts", 1) else NOT_STARTED)
     if note.get("pruned") is not None and status == "completed":
         status = "pruned"
-    speeds = [float(row["images_per_second"]) for row in record.history if row.get("images_per_second")]
-    objective = record.objective
-    started = run.get("started")
+    history = [{name: _as_number(text) for name, text in row.items()} for row in record.history]
+    speeds = [row["images_per_second"] for row in history if math.isfinite(row.get("images_per_second", math.nan))]
     return Row(
         name=folder.name,
-        number=note.get("number", 0),
-        settings=note.get("settings", {}),
         status=status,
+        number=note["number"],
+        settings=note["settings"],
+        overrides=note["overrides"],
         error=run.get("error") if status == "failed" else None,
-        objective=objective if isinstance(objective, int | float) and status in ("completed", "pruned") else None,
-        metrics={name: value for name, value in record.metrics.items() if isinstance(value, int | float)},
-        epochs=len(record.history),
+        objective=metrics["objective"] if status in ("completed", "pruned") else None,
+        metrics={name: value for name, value in metrics.items() if _is_number(value)},
+        epochs=len(history),
         seconds=run.get("seconds") or 0.0,
         images_per_second=statistics.median(speeds) if speeds else None,
-        started=datetime.fromisoformat(started).timestamp() if started else None,
-        history=record.history,
+        started=_as_timestamp(run.get("started")),
+        history=history,
+        limits=run.get("limits", {}),
     )
+
+
+def _as_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _as_timestamp(time: str | None) -> float | None:
+    try:
+        return datetime.fromisoformat(time).timestamp() if time else None
+    except (OverflowError, ValueError):
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= FLOAT_MAX

@@ -5,10 +5,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
+from cnnlab.errors import DamagedError
 from cnnlab.files import read_json, write_json
-from cnnlab.record import TRIAL, Record
+from cnnlab.record import TRIAL
 
 MAX_LETTERS = 100  # of a folder's name
 
@@ -74,8 +75,35 @@ def grid_trials(points: Iterable[Sequence[str]]) -> list[Trial]:
     return [Trial(name, point, number) for number, (name, point) in enumerate(overrides.items())]
 
 
+class RunFacts(TypedDict, total=False):
+    """What a sweep needs of `run.json`."""
+
+    status: Literal["running", "completed", "failed", "interrupted"]
+    error: str | None
+    seconds: float | None
+    started: str | None
+    limits: dict[str, Any]
+
+
+class Metrics(TypedDict):
+    """What a sweep needs of `metrics.json`."""
+
+    objective: float | None
+
+
+class Note(TypedDict):
+    """What `trial.json` holds."""
+
+    number: int
+    overrides: list[str]
+    settings: dict[str, str]
+    starts: NotRequired[int]
+    limits: NotRequired[dict[str, Any]]
+    pruned: NotRequired[int | None]
+
+
 class TrialFolder:
-    """A trial's folder, as its sweep sees it.
+    """A trial's folder, as its sweep sees it: a damaged file there costs no more than this trial's result.
 
     Args:
         path: The folder.
@@ -83,17 +111,17 @@ class TrialFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.note: dict[str, Any] = read_json(path / TRIAL)
+        self.note = self._read(TRIAL, Note)
 
     @property
     def run(self) -> dict[str, Any]:
-        """`run.json` as it is now."""
-        return read_json(self.path / "run.json")
+        """`run.json` as it is now; empty where it is missing or damaged."""
+        return self._read("run.json", RunFacts)
 
     @property
-    def record(self) -> Record:
-        """The run's record as it is now."""
-        return Record(self.path)
+    def objective(self) -> float | None:
+        """What the trial reached; None where it was not measured, or where `metrics.json` is damaged."""
+        return self._read("metrics.json", Metrics).get("objective")
 
     def write(self, **facts: Any) -> None:
         """Add to `trial.json`."""
@@ -102,8 +130,9 @@ class TrialFolder:
         write_json(self.path / TRIAL, self.note)
 
     def is_done(self, limits: dict[str, Any]) -> bool:
-        """Whether the trial was completed in a sweep with these limits (epochs, steps, time)."""
-        return self.run.get("status") == "completed" and self.note.get("limits") == limits
+        """Whether the trial was completed in a sweep with these limits (epochs, steps, time), its result undamaged."""
+        is_completed = self.run.get("status") == "completed" and self.note.get("limits") == limits
+        return is_completed and "objective" in self._read("metrics.json", Metrics)
 
     def begin(self, trial: Trial) -> None:
         """Note that the trial is about to run."""
@@ -113,8 +142,10 @@ class TrialFolder:
             settings=trial.settings,
             starts=self.note.get("starts", 0) + 1,
         )
+        # What is said of its last start is not true of this one; a run whose record or result is damaged has lost
+        # nothing else, and is resumed from its last checkpoint.
         run = self.run
-        if run.get("status") in ("failed", "interrupted"):  # true of its last start, not of this one
+        if run.get("status") in ("failed", "interrupted") or self._is_damaged():
             run.pop("error", None)
             write_json(self.path / "run.json", run | {"status": "running"})
 
@@ -136,3 +167,13 @@ class TrialFolder:
     def fail(self, error: str, run: dict[str, Any] | None = None) -> None:
         """Mark the trial as failed."""
         write_json(self.path / "run.json", (self.run if run is None else run) | {"status": "failed", "error": error})
+
+    def _read(self, name: str, kind: Any = None) -> dict[str, Any]:
+        try:
+            return read_json(self.path / name, kind)
+        except DamagedError:
+            return {}
+
+    def _is_damaged(self) -> bool:
+        kinds = {"run.json": RunFacts, "metrics.json": Metrics}
+        return any((self.path / name).exists() and not self._read(name, kind) for name, kind in kinds.items())
