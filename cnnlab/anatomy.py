@@ -109,8 +109,8 @@ def read_filters(network: nn.Module, layer: str | None = None) -> Maps:
     return Maps(name, convolutions[name].weight.detach().float().numpy())
 
 
-def compute_activations(network: nn.Module, image: Picture, most: int = 8) -> list[Maps]:
-    """Return the layers' outputs for an image, in order: `most` of them at most, spread evenly.
+def compute_activations(network: nn.Module, image: Picture, most: int = 8) -> tuple[list[Maps], str]:
+    """Return the layers' outputs for an image, in order, and in words which layers are left out.
 
     Args:
         network: In evaluation mode; takes images.
@@ -127,12 +127,15 @@ def compute_activations(network: nn.Module, image: Picture, most: int = 8) -> li
 
     with _watch(network, note), torch.no_grad():
         network(_batch(image))
-    if len(small) > most and blocks:
+    deep = len(small) > most and bool(blocks)
+    if deep:
         # Of a deep network the outputs of its blocks, not all that happens inside them.
         small = dict(list(small.items())[:1]) | blocks
     maps = list(small.items())
     places = sorted({round(place) for place in np.linspace(0, len(maps) - 1, min(most, len(maps)))})
-    return [Maps(_short(maps[place][0]), maps[place][1].float().numpy()) for place in places]
+    what = "blocks, without the layers inside them" if deep else "layers"
+    left_out = f"{len(places)} of {len(maps)} {what}" if deep or len(places) < len(maps) else ""
+    return [Maps(_short(maps[place][0]), maps[place][1].float().numpy()) for place in places], left_out
 
 
 def locate_focus(network: nn.Module, image: Picture, label: int | None = None) -> Focus:

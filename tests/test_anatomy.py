@@ -69,7 +69,7 @@ def test_filters_are_the_first_convolutions_or_the_named_ones():
 
 def test_activations_are_what_each_layer_hands_on_though_the_next_works_in_place():
     network = lenet()
-    maps = {found.name: found.values for found in anatomy.compute_activations(network, IMAGE)}
+    maps = {found.name: found.values for found in anatomy.compute_activations(network, IMAGE)[0]}
     with torch.no_grad():
         images = torch.from_numpy(IMAGE).permute(2, 0, 1)[None]
         expected = network.body.features.pool1(network.body.features.conv1(network.normalize(images)))  # type: ignore
@@ -78,8 +78,9 @@ def test_activations_are_what_each_layer_hands_on_though_the_next_works_in_place
 
 
 def test_of_a_deep_network_the_blocks_are_shown():
-    found = anatomy.compute_activations(resnet(), IMAGE, most=5)
+    found, left_out = anatomy.compute_activations(resnet(), IMAGE, most=5)
     assert len(found) == 5
+    assert left_out == "5 of 10 blocks, without the layers inside them"
     assert found[-1].name == "stages.2.2"
     assert found[-1].values.min() >= 0, "behind the block's ReLU"
 
@@ -115,4 +116,4 @@ def test_without_maps_there_is_nowhere_to_look():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32 * 3, 2))
     with pytest.raises(ConfigError, match="nowhere to look"):
         anatomy.locate_focus(flat, IMAGE)
-    assert anatomy.compute_activations(nn.Sequential(nn.Flatten()), IMAGE) == []
+    assert anatomy.compute_activations(nn.Sequential(nn.Flatten()), IMAGE) == ([], "")

@@ -9,13 +9,15 @@ from collections.abc import Callable
 import matplotlib
 import numpy as np
 import pytest
+from anyascii import anyascii
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from cnnlab import plots
-from cnnlab.plots import network
+from cnnlab.plots import network, style
+from cnnlab.plots.names import shorten, shorten_all, spell, text_width
 
 CLASSES = ("cat", "dog", "owl")
 ODD_NAMES = ("猫", "$x^2$ {\\bad", "a name that is far too long for a picture")
@@ -118,7 +120,7 @@ def test_loss_curve_draws_every_iteration_in_six_by_four_inches():
     np.testing.assert_array_equal(each, [np.arange(1, 401), losses])
     assert mean[1][200] == pytest.approx(losses[195:205].mean())
     assert tuple(figure.get_size_inches()) == (6, 4)
-    assert titles(figure) == ["Global loss for the CNN model"]
+    assert plots.loss_curve(losses, "ResNet").get_suptitle() == "Training loss, ResNet"
 
 
 def test_long_loss_curve_keeps_its_extremes_in_few_points():
@@ -152,6 +154,8 @@ def test_learning_curves_show_what_was_recorded():
     }
     loss, accuracy = plots.learning_curves(history).axes
     assert [line.get_label() for line in loss.lines] == ["training", "validation"]
+    marked = plots.learning_curves(history, "ResNet", {"epoch": 1}).axes[0].lines[-1]
+    assert (marked.get_label(), marked.get_xdata()) == ("best: epoch 2", [2, 2])
     np.testing.assert_array_equal(loss.lines[1].get_xydata(), [[2, 1.5], [3, 1.25]])
     assert [line.get_label() for line in accuracy.lines] == ["training"]
     assert (loss.get_ylabel(), accuracy.get_ylabel(), loss.get_xlabel()) == ("Loss", "Accuracy", "Epoch")
@@ -214,7 +218,7 @@ def test_reliability_draws_each_filled_part_and_its_distance_from_the_diagonal()
         for part, (count, place, found) in enumerate([(0, None, None), (3, 0.4, 0.5), (9, 0.6, 0.6), (1, 0.9, 0.0)])
     ]
     upper, lower = plots.reliability(bins, 0.123).axes
-    assert "0.123" in upper.get_title()
+    assert "0.123" in plots.reliability(bins, 0.123).get_suptitle()
     places, found = points(upper.lines[-1])
     np.testing.assert_allclose([places, found], [[0.4, 0.6, 0.9], [0.5, 0.6, 0.0]])
     assert [bar.get_bbox().height for bar in lower.patches if isinstance(bar, Rectangle)] == [0, 3, 9, 1]
@@ -244,5 +248,114 @@ def test_maps_that_are_left_out_and_epochs_are_told_as_people_count():
     figure = network.activations(pictures(1)[0], maps, np.zeros((32, 32)), "cat", "many")
     said = [axes.get_ylabel() for axes in figure.subfigs[1].axes if axes.get_ylabel()]
     assert said == ["few\n3 × 4 × 4", "many\n16 × 4 × 4\n8 of 16 maps"]
+    figure = network.activations(pictures(1)[0], maps, np.zeros((32, 32)), "cat", "many", "2 of 9 layers")
+    assert figure.get_supxlabel() == "2 of 9 layers"
     drawn = network.augmented(pictures(2), [pictures(2)] * 2, ["a", "b"], "none")
     assert [title for title in titles(drawn) if title] == ["original", "epoch 1", "epoch 2"]
+
+
+DATA = np.random.default_rng(0)
+HISTORY: dict[str, list[float]] = {
+    "epoch": list(range(12)),
+    "train/loss": [2.3, *np.linspace(1.5, 0.01, 11)],
+    "val/loss": [2.3, *np.linspace(1.6, 0.4, 11)],
+    "train/accuracy": list(np.linspace(0.1, 0.999, 12)),
+    "val/accuracy": list(np.linspace(0.1, 0.83, 12)),
+}
+BINS = [
+    {"low": part / 9, "high": (part + 1) / 9, "count": part, "confidence": (part + 0.5) / 9, "accuracy": 1.0}
+    for part in range(9)
+]
+SEARCH = {
+    "optimizer.lr": [repr(lr) for lr in 10 ** DATA.uniform(-4, 0, 6)],
+    "model": ["lenet", "resnet18", "lenet", "lenet", "resnet18", "lenet"],
+    "schedule": ["cosine"] * 3 + ["a schedule of one's own with a long name"] * 3,
+}
+CURVES = {f"trial_{number}": (range(1, number + 2), DATA.random(number + 1).tolist()) for number in range(6)}
+CHARTS: dict[str, Callable[[], Figure]] = {
+    "loss": lambda: plots.loss_curve(DATA.random(500), "ResNet"),
+    "loss of few steps": lambda: plots.loss_curve([2.3, 2.30000001]),
+    "tiny rates": lambda: plots.learning_rate_curve(np.linspace(0, 3e-6, 40), "ResNet"),
+    "learning curves": lambda: plots.learning_curves(HISTORY, "ResNet", {"epoch": 3}),
+    "compared": lambda: plots.compared_curves({f"runs/{n}/seed-{n}": HISTORY for n in range(7)}, list(range(7))),
+    "reliability": lambda: plots.reliability(BINS, 0.1),
+    "by value": lambda: plots.objective_by_value(SEARCH, DATA.random(6).tolist(), "val/accuracy"),
+    "trials": lambda: plots.trial_curves(CURVES, "val/accuracy", ["trial_3", "trial_0"]),
+    "by time": lambda: plots.objective_by_time(range(6), DATA.random(6).tolist(), "val/loss", False),
+}
+
+
+@pytest.mark.parametrize("draw", CHARTS.values(), ids=CHARTS)
+def test_axes_cover_the_data_and_nothing_crosses_a_legend(draw: Callable[[], Figure]):
+    figure = draw()
+    plots.to_png(figure)  # lays it out
+    legends = [axes.get_legend() for axes in figure.axes] + list(figure.legends)
+    boxes = [legend.get_window_extent() for legend in legends if legend]
+    for axes in figure.axes:
+        inside = axes.get_window_extent().padded(0.5)
+        assert not any(box.overlaps(inside) for box in boxes)
+        marks = [line.get_transform().transform(np.column_stack(points(line))) for line in axes.lines]
+        marks += [dots.get_offset_transform().transform(np.asarray(dots.get_offsets())) for dots in axes.collections]
+        for x, y in (mark for group in marks for mark in np.asarray(group) if np.isfinite(mark).all()):
+            assert inside.contains(x, y)
+        assert not axes.xaxis.get_offset_text().get_text()
+        assert not axes.yaxis.get_offset_text().get_text()
+        labels = [label.get_text() for label in axes.get_yticklabels() if label.get_visible()]
+        assert len(set(labels)) == len(labels), "marks are told apart"
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([0.0, 0.5, 1.0], ["0.0", "0.5", "1.0"]),
+        ([2.30711, 2.30712], ["2.30711", "2.30712"]),
+        ([0.0, 1e-6, 2e-6], ["0e0", "1e-6", "2e-6"]),
+        ([-1e-19, 50_000], ["0", "50,000"]),
+        ([7.0], ["7"]),
+        ([], []),
+    ],
+)
+def test_marks_show_their_whole_value(values: list[float], labels: list[str]):
+    assert style.Numbers().format_ticks(values) == labels
+
+
+def test_long_names_stay_apart_and_other_scripts_can_be_read():
+    dogs = [f"Golden_Retriever_number_{number}" for number in range(20)]
+    groups = [f"{number} Golden Retrievers at the lake" for number in range(20)]
+    for names in (dogs, groups, ["猫" * 9 + "一", "猫" * 9 + "二"]):
+        short = shorten_all(names, 14)
+        assert len(set(short)) == len(names)
+        assert all(text_width(name) <= 14 for name in short)
+    assert shorten("Golden_Retriever_number_7", 14) == "Golden…umber_7"
+    for name in ("猫", "собака", "قطة", "हिन्दी", "\ue000", "𓀀"):
+        assert "\\" not in spell(name)
+        assert spell(name)
+    assert spell("קפה") == anyascii("קפה"), "matplotlib would set it from the wrong end"
+
+
+@pytest.mark.parametrize("channels", [2, 4, 13])
+def test_of_many_channels_the_first_are_shown_and_the_picture_says_so(channels):
+    images = pictures(3, channels)
+    (axes,) = plots.image_row(images, CLASSES).axes
+    kept = 3 if channels > 3 else 1
+    np.testing.assert_array_equal(np.asarray(axes.images[0].get_array()).reshape(32, 32, -1), images[0][..., :kept])
+    assert f"first {'3' if kept == 3 else 'one'} of {channels} channels" in axes.texts[-1].get_text()
+
+
+def test_images_that_are_no_bytes_are_scaled_to_their_range():
+    images, note = style.viewable(np.linspace(-1, 3, 12).reshape(1, 2, 2, 3))
+    assert (images.dtype, images.min(), images.max()) == (np.uint8, 0, 255)
+    assert note == "values from -1 to 3"
+
+
+def test_numbers_that_a_search_proposed_stand_on_a_line_and_the_first_of_equals_is_the_best():
+    rates, objective = [0.001234567891, 0.1234567891, 0.01234567891], [0.5, 0.7, 0.7]
+    proposed = list(map(repr, rates))
+    (axes,) = plots.objective_by_value({"lr": proposed}, objective, "val/accuracy").axes
+    np.testing.assert_allclose(np.asarray(axes.collections[0].get_offsets()), np.column_stack([rates, objective]))
+    assert axes.get_xscale() == "log"
+    (axes,) = plots.objective_by_value({"lr": ["0.1", "0.01"]}, [0.5, 0.7], "val/loss").axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.01", "0.1"]
+    figure = plots.parallel_coordinates({"lr": proposed, "n": ["1", "2", "3"]}, objective, "val/accuracy")
+    (best,) = (line for line in figure.axes[0].lines if line.get_color() == style.VERMILION)
+    assert points(best)[1][1] == pytest.approx(0.5), "n is 2"

@@ -24,8 +24,8 @@ class Figures(Callback):
     """Draw the article's pictures, and those of daily work, into `figures/`.
 
     Before training: `first_training_images.png`, and `augmented_batch.png` if there is augmentation. After it:
-    `loss.png` (every iteration), `learning_curves.png` (every epoch). After the test: `first_test_images.png`
-    with the predicted classes, `confusion_matrix.png`, `worst_mistakes.png`.
+    `loss.png` and `learning_rate.png` (every iteration), `learning_curves.png` (every epoch). After the test:
+    `first_test_images.png` with the predicted classes, `confusion_matrix.png`, `worst_mistakes.png`.
 
     Args:
         count: Images in a row.
@@ -54,12 +54,13 @@ class Figures(Callback):
         histories = [callback for callback in trainer.callbacks if isinstance(callback, History)]  # type: ignore[attr-defined]
         if not histories or not trainer.is_global_zero:
             return
-        history = histories[0]
+        history, network = histories[0], network_name(pl_module)
         if history.losses:
-            self._save(trainer, "loss", plots.loss_curve(history.losses))
+            self._save(trainer, "loss", plots.loss_curve(history.losses, network))
+            self._save(trainer, "learning_rate", plots.learning_rate_curve(history.lrs, network))
         if history.rows:
             columns = {name: [row[name] for row in history.rows] for name in history.rows[0]}
-            self._save(trainer, "learning_curves", plots.learning_curves(columns))
+            self._save(trainer, "learning_curves", plots.learning_curves(columns, network))
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,6 +92,12 @@ class Figures(Callback):
         for writer in writers(trainer):
             picture = np.asarray(Image.open(BytesIO(png)).convert("RGB"))
             writer.add_image(f"figures/{name}", picture, trainer.global_step, dataformats="HWC")
+
+
+def network_name(classifier: LightningModule) -> str:
+    """Return the class of the network that is trained, whatever it is wrapped in to normalise its images."""
+    network = getattr(classifier, "network", classifier)
+    return type(getattr(network, "body", network)).__name__
 
 
 def data_of(trainer: Trainer) -> ImageData | None:

@@ -44,12 +44,12 @@ class History(Callback):
             raise ValueError(f"flush_every must be at least 1, got {flush_every}.")
         self.flush_every = flush_every
         self.losses: list[float] = []
+        self.lrs: list[float] = []
         self.rows: list[dict[str, Any]] = []
         self._pending: list[tuple[Tensor, Tensor, Tensor, float]] = []
         self._sums = [0.0, 0.0, 0.0]  # over the epoch so far: loss times images, correct images, images
         self._seconds = 0.0
         self._validated = False
-        self._last_lr = math.nan
         self._clock = time.perf_counter()
 
     @override
@@ -112,7 +112,8 @@ class History(Callback):
         metrics = trainer.callback_metrics if self._validated else {}
         val = {name: float(metrics[name]) for name in metrics if name.startswith("val/")}
         speed = {"train_seconds": self._seconds, "images_per_second": images / self._seconds}
-        row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": self._last_lr}
+        lr = self.lrs[-1] if self.lrs else math.nan
+        row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": lr}
         row |= {column: (train | val | speed).get(column) for column in COLUMNS[len(row) :]}
         self.rows.append(row)
         if trainer.is_global_zero:
@@ -129,6 +130,7 @@ class History(Callback):
             writer.flush()
         return {
             "losses": torch.tensor(self.losses),
+            "lrs": torch.tensor(self.lrs, dtype=torch.float64),
             "rows": self.rows,
             "sums": self._sums,
             "seconds": self._seconds,
@@ -138,6 +140,8 @@ class History(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.losses = state_dict["losses"].tolist()
+        # Checkpoints of before have none: a picture of the rest of the run would be taken for the whole.
+        self.lrs = state_dict["lrs"].tolist() if "lrs" in state_dict else [math.nan] * len(self.losses)
         self.rows = list(state_dict["rows"])
         self._sums = list(state_dict["sums"])
         self._seconds = state_dict["seconds"]
@@ -161,7 +165,7 @@ class History(Callback):
         correct = int((torch.cat(logits).argmax(1) == labels).sum())
         first = len(self.losses)
         self.losses.extend(values)
-        self._last_lr = lrs[-1]
+        self.lrs.extend(lrs)
         self._sums[0] += sum(value * size for value, size in zip(values, sizes, strict=True))
         self._sums[1] += correct
         self._sums[2] += sum(sizes)

@@ -96,8 +96,12 @@ def convolution(
     differences = abs(weights.sum()) < 1e-9
     result = tutorial.convolve(tutorial.to_grey(pixels) if differences else pixels, weights, padding, stride)
     if differences:
-        note = "of the brightness; black is no change, white a large one in either direction"
-        result = np.abs(result) * 255 / max(float(np.quantile(np.abs(result), 0.995)), 1e-9)
+        # The frame of zeros around the picture makes edges of its own, stronger than a soft photograph's.
+        edge = -(-padding // stride)
+        inner = np.abs(result)[edge : len(result) - edge or None, edge : result.shape[1] - edge or None]
+        white = max(float(np.quantile(inner if inner.size else np.abs(result), 0.995)), 1e-9)
+        note = f"in shades of grey: black is 0, no difference; white is {white:.3g} or more, in either direction"
+        result = np.abs(result) * 255 / white
     else:
         note = "of each colour channel; what lies outside 0 to 255 is cut off"
     sizes = "; ".join(
@@ -170,9 +174,8 @@ def activations(
         pixels = np.rint(tutorial.to_grey(pixels.astype(float))).astype(np.uint8)
     focus = anatomy.locate_focus(state.network, pixels, None if label is None else state.classes.index(label))
     verdict = f"{state.classes[focus.label]}, {focus.probability:.1%} sure"
-    figure = network.activations(
-        pixels, anatomy.compute_activations(state.network, pixels), focus.heat, verdict, focus.layer
-    )
+    maps, left_out = anatomy.compute_activations(state.network, pixels)
+    figure = network.activations(pixels, maps, focus.heat, verdict, focus.layer, left_out)
     return _write(figure, output or _figure_path(state, "activations"), open)
 
 

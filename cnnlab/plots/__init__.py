@@ -8,7 +8,7 @@ says, a mark, a line style or a word says too.
 from matplotlib.figure import Figure
 
 from cnnlab.plots.answers import confusion_matrix, reliability
-from cnnlab.plots.curves import compared_curves, learning_curves, loss_curve
+from cnnlab.plots.curves import compared_curves, learning_curves, learning_rate_curve, loss_curve
 from cnnlab.plots.grid import image_grid, image_row, predictions_row, worst_mistakes
 from cnnlab.plots.speed import step_parts
 from cnnlab.plots.style import to_png
@@ -22,6 +22,7 @@ __all__ = [
     "image_row",
     "importance",
     "learning_curves",
+    "learning_rate_curve",
     "loss_curve",
     "objective_by_time",
     "objective_by_value",

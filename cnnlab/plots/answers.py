@@ -10,7 +10,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from cnnlab.plots.style import BLUE, INK, PALE, VERMILION, named_axes, new_figure, plain, shortened
+from cnnlab.plots.names import plain, shorten_all, text_width
+from cnnlab.plots.style import BLUE, INK, PALE, VERMILION, legend_above, named_axes, new_figure
 
 
 def confusion_matrix(matrix: Integer[np.ndarray, "target predicted"], classes: Sequence[str]) -> Figure:
@@ -25,11 +26,12 @@ def confusion_matrix(matrix: Integer[np.ndarray, "target predicted"], classes: S
     size = 9 if roomy else 6
     # Names at each row and column, as far as they stay apart.
     ticks = range(0, num, math.ceil(num / 140))
-    names = [shortened(classes[tick], 18) for tick in ticks]
+    short = shorten_all(classes, 18)
+    names = [short[tick] for tick in ticks]
 
     # Inches. Set by hand: matplotlib's own layout takes seconds to find room for a hundred names.
     grid = min(5.4, max(2.5, 0.6 * num)) if roomy else min(18, 0.13 * num)
-    name = 0.1 + 0.58 * size / 72 * max(map(len, names))
+    name = 0.1 + 0.58 * size / 72 * max(map(text_width, names))
     left, right, bottom, top = name + 0.35, 0.95, name * (0.75 if roomy else 1) + 0.35, 0.1
     width, height = left + grid + right, bottom + grid + top
     figure = new_figure((width, height), by_hand=True)
@@ -84,8 +86,8 @@ def reliability(bins: Sequence[Mapping[str, Any]], error: float) -> Figure:
         upper.plot([part["confidence"]] * 2, [part["confidence"], part["accuracy"]], color=VERMILION, linewidth=1.2)
     upper.plot(places, [part["accuracy"] for part in filled], color=BLUE, marker="o", linewidth=1.8, label="network")
     upper.set(xlim=(0, 1), ylim=(0, 1))
-    upper.set_title(f"Calibration error {error:.3f}", fontsize=11, color=INK)
-    upper.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK)
+    figure.suptitle(f"Calibration error {error:.3f}", fontsize=11, color=INK)
+    legend_above(upper)
     lower.bar(
         [part["low"] for part in bins], [part["count"] for part in bins],
         [part["high"] - part["low"] for part in bins], align="edge", color=BLUE, edgecolor="white", linewidth=0.6,

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import PercentFormatter
 
+from cnnlab.plots.names import plain, shorten, shorten_all
 from cnnlab.plots.style import (
     BLUE,
     INK,
@@ -17,23 +18,24 @@ from cnnlab.plots.style import (
     SERIES,
     VERMILION,
     WIDTH,
+    legend_above,
     message,
     named_axes,
     new_figure,
-    plain,
-    shortened,
 )
 
 # Beyond this many points a curve is no better for more of them, only slower and larger.
 _POINTS = 2000
 
 
-def loss_curve(
-    losses: Float[np.ndarray, "n"] | Sequence[float], title: str = "Global loss for the CNN model"
-) -> Figure:
+def loss_curve(losses: Float[np.ndarray, "n"] | Sequence[float], network: str = "") -> Figure:
     """Show the training loss of every iteration, and its moving mean. Values that aren't finite are left out.
 
     Of more than 2000 iterations, the smallest and the largest loss in each of 1000 equal parts are drawn.
+
+    Args:
+        losses: The loss of each iteration, from the first.
+        network: The network's name, for the title.
     """
     losses = np.asarray(losses, dtype=float)
     finite = np.isfinite(losses)
@@ -43,7 +45,7 @@ def loss_curve(
     lost = len(losses) - int(finite.sum())
     figure = new_figure((6, 4))
     axes = named_axes(figure.subplots(), "Iteration", "Training loss")
-    axes.set_title(title, fontsize=11, color=INK)
+    _title(figure, "Training loss", network)
     window = len(losses) // 40
     axes.plot(
         *_envelope(losses),
@@ -55,19 +57,39 @@ def loss_curve(
     if window > 1:
         axes.plot(*_moving_mean(losses, window), color=BLUE, linewidth=1.8, label=f"mean of {window:,} iterations")
     _from_zero(axes)
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    _legend(axes, "upper right")
+    legend_above(axes)
     return figure
 
 
-def learning_curves(history: Mapping[str, Sequence[float]]) -> Figure:
+def learning_rate_curve(rates: Float[np.ndarray, "n"] | Sequence[float], network: str = "") -> Figure:
+    """Show the learning rate of every iteration, as it was used.
+
+    Args:
+        rates: The rate of each iteration, from the first.
+        network: The network's name, for the title.
+    """
+    rates = np.asarray(rates, dtype=float)
+    figure = new_figure((6, 3))
+    axes = named_axes(figure.subplots(), "Iteration", "Learning rate")
+    _title(figure, "Learning rate", network)
+    axes.plot(*_envelope(rates), color=BLUE, linewidth=1.8, marker="." if len(rates) == 1 else None)
+    _from_zero(axes)
+    return figure
+
+
+def learning_curves(
+    history: Mapping[str, Sequence[float]], network: str = "", best: Mapping[str, Any] | None = None
+) -> Figure:
     """Show loss and accuracy by epoch, for training and validation, as far as they were recorded.
 
     Args:
         history: Columns of `history.csv`: `epoch` (from 0; drawn from 1, as people count), `train/loss`, `val/loss`,
             `train/accuracy` (0 to 1) and `val/accuracy`. All but `epoch` may be absent or hold NaN.
+        network: The network's name, for the title.
+        best: The state that was kept, as in run.json: its `epoch`, from 0, is marked.
     """
-    figure = new_figure((WIDTH, 3.2))
+    figure = new_figure((WIDTH, 3.4))
+    _title(figure, "Learning curves", network)
     epochs = np.asarray(history["epoch"], dtype=float) + 1
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         named_axes(axes, "Epoch", metric.capitalize())
@@ -76,22 +98,24 @@ def learning_curves(history: Mapping[str, Sequence[float]]) -> Figure:
             ("val", "validation", {"color": VERMILION, "marker": "s", "linestyle": "--"}),
         ):
             values = np.asarray(history.get(f"{split}/{metric}", []), dtype=float)
-            if not np.isfinite(values).any():
-                continue
-            shown = np.isfinite(values)
-            axes.plot(
-                epochs[shown],
-                values[shown],
-                label=label,
-                linewidth=1.8,
-                markersize=4 if shown.sum() <= 40 else 0,
-                **style,
-            )
+            measured = np.isfinite(values)
+            if measured.any():
+                axes.plot(
+                    epochs[measured],
+                    values[measured],
+                    label=label,
+                    linewidth=1.8,
+                    markersize=4 if measured.sum() <= 40 else 0,
+                    **style,
+                )
+        if best and isinstance(best.get("epoch"), int):
+            epoch = best["epoch"] + 1
+            axes.axvline(epoch, color=INK, linewidth=1, linestyle=":", zorder=0, label=f"best: epoch {epoch}")
         if metric == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         else:
             _from_zero(axes)
-        _legend(axes, "lower right" if metric == "accuracy" else "upper right")
+        legend_above(axes)
     return figure
 
 
@@ -102,36 +126,39 @@ def compared_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], grou
         histories: Columns of `history.csv` by the run's name, see `learning_curves`.
         groups: For each run the group whose colour and line style it has.
     """
-    measured = any(np.isfinite(np.asarray(history.get("val/loss", []), float)).any() for history in histories.values())
-    split, word = ("val", "Validation") if measured else ("train", "Training")
+    validated = any(np.isfinite(np.asarray(history.get("val/loss", []), float)).any() for history in histories.values())
+    split, word = ("val", "Validation") if validated else ("train", "Training")
+    labels = shorten_all(list(histories), 36)
     rows = math.ceil(len(histories) / 3)
     figure = new_figure((WIDTH, 3.2 + 0.22 * rows))
     panels = figure.subplots(1, 2)
     for axes, metric in zip(panels, ("loss", "accuracy"), strict=True):
         named_axes(axes, "Epoch", f"{word} {metric}")
-        for (name, history), group in zip(histories.items(), groups, strict=True):
+        for label, history, group in zip(labels, histories.values(), groups, strict=True):
             values = np.asarray(history.get(f"{split}/{metric}", []), dtype=float)
             if not np.isfinite(values).any():
                 continue
-            shown = np.isfinite(values)
-            # What tells runs apart stands at the end of their folders' names.
-            tail = name if len(name) <= 36 else f"…{name[-35:]}"
+            measured = np.isfinite(values)
             epochs = np.asarray(history["epoch"], dtype=float) + 1
             axes.plot(
-                epochs[shown], values[shown], label=shortened(tail, 36), linewidth=1.6,
+                epochs[measured], values[measured], label=label, linewidth=1.6,
                 color=SERIES[group % len(SERIES)], linestyle=("-", "--", "-.", ":")[group % 4],
-                marker="osD^v"[group % 5], markersize=4 if shown.sum() <= 40 else 0,
+                marker="osD^v"[group % 5], markersize=4 if measured.sum() <= 40 else 0,
             )  # fmt: skip
         if metric == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, names = panels[0].get_legend_handles_labels()
     if handles:
         legend = figure.legend(
-            handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK
+            handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK
         )
         for text in legend.get_texts():
             text.set(**plain())
     return figure
+
+
+def _title(figure: Figure, what: str, network: str) -> None:
+    figure.suptitle(shorten(f"{what}, {network}" if network else what, 60), fontsize=11, color=INK, **plain())
 
 
 def _from_zero(axes: Axes) -> None:
@@ -139,11 +166,6 @@ def _from_zero(axes: Axes) -> None:
     if len(axes.lines) > 0:
         axes.update_datalim([(axes.dataLim.x0, 0)])
         axes.set_ylim(axes.dataLim.y0 * 1.05, axes.dataLim.y1 * 1.05 or 1)
-
-
-def _legend(axes: Axes, place: Literal["upper right", "lower right"]) -> None:
-    if len(axes.lines) > 0:
-        axes.legend(loc=place, frameon=False, fontsize=9, labelcolor=INK)
 
 
 def _envelope(values: Float[np.ndarray, "n"]) -> tuple[np.ndarray, np.ndarray]:
@@ -161,9 +183,9 @@ def _envelope(values: Float[np.ndarray, "n"]) -> tuple[np.ndarray, np.ndarray]:
 def _moving_mean(values: Float[np.ndarray, "n"], window: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (iteration, mean of the finite values around it) at up to `_POINTS` places."""
     places = np.unique(np.linspace(0, len(values) - 1, _POINTS).astype(int))
-    known = np.isfinite(values)
-    counts = np.concatenate([[0], np.cumsum(known)])
-    sums = np.concatenate([[0], np.cumsum(np.where(known, values, 0))])
+    finite = np.isfinite(values)
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    sums = np.concatenate([[0], np.cumsum(np.where(finite, values, 0))])
     first = np.maximum(places - window // 2, 0)
     last = np.minimum(places - window // 2 + window, len(values))
     count = counts[last] - counts[first]

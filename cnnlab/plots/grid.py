@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Integer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cnnlab.plots.style import INK, VERMILION, WIDTH, Images, message, new_figure, plain, shortened
+from cnnlab.plots.names import plain, shorten_all
+from cnnlab.plots.style import INK, VERMILION, WIDTH, Images, message, new_figure, viewable
 
 # Images a row, and in inches: a line of a title, and the space around image and title.
 _ROW = 10
@@ -72,6 +73,7 @@ def worst_mistakes(
 def _grid(images: Images, titles: Sequence[str], columns: int, framed: Bool[np.ndarray, "n"] | None = None) -> Figure:
     if len(images) == 0:
         return message("No images.")
+    images, note = viewable(images)
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     cell = min(1.25, WIDTH / columns)
@@ -79,13 +81,14 @@ def _grid(images: Images, titles: Sequence[str], columns: int, framed: Bool[np.n
     side = cell - 2 * _PAD
     high = side * images.shape[1] / images.shape[2]
     pitch = high + lines * _LINE + 2 * _PAD
-    width, height = columns * cell, rows * pitch
+    foot = _LINE if note else 0
+    width, height = columns * cell, rows * pitch + foot
     # One pair of axes, in inches from the corner: with a pair for each image, drawing takes two to three times as long.
     figure = new_figure((width, height), by_hand=True)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), autoscale_on=False)
     axes.set_axis_off()
     framed = np.zeros(len(images), bool) if framed is None else framed
-    for number, (image, title, frame) in enumerate(zip(images, titles, framed, strict=True)):
+    for number, (image, title, frame) in enumerate(zip(images, _fit(titles, cell), framed, strict=True)):
         row, column = divmod(number, columns)
         left, bottom = column * cell + _PAD, height - (row + 1) * pitch + _PAD
         axes.imshow(
@@ -95,8 +98,16 @@ def _grid(images: Images, titles: Sequence[str], columns: int, framed: Bool[np.n
         if frame:
             axes.add_patch(Rectangle((left, bottom), side, high, fill=False, edgecolor=VERMILION, linewidth=2.5))
         if title:
-            # About 5 points a letter, 72 points an inch.
-            text = "\n".join(shortened(line, int(cell * 72 / 5)) for line in title.split("\n"))
             place = (left + side / 2, bottom + high + 4 / 72)
-            axes.text(*place, text, fontsize=8, ha="center", va="baseline", color=INK, **plain())
+            axes.text(*place, title, fontsize=8, ha="center", va="baseline", color=INK, **plain())
+    if note:
+        axes.text(_PAD, 0.4 * _LINE, note, fontsize=8, color=INK)
     return figure
+
+
+def _fit(titles: Sequence[str], cell: float) -> list[str]:
+    """Shorten titles, line by line, to the width of a cell in inches."""
+    length = int(cell * 72 / 5)  # about 5 points a letter, 72 points an inch
+    lines = sorted({line for title in titles for line in title.split("\n")})
+    short = dict(zip(lines, shorten_all(lines, length), strict=True))
+    return ["\n".join(short[line] for line in title.split("\n")) for title in titles]

@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from cnnlab.plots.names import plain, shorten, shorten_all
 from cnnlab.plots.style import (
     BLUE,
     INK,
@@ -17,9 +18,8 @@ from cnnlab.plots.style import (
     draw_image,
     named_axes,
     new_figure,
-    plain,
-    shortened,
     two_halves,
+    viewable,
 )
 
 Maps = Float[np.ndarray, "channel height width"]
@@ -29,16 +29,21 @@ def filters(weights: Float[np.ndarray, "out in height width"], layer: str, most:
     """Show a convolution's filters: in colour where they read colours, else a row of planes for each.
 
     Each filter is scaled by itself, zero is mid-grey.
+
+    Args:
+        weights: The convolution's weights.
+        layer: Its name.
+        most: Filters that are drawn in colour.
     """
     count, inputs, height, width = weights.shape
-    shown = weights[:most]
-    note = f" (the first {len(shown)})" if len(shown) < count else ""
+    first = weights[:most]
+    note = f" (the first {len(first)})" if len(first) < count else ""
     title = f"{layer}: {count} filters of {height} × {width} over {inputs} channel{'s' * (inputs > 1)}{note}"
-    bound = np.maximum(np.abs(shown).max((1, 2, 3), keepdims=True), 1e-12)
-    scaled = 0.5 + shown / bound / 2
+    bound = np.maximum(np.abs(first).max((1, 2, 3), keepdims=True), 1e-12)
+    scaled = 0.5 + first / bound / 2
     if inputs in (1, 3):
-        columns = min(8, len(shown))
-        rows = math.ceil(len(shown) / columns)
+        columns = min(8, len(first))
+        rows = math.ceil(len(first) / columns)
         cell = min(1.25, 8 / columns)
         figure = new_figure((max(columns * cell, 5.0), rows * (cell + 0.22) + 0.4))
         spots = figure.subplots(rows, columns, squeeze=False).flat
@@ -64,8 +69,8 @@ def filters(weights: Float[np.ndarray, "out in height width"], layer: str, most:
         axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_xlabel("Input channel", color=INK)
         axes.set_ylabel("Filter", color=INK)
-        for count_shown, side, set_ticks in ((columns, width, axes.set_xticks), (len(tiles), height, axes.set_yticks)):
-            numbers = range(0, count_shown, 4)
+        for planes, side, set_ticks in ((columns, width, axes.set_xticks), (len(tiles), height, axes.set_yticks)):
+            numbers = range(0, planes, 4)
             set_ticks([number * (side + 1) + (side + 1) / 2 for number in numbers], [str(number) for number in numbers])
         axes.tick_params(length=0, labelcolor=INK, labelsize=8)
         axes.spines[:].set_visible(False)
@@ -79,6 +84,7 @@ def activations(
     heat: Float[np.ndarray, "height width"],
     verdict: str,
     heat_layer: str,
+    note: str = "",
     columns: int = 8,
 ) -> Figure:
     """Show an image, where the network looked, and each layer's first feature maps, each map scaled by itself.
@@ -89,23 +95,29 @@ def activations(
         heat: How much each pixel spoke for the class, 0 to 1.
         verdict: The class, and how sure the network is.
         heat_layer: The layer that `heat` comes from.
+        note: Which layers are left out.
         columns: Maps in a row.
     """
     rows = len(layers)
     cell = 6.4 / columns
-    figure = new_figure((8, 2.5 + rows * (cell + 0.06)))
+    image, channels = viewable(image)
+    note = "; ".join(part for part in (f"image: {channels}" if channels else "", note) if part)
+    figure = new_figure((8, 2.5 + rows * (cell + 0.06) + (0.3 if note else 0)))
     above, below = two_halves(figure, (2.4, rows * (cell + 0.06)))
     first, second, third = above.subplots(1, 3)
     draw_image(first, image)
     first.set_title("image", fontsize=10, color=INK)
     second.imshow(heat, cmap="cividis", vmin=0, vmax=1)
     bare(second)
-    second.set_title(f"speaks for it, at {shortened(heat_layer, 22)}", fontsize=10, color=INK, **plain())
+    second.set_title(f"speaks for it, at {shorten(heat_layer, 22)}", fontsize=10, color=INK, **plain())
     draw_image(third, np.rint(image * (0.3 + 0.7 * heat[:, :, None])).astype(np.uint8))
-    third.set_title(shortened(verdict, 26), fontsize=10, color=INK, **plain())
+    third.set_title(shorten(verdict, 26), fontsize=10, color=INK, **plain())
+    if note:
+        figure.supxlabel(note, fontsize=9, color=INK)
     if not rows:
         return figure
-    for line, (name, maps) in zip(below.subplots(rows, columns, squeeze=False), layers, strict=True):
+    labels = shorten_all([name for name, _ in layers], 20)
+    for line, label, (_, maps) in zip(below.subplots(rows, columns, squeeze=False), labels, layers, strict=True):
         for number, axes in enumerate(line):
             if number >= len(maps):
                 axes.remove()
@@ -116,9 +128,7 @@ def activations(
         size = " × ".join(map(str, maps.shape))
         if len(maps) > columns:
             size += f"\n{columns} of {len(maps)} maps"
-        line[0].set_ylabel(
-            f"{shortened(name, 20)}\n{size}", rotation=0, ha="right", va="center", fontsize=8, color=INK, **plain()
-        )
+        line[0].set_ylabel(f"{label}\n{size}", rotation=0, ha="right", va="center", fontsize=8, color=INK, **plain())
     return figure
 
 
@@ -136,6 +146,8 @@ def augmented(
         names: Their classes' names.
         steps: The names of the augmentations.
     """
+    originals, note = viewable(originals)
+    epochs = [viewable(images)[0] for images in epochs]
     height, width = originals.shape[1:3]
     columns = 1 + len(epochs)
     cell = 7.2 / columns * height / width
@@ -147,8 +159,10 @@ def augmented(
             draw_image(axes, image)
             if row == 0:
                 axes.set_title("original" if column == 0 else f"epoch {column}", fontsize=9, pad=4, color=INK)
-        spots[row, 0].set_ylabel(shortened(name, 12), fontsize=9, color=INK, **plain())
-    figure.suptitle(shortened(f"What the network sees: {steps}", 90), fontsize=11, color=INK, **plain())
+        spots[row, 0].set_ylabel(shorten(name, 12), fontsize=9, color=INK, **plain())
+    figure.suptitle(shorten(f"What the network sees: {steps}", 90), fontsize=11, color=INK, **plain())
+    if note:
+        figure.supxlabel(note, fontsize=9, color=INK)
     return figure
 
 
@@ -218,7 +232,7 @@ def layers(
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.spines["left"].set_color(PALE)
         axes.tick_params(length=0, labelcolor=INK, labelsize=8)
-    labels = [f"{shortened(name, 34)}   {shape}" for name, shape in zip(names, shapes, strict=True)]
+    labels = [f"{name}   {shape}" for name, shape in zip(shorten_all(names, 34), shapes, strict=True)]
     left.set_yticks(places, labels, **plain())
     left.set_ylim(len(names) - 0.4, -0.6)
     return figure

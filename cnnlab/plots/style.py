@@ -1,15 +1,14 @@
 """What all pictures have in common: colours, sizes, letters, bare frames."""
 
 import io
-from functools import cache
-from typing import Any
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
-from matplotlib import font_manager
+from jaxtyping import Shaped, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import Formatter, MaxNLocator
 
 BLUE = "#0072B2"
 VERMILION = "#D55E00"
@@ -51,8 +50,57 @@ def named_axes(axes: Axes, x: str, y: str) -> Axes:
     axes.spines[["left", "bottom"]].set_color(PALE)
     axes.tick_params(color=PALE, labelcolor=INK)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(Numbers())
+    axes.yaxis.set_major_formatter(Numbers())
     axes.grid(axis="y", color=PALE, alpha=0.4, linewidth=0.7)
     return axes
+
+
+class Numbers(Formatter):
+    """Label each mark with its whole value, in as many digits as tell the marks apart: no offset, no factor."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the label of a mark that stands alone."""
+        return self.format_ticks([x])[0]
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """Return the marks' labels."""
+        largest = max(map(abs, values), default=0.0)
+        steps = [abs(second - first) for first, second in itertools.pairwise(values) if second != first]
+        close = 1e-3 * min(steps, default=largest or 1.0)
+        values = [0.0 if abs(value) < close else value for value in values]  # no -0
+        kind = "f" if 1e-3 <= largest < 1e7 or largest == 0 else "e"
+        labels: list[str] = []
+        for digits in range(16):
+            labels = [f"{value:,.{digits}{kind}}" for value in values]
+            if np.allclose([float(label.replace(",", "")) for label in labels], values, rtol=0, atol=close):
+                break
+        return [label.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e") for label in labels]
+
+
+def legend_above(axes: Axes, columns: int = 3) -> None:
+    """Name the curves above the axes, where none of them can cross the names."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=9, labelcolor=INK,
+            borderaxespad=0.2, columnspacing=1.2, handlelength=1.8,
+        )  # fmt: skip
+
+
+def viewable(images: Shaped[np.ndarray, "*n height width channel"]) -> tuple[Images, str]:
+    """Return images as eyes can see them, and in words what that leaves out.
+
+    One channel is grey and three are colours; of more, the first three are taken for red, green and blue, of two the
+    first. Values other than bytes are scaled to their own range.
+    """
+    channels = images.shape[-1]
+    kept = images[..., : 3 if channels >= 3 else 1]
+    notes = [] if channels in (1, 3) else [f"first {'3' if channels > 3 else 'one'} of {channels} channels"]
+    if kept.dtype != np.uint8:
+        low, high = float(kept.min(initial=0)), float(kept.max(initial=0))
+        kept = np.rint((kept - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+        notes.append(f"values from {low:.4g} to {high:.4g}")
+    return kept, ", ".join(notes)
 
 
 def bare(axes: Axes) -> None:
@@ -72,29 +120,3 @@ def two_halves(figure: Figure, heights: tuple[float, float]) -> tuple[SubFigure,
     """Cut a figure in two, one half above the other."""
     above, below = np.asarray(figure.subfigures(2, 1, height_ratios=heights)).flat
     return above, below
-
-
-def shortened(text: str, length: int) -> str:
-    """Shorten a name, and spell out characters that no font at hand can draw."""
-    text = text if len(text) <= length else text[: length - 1].rstrip() + "…"
-    return "".join(
-        letter if ord(letter) in _drawable() else letter.encode("unicode_escape").decode() for letter in text
-    )
-
-
-def plain() -> dict[str, Any]:
-    """Return how names that others chose are set: in any font that has their letters, never as formulas."""
-    return {"family": list(_families()), "parse_math": False}
-
-
-@cache
-def _families() -> tuple[str, ...]:
-    installed = font_manager.get_font_names()
-    wanted = ("DejaVu Sans", "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei")
-    return tuple(family for family in wanted if family in installed)
-
-
-@cache
-def _drawable() -> frozenset[int]:
-    paths = [font_manager.findfont(family) for family in _families()]
-    return frozenset().union(*(font_manager.get_font(path).get_charmap() for path in paths))

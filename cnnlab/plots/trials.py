@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cnnlab.plots.style import BLUE, INK, PALE, VERMILION, WIDTH, named_axes, new_figure, plain, shortened
+from cnnlab.plots.names import plain, shorten, shorten_all
+from cnnlab.plots.style import BLUE, INK, PALE, VERMILION, WIDTH, legend_above, named_axes, new_figure
 
-# Values of a setting that stand side by side.
+# Numbers that stand side by side: so many of them at most, and of so many letters.
 _FEW = 8
+_DIGITS = 7
 _BEST = (BLUE, VERMILION, "#009E73", "#CC79A7")
 _STYLES = ("-", "--", "-.", ":")
 
@@ -28,19 +30,25 @@ def objective_by_value(settings: Mapping[str, Sequence[str]], objective: Sequenc
     columns = min(len(settings), 3)
     rows = math.ceil(len(settings) / columns)
     figure = new_figure((max(4.5, WIDTH / 3 * columns), 3.0 * rows))
-    spots = figure.subplots(rows, columns, squeeze=False).flat
+    panels = figure.subplots(rows, columns, squeeze=False).flat
     values = np.asarray(objective, dtype=float)
-    for key, texts in settings.items():
-        axes = named_axes(next(spots), shortened(key, 40), name if key == next(iter(settings)) else "")
-        places, ticks, log = _scale(texts)
-        axes.scatter(places, values, s=18, color=BLUE, alpha=0.55, linewidths=0)
-        distinct = np.unique(places)
-        if len(distinct) < len(places):
-            medians = [float(np.median(values[places == place])) for place in distinct]
-            axes.plot(distinct, medians, color=VERMILION, linewidth=1.6, marker="_", label="median")
-            axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-        _ticks(axes, ticks, log)
-    for axes in spots:
+    for number, (key, texts) in enumerate(settings.items()):
+        axes = named_axes(next(panels), shorten(key, 40), name if number % columns == 0 else "")
+        scale = _scale(texts)
+        axes.scatter(scale.places, values, s=18, color=BLUE, alpha=0.55, linewidths=0, label="a trial")
+        distinct = np.unique(scale.places)
+        if len(distinct) < len(scale.places):
+            medians = [float(np.median(values[scale.places == place])) for place in distinct]
+            # Between values without an order there is nothing that a line could say.
+            axes.plot(
+                distinct, medians, color=VERMILION, linewidth=1.6 if scale.ordered else 0, marker="_",
+                markersize=9, markeredgewidth=2, label="median",
+            )  # fmt: skip
+            legend_above(axes)
+        _label(axes, scale)
+        if name.endswith("accuracy"):
+            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    for axes in panels:
         axes.remove()
     return figure
 
@@ -57,52 +65,69 @@ def trial_curves(
     """
     figure = new_figure((WIDTH, 4.2))
     axes = named_axes(figure.subplots(), "Epoch", name)
+    # A trial that was stopped after one epoch is a point, and no line.
     for trial, (epochs, values) in curves.items():
         if trial not in best:
             axes.plot(epochs, values, color=PALE, linewidth=0.8, marker="." if len(epochs) == 1 else None)
+    labels = dict(zip(best, shorten_all(best, 60), strict=True))
     for trial, colour, style in zip(best, _BEST, _STYLES, strict=False):
         if trial in curves:
             epochs, values = curves[trial]
             axes.plot(
-                epochs, values, color=colour, linestyle=style, linewidth=1.8, label=shortened(trial, 60),
-                marker="." if len(epochs) == 1 else None,
+                epochs, values, color=colour, linestyle=style, linewidth=1.8, label=labels[trial],
+                marker="o" if len(epochs) == 1 else None,
             )  # fmt: skip
-    if len(curves) > len(best):
-        axes.plot([], [], color=PALE, linewidth=0.8, label=f"{len(curves) - len(best)} others")
-    figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=9, labelcolor=INK)
+    others = len(set(curves) - set(best))
+    if others:
+        axes.plot([], [], color=PALE, linewidth=0.8, label=f"{others} other{'s' * (others > 1)}")
+    if name.endswith("accuracy"):
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    legend = figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=9, labelcolor=INK)
+    for text in legend.get_texts():
+        text.set(**plain())
     return figure
 
 
 def parallel_coordinates(
     settings: Mapping[str, Sequence[str]], objective: Sequence[float], name: str, larger_is_better: bool = True
 ) -> Figure:
-    """Show each trial as a line through its settings to its objective; the better, the darker and thicker."""
-    columns = [*((key, *_scale(texts)) for key, texts in settings.items()), (name, np.asarray(objective), {}, False)]
+    """Show each trial as a line through its settings to its objective; the better, the darker and thicker.
+
+    Args:
+        settings: The values of each setting, as they were typed, one a trial.
+        objective: The objective of each trial; of equal ones, the first is the best.
+        name: What it is called.
+        larger_is_better: Whether the best trial has the largest objective.
+    """
+    values = np.asarray(objective, dtype=float)
+    scales = [*((key, _scale(texts)) for key, texts in settings.items()), (name, _Scale(values, {}, False, True))]
     figure = new_figure((WIDTH, 4.4))
     axes = figure.subplots()
     heights = []
-    for place, (key, places, ticks, log) in enumerate(columns):
-        scaled = np.log10(places) if log else np.asarray(places, dtype=float)
+    for place, (key, scale) in enumerate(scales):
+        scaled = np.log10(scale.places) if scale.log else scale.places
         low, high = float(scaled.min()), float(scaled.max())
         heights.append((scaled - low) / (high - low) if high > low else np.full(len(scaled), 0.5))
         axes.axvline(place, color=PALE, linewidth=0.8, zorder=1)
-        marks = ticks if ticks else {f"{(10**end if log else end):.3g}": end for end in (low, (low + high) / 2, high)}
-        for text, value in marks.items():
+        marks = scale.names or {
+            f"{(10**end if scale.log else end):.4g}": end for end in dict.fromkeys((low, (low + high) / 2, high))
+        }
+        for text, value in zip(shorten_all(list(marks), 16), marks.values(), strict=True):
             height = (value - low) / (high - low) if high > low else 0.5
             axes.text(
-                place + 0.02, height, shortened(text, 16), fontsize=8, color=INK, va="center", zorder=4,
+                place + 0.02, height, text, fontsize=8, color=INK, va="center", zorder=4,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}, **plain(),
             )  # fmt: skip
-        axes.text(place, 1.07, shortened(key, 22), fontsize=9, color=INK, ha="center", **plain())
-    order = np.argsort(objective if larger_is_better else -np.asarray(objective), kind="stable")
-    for rank, trial in enumerate(order):
-        share = (rank + 1) / len(order)
+        axes.text(place, 1.07, shorten(key, 22), fontsize=9, color=INK, ha="center", **plain())
+    order = np.argsort(-values if larger_is_better else values, kind="stable")
+    for rank, trial in reversed(list(enumerate(order))):
+        share = 1 - rank / len(order)
         axes.plot(
-            range(len(columns)), [height[trial] for height in heights], zorder=2,
-            color=VERMILION if rank == len(order) - 1 else BLUE, alpha=0.12 + 0.75 * share**2,
-            linewidth=2.4 if rank == len(order) - 1 else 0.6 + 1.0 * share,
+            range(len(scales)), [height[trial] for height in heights], zorder=2,
+            color=BLUE if rank else VERMILION, alpha=0.12 + 0.75 * share**2,
+            linewidth=0.6 + 1.0 * share if rank else 2.4,
         )  # fmt: skip
-    axes.set(xticks=[], yticks=[], xlim=(-0.15, len(columns) - 0.6), ylim=(-0.06, 1.06))
+    axes.set(xticks=[], yticks=[], xlim=(-0.15, len(scales) - 0.6), ylim=(-0.06, 1.06))
     axes.spines[:].set_visible(False)
     axes.set_xlabel("A line a trial: the better, the darker; the best in orange", fontsize=9, color=INK)
     return figure
@@ -122,46 +147,67 @@ def objective_by_time(
     axes.xaxis.set_major_locator(MaxNLocator(8))
     axes.scatter(times, values, s=18, color=BLUE, alpha=0.6, linewidths=0, label="a trial")
     axes.step(times, best, where="post", color=VERMILION, linewidth=1.8, label="best so far")
-    figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
+    if name.endswith("accuracy"):
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    legend_above(axes)
     return figure
 
 
 def importance(shares: Mapping[str, float]) -> Figure:
-    """Show how much of the objective's variance each setting explains, as a search found it (shares of 1)."""
+    """Show how much of the objective's variance each setting explains, as a search measured it (shares of 1)."""
     ordered = sorted(shares.items(), key=lambda item: item[1])
     figure = new_figure((WIDTH * 0.75, 0.9 + 0.35 * len(ordered)))
     axes = named_axes(figure.subplots(), "Share of the objective's variance", "")
-    axes.barh([shortened(key, 40) for key, _ in ordered], [share for _, share in ordered], color=BLUE, height=0.6)
+    places = range(len(ordered))
+    axes.barh(places, [share for _, share in ordered], color=BLUE, height=0.6)
+    axes.set_yticks(places, shorten_all([key for key, _ in ordered], 40), **plain())
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="y", visible=False)
     return figure
 
 
-def _scale(texts: Sequence[str]) -> tuple[np.ndarray, dict[str, float], bool]:
-    """Return each value's place on an axis, the names of the places if they have some, and whether to use logs.
+class _Scale(NamedTuple):
+    """Where a setting's values stand on an axis.
 
-    Words and few different numbers, as in a grid, stand side by side, numbers in their order.
+    Attributes:
+        places: Of each trial's value.
+        names: The places that have a name, by that name; none where the values are numbers on a line.
+        log: Whether the axis is logarithmic.
+        ordered: Whether a larger place is more of something.
     """
+
+    places: np.ndarray
+    names: dict[str, float]
+    log: bool
+    ordered: bool
+
+
+def _scale(texts: Sequence[str]) -> _Scale:
+    """Lay out a setting's values: words side by side, and so the few numbers of a grid; other numbers on a line."""
     names = list(dict.fromkeys(texts))
     try:
         numbers = np.asarray([float(text) for text in texts])
     except ValueError:
         numbers = None
-    if numbers is not None and len(names) <= _FEW:
+    # Numbers that a search proposed have all their digits; those of a grid were typed by a person.
+    typed = len(names) <= _FEW and max(map(len, names)) <= _DIGITS
+    if numbers is not None and np.isfinite(numbers).all() and not typed:
+        return _Scale(numbers, {}, bool(numbers.min() > 0 and numbers.max() / numbers.min() >= 20), True)
+    if numbers is not None:
         names.sort(key=float)
-    elif numbers is not None:
-        return numbers, {}, bool(numbers.min() > 0 and numbers.max() / numbers.min() >= 20)
-    return np.asarray([names.index(text) for text in texts], float), {n: float(i) for i, n in enumerate(names)}, False
+    places = np.asarray([names.index(text) for text in texts], float)
+    return _Scale(places, {name: float(place) for place, name in enumerate(names)}, False, numbers is not None)
 
 
-def _ticks(axes: Axes, names: Mapping[str, float], log: bool) -> None:
-    if names:
-        longest = max(map(len, names))
-        slant: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if longest > 6 else {}
-        axes.set_xticks(list(names.values()), [shortened(name, 24) for name in names], fontsize=8, **slant, **plain())
+def _label(axes: Axes, scale: _Scale) -> None:
+    if scale.names:
+        names = shorten_all(list(scale.names), 24)
+        turned = max(map(len, names)) > 6
+        slant: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+        axes.set_xticks(list(scale.names.values()), names, fontsize=8, **slant, **plain())
         axes.set_xlim(-0.5, len(names) - 0.5)
-    elif log:
+    elif scale.log:
         axes.set_xscale("log")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))

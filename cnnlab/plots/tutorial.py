@@ -8,7 +8,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cnnlab.plots.style import BLUE, DPI, INK, Images, bare, draw_image, new_figure, plain, shortened
+from cnnlab.plots.names import plain, shorten_all, text_width
+from cnnlab.plots.style import BLUE, DPI, INK, Images, bare, draw_image, new_figure, viewable
 
 _PATCHES = (BLUE, "#E69F00", "#009E73", "#CC79A7")  # Okabe and Ito's, one for each patch of the example
 Plane = Float[np.ndarray, "height width channel"]
@@ -23,12 +24,15 @@ def data_overview(first: Images, names: Sequence[str], of_class: Sequence[Images
         of_class: Images of each class, of which the first ten or fewer are shown.
         classes: The classes' names.
     """
+    first, note = viewable(first)
+    of_class = [viewable(images)[0] for images in of_class]
     height, breadth = first.shape[1:3]
     # Many classes stand in several columns, with fewer images of each.
     columns, most = (1, 10) if len(classes) <= 20 else (2, 5) if len(classes) <= 60 else (3, 4)
     rows = math.ceil(len(classes) / columns)
-    names_at_side = [shortened(name, 14) for name in classes]
-    margin = 0.15 + 0.075 * max(map(len, names_at_side))  # inches, as all that follows
+    names_at_side = shorten_all(classes, 14)
+    short = dict(zip(classes, names_at_side, strict=True))
+    margin = 0.15 + 0.075 * max(map(text_width, names_at_side))  # inches, as all that follows
     scale = (8 / columns - margin - 0.1) / (most * (breadth + 1))  # of a pixel
     top = 8 / len(first) * height / breadth + 0.55
     total = top + 0.5 + rows * (height + 1) * scale
@@ -40,8 +44,9 @@ def data_overview(first: Images, names: Sequence[str], of_class: Sequence[Images
             ((place * side + 0.05) / 8, bottom / total, (side - 0.1) / 8, (side - 0.1) * height / breadth / total)
         )
         draw_image(axes, image)
-        axes.set_title(shortened(name, 12), fontsize=8, pad=3, color=INK, **plain())
-    texts = ((f"The first {len(first)} training images", 0.05), ("Training images of each class", top + 0.1))
+        axes.set_title(short[name], fontsize=8, pad=3, color=INK, **plain())
+    channels = f", {note}" if note else ""
+    texts = ((f"The first {len(first)} training images{channels}", 0.05), ("Training images of each class", top + 0.1))
     for text, below in texts:
         figure.text(0.5, 1 - below / total, text, ha="center", va="top", fontsize=11, color=INK)
     for column in range(columns):
@@ -60,8 +65,8 @@ def data_overview(first: Images, names: Sequence[str], of_class: Sequence[Images
             )
         )
         draw_image(axes, sheet)
-        shown = names_at_side[part]
-        axes.set_yticks(np.arange(len(shown)) * (height + 1) + height / 2, shown, fontsize=9, **plain())
+        rows_named = names_at_side[part]
+        axes.set_yticks(np.arange(len(rows_named)) * (height + 1) + height / 2, rows_named, fontsize=9, **plain())
         axes.tick_params(length=0, labelcolor=INK)
     return figure
 
