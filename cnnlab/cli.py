@@ -3,7 +3,6 @@
 import importlib
 import runpy
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from cnnlab import signals
-from cnnlab.errors import CnnlabError, MachineError, Stopped, print_error
+from cnnlab.console import exit_on_error
+from cnnlab.errors import MachineError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -95,22 +94,5 @@ for _name, _help in COMMANDS.items():
 
 def _run(command: Callable[[], object], debug: bool) -> None:
     """Run a command and end the process with the exit code that its outcome has."""
-    try:
-        with signals.handled(last=True):
-            command()
-    except Stopped as stop:
-        sys.exit(stop.exit_code)
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        user_error: CnnlabError
-        if isinstance(error, CnnlabError):
-            user_error = error
-        else:
-            from cnnlab.run import understood  # not before: it takes a tenth of a second
-
-            user_error = understood(error)
-        print_error(user_error)
-        if type(user_error) is CnnlabError and user_error is not error and not debug:
-            print("cnnlab: the same with --debug shows the traceback", file=sys.stderr)
-        sys.exit(user_error.exit_code)
+    with exit_on_error(debug=debug, last=True, hint="cnnlab: the same with --debug shows the traceback"):
+        command()

@@ -1,7 +1,15 @@
 """What can go wrong, each with the exit code that scripts rely on."""
 
+import errno
+import os
+import re
 import signal
-import sys
+
+DENIED = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR,
+    errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+)  # fmt: skip
+"""What a machine answers that lets a file not be written or read."""
 
 
 class CnnlabError(Exception):
@@ -84,7 +92,38 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")[:200]
 
 
-def print_error(error: BaseException) -> None:
-    """Print an error as users see it: each line of its message after the program's name, on standard error."""
-    for line in str(error).splitlines():
-        print(f"cnnlab: error: {line}", file=sys.stderr)
+def translate(error: BaseException) -> CnnlabError:
+    """Return an error as one of ours, with a message a user can act on."""
+    if isinstance(error, CnnlabError):
+        return error
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in DENIED:
+        return _denied(error)
+    if is_out_of_memory(error):
+        return MachineError(f"out of memory: try half the data.batch_size. ({text[:200]})")
+    if isinstance(error, RuntimeError) and re.search(r"gloo|NCCL|ProcessGroup|Connection (closed|reset) by peer", text):
+        return MachineError(
+            f"another of the run's processes died, or cannot be reached. Continue with resume=FOLDER. ({text[:200]})"
+        )
+    if type(error).__name__ == "MisconfigurationException" or text.startswith("Early stopping conditioned on"):
+        return ConfigError(text)
+    if text.startswith("Error(s) in loading state_dict"):
+        return CheckpointError(f"the checkpoint is another network's: {text[:300]}")
+    return CnnlabError(f"unexpected {type(error).__name__}: {text[:500]}")
+
+
+def _denied(error: OSError) -> MachineError:
+    path = error.filename if isinstance(error.filename, (str, os.PathLike)) else None
+    if path and os.access(path, os.F_OK) and not os.access(path, os.R_OK):
+        return MachineError(f"cannot read {path}: {error.strerror}. Change who may read it, or name another.")
+    return MachineError(
+        f"cannot write{f' {path}' if path else ''}: {error.strerror}. Free space there, or choose another place: "
+        "hydra.run.dir in training, --output in the commands."
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no more memory, on the processor or a device."""
+    message = str(error)
+    said = any(part in message for part in ("can't allocate memory", "out of memory", "not enough memory"))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)

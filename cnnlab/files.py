@@ -65,6 +65,10 @@ def replacing(path: Path, *, durable: bool = False, overwrite: bool = True) -> I
             path.hardlink_to(temporary)
         if durable:
             flush_folder(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
         os.close(lock)
@@ -159,9 +163,9 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
             if facts.st_size > most_bytes:
                 raise DamagedError(f"{path} must have {most_bytes:,} bytes at most, it has {facts.st_size:,}.")
             return file.read(most_bytes)
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE):
             raise MachineError(f"cannot read {path}: {error.strerror}.") from error
         raise DamagedError(f"{path} can't be read: {error.strerror}.") from error

@@ -10,10 +10,10 @@ from cnnlab.build import Lab, build_lab, composition
 from cnnlab.callbacks import AtomicCheckpointIO, Checkpoint, Divergence
 from cnnlab.callbacks.checkpoint import as_numbers
 from cnnlab.checkpoint import Loaded, read_last
-from cnnlab.errors import ConfigError, DivergedError, MachineError
+from cnnlab.errors import ConfigError, DivergedError, MachineError, is_out_of_memory
 from cnnlab.machine import describe_device
 from cnnlab.record import Record
-from cnnlab.run import Run, is_out_of_memory
+from cnnlab.run import Run
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
-from cnnlab.errors import MachineError, print_error
+from cnnlab.console import print_error
+from cnnlab.errors import MachineError
 
 ADVERTISING = ("pytorch_lightning", "lightning_fabric")
 """Loggers that announce devices, tips and other products at level INFO. Lightning 2.6.6."""

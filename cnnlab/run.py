@@ -1,16 +1,12 @@
 """A run's folder: what is written into it, and how it ends."""
 
-import ctypes
-import errno
 import gc
 import importlib.metadata
 import io
 import logging
 import os
 import platform
-import re
 import shlex
-import signal
 import statistics
 import subprocess
 import sys
@@ -23,15 +19,8 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from cnnlab import lock, signals
-from cnnlab.errors import (
-    CheckpointError,
-    CnnlabError,
-    ConfigError,
-    MachineError,
-    PartialError,
-    Stopped,
-    print_error,
-)
+from cnnlab.console import exit_on_error, print_error, say
+from cnnlab.errors import CnnlabError, PartialError, Stopped, translate
 from cnnlab.files import read_csv, read_json, write_json
 from cnnlab.record import program
 
@@ -41,11 +30,6 @@ failed: list[Path] = []
 """The runs that failed in this process, where a sweep goes on after one."""
 
 Status = Literal["running", "completed", "failed", "interrupted"]
-
-UNWRITABLE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR,
-    errno.EISDIR, errno.ELOOP,
-)  # fmt: skip
 
 PACKAGES = {
     "torch": "torch", "pytorch_lightning": "pytorch-lightning", "hydra": "hydra-core", "cnnlab": "cnnlab",
@@ -114,7 +98,7 @@ class Run:
         if self.primary:
             self._lock = lock.take(self.folder)
         else:
-            die_with_parent()
+            signals.end_with_parent()
         self._signals = signals.handled()
         self._signals.__enter__()
         logging.captureWarnings(True)
@@ -207,7 +191,7 @@ class Run:
                 self._save()
                 log.warning(f"stopped by {error}; go on with: resume={self.folder}")
             sys.exit(error.exit_code)
-        known = understood(error)
+        known = translate(error)
         if not untouched:
             self.record |= {"status": "failed", "error": str(known)}
             self._save()
@@ -217,7 +201,7 @@ class Run:
             sys.excepthook(type(error), error, traceback)
         print_error(known)
         if type(known) is CnnlabError:
-            print(f"cnnlab: the traceback is in {self.folder / 'train.log'}", file=sys.stderr)
+            say(f"cnnlab: the traceback is in {self.folder / 'train.log'}", file=sys.stderr)
         if self.exit_on_error:
             sys.exit(known.exit_code)
         failed.append(self.folder)
@@ -229,35 +213,14 @@ class Run:
             write_json(self.folder / "run.json", self.record)
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process when the one that started it ends, as other ranks must; on Linux."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1  # linux/prctl.h
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-
-
 @contextmanager
 def command_line() -> Iterator[None]:
-    """Around a command line's work: report an error that came before any run, or runs of a sweep that failed."""
+    """Around a training's command line: report an error that came before any run, or runs that failed."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print a traceback of its own, and exit with 1
-    try:
-        with signals.handled(last=True):
-            yield
+    with exit_on_error(last=True):
+        yield
         if failed:
             raise PartialError(f"{len(failed)} of the sweep's runs failed: {', '.join(map(str, failed))}")
-    except Stopped as stop:
-        sys.exit(stop.exit_code)
-    except BrokenPipeError:
-        stop_printing()
-    except Exception as error:
-        known = understood(error)
-        print_error(known)
-        sys.exit(known.exit_code)
-
-
-def stop_printing() -> None:
-    """Let standard output go nowhere when nobody listens any more, as behind `| head`."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -272,80 +235,6 @@ def importing() -> Iterator[None]:
         gc.freeze()
     finally:
         gc.enable()
-
-
-@contextmanager
-def reported(debug: bool = False) -> Iterator[None]:
-    """Around work that keeps no record: an error or a signal is reported, and leaves as `SystemExit`.
-
-    Args:
-        debug: Show the traceback too.
-    """
-    try:
-        with signals.handled():
-            yield
-    except Stopped as stop:
-        sys.exit(stop.exit_code)
-    except Exception as error:
-        if debug:
-            sys.excepthook(type(error), error, error.__traceback__)
-        known = understood(error)
-        print_error(known)
-        sys.exit(known.exit_code)
-
-
-class ConsoleHandler(logging.StreamHandler):
-    """Print log records to standard output as it is at that moment, so that a progress bar can hold it.
-
-    Records with a traceback are left to the log file. Where there are several processes, the first one speaks.
-    """
-
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> Any:
-        """Standard output."""
-        return sys.stdout
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print the record, if it is for a person at the terminal."""
-        if record.exc_info is None and os.environ.get("LOCAL_RANK", "0") == "0":
-            super().emit(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Go on in silence when nobody listens any more; the log file has it all."""
-        if isinstance(sys.exc_info()[1], BrokenPipeError):
-            stop_printing()
-        else:
-            super().handleError(record)
-
-
-def understood(error: BaseException) -> CnnlabError:
-    """Return the error as one of ours, with a message a user can act on."""
-    if isinstance(error, CnnlabError):
-        return error
-    text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        place = f" {error.filename}" if error.filename else ""
-        return MachineError(f"cannot write{place}: {error.strerror}. Free space, or choose another hydra.run.dir.")
-    if is_out_of_memory(error):
-        return MachineError(f"out of memory: try half the data.batch_size. ({text[:200]})")
-    if isinstance(error, RuntimeError) and re.search(r"gloo|NCCL|ProcessGroup|Connection (closed|reset) by peer", text):
-        return MachineError(
-            f"another of the run's processes died, or cannot be reached. Go on with resume=FOLDER. ({text[:200]})"
-        )
-    if type(error).__name__ == "MisconfigurationException" or text.startswith("Early stopping conditioned on"):
-        return ConfigError(text)
-    if text.startswith("Error(s) in loading state_dict"):
-        return CheckpointError(f"the checkpoint is another network's: {text[:300]}")
-    return CnnlabError(f"unexpected {type(error).__name__}: {text[:500]}")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no more memory, on the processor or a device."""
-    said = any(part in str(error) for part in ("can't allocate memory", "out of memory", "not enough memory"))
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)
 
 
 def now() -> str:

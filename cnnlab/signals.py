@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM, and what Slurm sends: stop at once, or, while a step is under way, at its end."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -97,6 +98,13 @@ def _on_unraisable(otherwise: Callable[[Any], Any], unraisable: Any) -> None:
     again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM))
     again.daemon = True
     again.start()
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it ends, as other ranks must; on Linux."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def defer(on: bool) -> None:

@@ -26,8 +26,9 @@ ROWS = [
     {"classifier", "data"},
     {"augment", "init", "model", "optimizer", "schedule", "plots", "config", "run", "machine", "ledger"}
     | {"anatomy", "checkpoint"},
-    {"batch", "patches", "signals", "record", "trust", "lock", "study", "tutorial", "tta", "stats"},
-    {"files"},
+    {"batch", "patches", "record", "trust", "lock", "study", "tutorial", "tta", "stats"},
+    {"console"},
+    {"signals", "files"},
     {"errors"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(reversed(ROWS)) for room in rooms}

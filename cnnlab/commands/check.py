@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from cnnlab.config import compose
-from cnnlab.run import ConsoleHandler, importing, reported
+from cnnlab.console import ConsoleHandler, exit_on_error
+from cnnlab.run import importing
 
 app = typer.Typer(add_completion=False)
 
@@ -39,7 +40,7 @@ def try_out(lines: Sequence[str]) -> None:
     sys.path.append(str(Path.cwd()))  # for networks of the user's own; last, as `cnnlab train` has it
     run = compose(lines, Path.cwd(), verify_presence=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
-    with reported(run.config.debug):
+    with exit_on_error(debug=run.config.debug):
         with importing():
             from cnnlab.rehearsal import rehearse
         rehearse(run.config, Path(run.run_dir))

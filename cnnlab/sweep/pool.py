@@ -11,8 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from typing_extensions import override
 
-from cnnlab import run as runs
-from cnnlab.errors import ConfigError, Stopped
+from cnnlab.errors import ConfigError, Stopped, translate
 
 
 class Pool(Protocol):
@@ -83,7 +82,7 @@ class LauncherPool:
         try:
             self._launcher.launch(list(queue.values()), self._count)
         except Exception as error:  # one trial's config, or a job that its cluster lost: no reason to stop
-            cause = str(runs.understood(error))
+            cause = str(translate(error))
         except SystemExit as end:
             if end.code in (130, 143):
                 raise Stopped(int(end.code) - 128) from end

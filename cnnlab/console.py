@@ -1,0 +1,132 @@
+"""What a person at a terminal sees, and how a process ends that showed it.
+
+All texts pass through here on their way to a terminal: they may be a stranger's, and command nothing.
+"""
+
+import io
+import locale
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+from cnnlab import signals
+from cnnlab.errors import CnnlabError, Stopped, translate
+from cnnlab.files import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def say(*texts: object, sep: str = " ", file: TextIO | None = None) -> None:
+    """Print texts, by default on standard output."""
+    print(printable(sep.join(map(str, texts))), file=file or sys.stdout)
+
+
+def print_error(error: BaseException) -> None:
+    """Print an error as users see it: each line of its message after the program's name, on standard error."""
+    for line in str(error).splitlines():
+        say(f"cnnlab: error: {line}", file=sys.stderr)
+
+
+def rich_console(**options: Any) -> "Console":
+    """Return a console of Rich's for tables, with Rich's own options."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Cleaning(Console):
+        """Let no text command the terminal; what Rich itself sends are styles and control segments."""
+
+        def render(self, *arguments: Any, **named: Any) -> Iterable[Segment]:
+            for segment in super().render(*arguments, **named):
+                yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+    return Cleaning(**options)
+
+
+@contextmanager
+def exit_on_error(*, debug: bool = False, last: bool = False, hint: str = "") -> Iterator[None]:
+    """Turn an error or a signal in the block into a message on standard error and the process's exit code.
+
+    Args:
+        debug: Show the traceback too.
+        last: Whether the process ends after the block, see `signals.handled`.
+        hint: What to say after an error that nobody foresaw, if its traceback is not shown.
+    """
+    _open_streams()
+    try:
+        with signals.handled(last=last):
+            yield
+            sys.stdout.flush()  # a full disk is noticed here, and not when the interpreter ends
+    except Stopped as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        if debug:
+            traceback.print_exception(error)
+        known = translate(error)
+        print_error(known)
+        if hint and type(known) is CnnlabError and known is not error and not debug:
+            say(hint, file=sys.stderr)
+        sys.exit(known.exit_code)
+
+
+class _Output(io.FileIO):
+    """A standard stream to which it is all the same whether anybody listens, as behind `| head`."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            return len(data)
+
+
+def _open_streams() -> None:
+    """Have standard streams that take any text: a closed one leads nowhere, and no encoding lacks a letter."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number, this one
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        # A test's own stream stays, and one of ours.
+        if stream is getattr(sys, f"__{name}__"):
+            raw = _Output(1 if name == "stdout" else 2, "w", closefd=False)
+            encoding = stream.encoding if stream else locale.getpreferredencoding(False)
+            lines = name == "stderr" or raw.isatty()
+            if stream:
+                stream.flush()
+            wrapped = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=lines)
+            setattr(sys, name, wrapped)
+
+
+class ConsoleHandler(logging.StreamHandler):
+    """Print log records to standard output as it is at that moment, so that a progress bar can hold it.
+
+    Records with a traceback are left to the log file. Where there are several processes, the first one speaks.
+    """
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        """Standard output."""
+        return sys.stdout
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record, if it is for a person at the terminal."""
+        if record.exc_info is None and os.environ.get("LOCAL_RANK", "0") == "0":
+            super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's text, which commands no terminal."""
+        return printable(super().format(record))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Keep silent where standard output can't be written; the log file has it all."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
