@@ -1,4 +1,4 @@
-"""Every command in the README is one that works, and its Python runs."""
+"""Every command in the README and the pages beside it works, their Python runs, and their lists are complete."""
 
 import re
 import shlex
@@ -10,30 +10,39 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnlab import cli
+from cnnlab import cli, errors
 from cnnlab.config import preflight
 from cnnlab.data import shapes
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
+RULES = ("CONTRIBUTING.md", "SECURITY.md")  # their commands are those of the proofs
+PAGES = {
+    path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / ".github").glob("*.md"))]
+    if path.name not in RULES
+}  # fmt: skip
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return [
+        block for text in PAGES.values() for block in re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+    ]
 
 
-COMMANDS = [
-    part.strip()
-    for block in blocks("bash")
-    for line in block.splitlines()
-    for part in line.partition("  #")[0].split("&&")
-    if part.strip()
-]
+COMMANDS = list(
+    dict.fromkeys(
+        part.strip()
+        for block in blocks("bash")
+        for line in block.splitlines()
+        for part in line.partition("  #")[0].split("&&")
+        if part.strip()
+    )
+)
 # Run by others: `.ci/run` installs and tests as the README says, tests/test_browser.py starts the dashboard,
 # tests/test_benchmark.py tries switches.
 ELSEWHERE = {
-    "pip install -e .", "pip install -e '.[test]'", "pytest", "cnnlab dashboard", "pre-commit install",
-    "bash .ci/run", "pip install -e '.[search]'", "pip install -e '.[slurm]'",
+    "git clone ADDRESS cnnlab", "cd cnnlab", "python -m venv .venv", ". .venv/bin/activate", "pip install -e .",
+    "cnnlab dashboard", "pip install -e '.[search]'", "pip install -e '.[slurm]'",
     "cnnlab benchmark model=resnet18 data.batch_size=512 --sweep precision,channels_last,compile",
 }  # fmt: skip
 SHORT = ["trainer.fast_dev_run=1", "data.val_size=80", "data.batch_size=32"]
@@ -62,9 +71,39 @@ def home(tmp_path_factory: pytest.TempPathFactory, npz: Path, trained: Path) -> 
         config = copy / ".hydra" / "config.yaml"  # each its own seed, as groups that are compared have
         config.write_text(config.read_text().replace("seed: 0\n", f"seed: {number}\n", 1))
     shutil.copytree(trained, folder / "outputs" / "day" / "first")
-    (own,) = [block for block in blocks("python") if "class MyNet" in block]
-    (folder / "mynet.py").write_text(own)
+    (network,) = [block for block in blocks("python") if "class MyNet" in block]
+    (folder / "mynet.py").write_text(network)
     return folder
+
+
+def test_readme_is_read_in_five_minutes():
+    """At 250 words a minute, without what is only looked up or copied: the table of options and the code."""
+    prose = re.sub(r"```.*?```|^\|.*?$", "", README, flags=re.DOTALL | re.MULTILINE)
+    assert len(prose.split()) < 5 * 250
+
+
+def test_readme_lists_every_option_of_every_group():
+    for group in (path for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "hydra"):
+        (row,) = re.findall(rf"^\| `{group.name}` \|.*$", README, flags=re.MULTILINE)
+        missing = {path.stem for path in group.glob("*.yaml")} - set(re.findall(r"`(\w+)`", row))
+        assert not missing, group.name
+
+
+def test_every_page_is_linked_and_every_link_leads_somewhere():
+    for name, text in PAGES.items():
+        folder = ROOT if name == "README.md" else ROOT / ".github"
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (folder / target).is_file(), f"{name} links {target}"
+    for path in (ROOT / ".github").glob("*.md"):
+        assert f"(.github/{path.name})" in README, path.name
+
+
+def test_pages_name_every_verb_and_every_exit_code():
+    for verb in cli.COMMANDS:
+        assert f"cnnlab {verb}" in PAGES["COMMANDS.md"] + PAGES["DATA.md"], verb
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.CnnlabError)]
+    for code in {kind.exit_code for kind in kinds} - {1}:
+        assert f"\n| {code} |" in PAGES["RUNS.md"], code
 
 
 def test_every_command_is_known():
@@ -75,7 +114,7 @@ def test_every_command_is_known():
         ), command
 
 
-def named(words: list[str], home: Path) -> list[str]:
+def complete(words: list[str], home: Path) -> list[str]:
     """Put runs where a command names folders, and add settings that make it short."""
     runs = sorted(str(record.parent) for record in (home / "runs").glob("*/run.json"))
     words = [runs[int(word[6:]) - 1] if re.fullmatch(r"FOLDER\d", word) else word for word in words]
@@ -90,7 +129,7 @@ def test_command_works(command: str, home: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(home)
     program, *words = shlex.split(command)
     if program == "cnnlab" and words[0] in cli.COMMANDS:
-        words = named(words, home)
+        words = complete(words, home)
         if words[:2] == ["data", "fetch"]:
             words.append("--help")  # the download itself is tested on a server of its own
         with pytest.raises(SystemExit) as ended:
@@ -105,12 +144,12 @@ def test_command_works(command: str, home: Path, monkeypatch: pytest.MonkeyPatch
     if any("FOLDER" in word for word in arguments):
         (newest,) = sorted((home / "outputs").glob("*/*/run.json"))[-1:]
         arguments = [word.replace("FOLDER", str(newest.parent)) for word in arguments]
-    given = {word.partition("=")[0] for word in arguments}
+    keys = {word.partition("=")[0] for word in arguments}
     if "hydra/launcher=slurm" in arguments:
         preflight(arguments)  # tests/test_sweep_remote.py runs it
         return
     arguments = ["search.n_trials=2" if word.startswith("search.n_trials=") else word for word in arguments]
-    if "resume" not in given or "-m" in arguments:
+    if "resume" not in keys or "-m" in arguments:
         arguments += SHORT
     monkeypatch.syspath_prepend(home)
     import train as script
