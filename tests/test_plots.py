@@ -267,7 +267,8 @@ BINS = [
     for part in range(9)
 ]
 SEARCH = {
-    "optimizer.lr": [repr(lr) for lr in 10 ** DATA.uniform(-4, 0, 6)],
+    "optimizer.lr": [repr(float(lr)) for lr in 10 ** DATA.uniform(-4, 0, 6)],
+    "optimizer.weight_decay": [repr(float(decay)) for decay in DATA.uniform(0, 1e-3, 6)],
     "model": ["lenet", "resnet18", "lenet", "lenet", "resnet18", "lenet"],
     "schedule": ["cosine"] * 3 + ["a schedule of one's own with a long name"] * 3,
 }
@@ -290,7 +291,9 @@ def test_axes_cover_the_data_and_nothing_crosses_a_legend(draw: Callable[[], Fig
     figure = draw()
     plots.to_png(figure)  # lays it out
     legends = [axes.get_legend() for axes in figure.axes] + list(figure.legends)
-    boxes = [legend.get_window_extent() for legend in legends if legend]
+    boxes = [words.get_window_extent() for words in (*legends, figure._suptitle) if words]  # type: ignore[attr-defined]
+    assert not any(first.overlaps(second) for first, second in itertools.combinations(boxes, 2))
+    assert all(0 <= box.x0 < box.x1 <= figure.bbox.x1 for box in boxes)
     for axes in figure.axes:
         inside = axes.get_window_extent().padded(0.5)
         assert not any(box.overlaps(inside) for box in boxes)
@@ -300,6 +303,9 @@ def test_axes_cover_the_data_and_nothing_crosses_a_legend(draw: Callable[[], Fig
             assert inside.contains(x, y)
         assert not axes.xaxis.get_offset_text().get_text()
         assert not axes.yaxis.get_offset_text().get_text()
+        upright = [label for label in axes.get_xticklabels() if label.get_text() and not label.get_rotation()]
+        for first, second in itertools.pairwise(upright):
+            assert not first.get_window_extent().overlaps(second.get_window_extent())
         labels = [label.get_text() for label in axes.get_yticklabels() if label.get_visible()]
         assert len(set(labels)) == len(labels), "marks are told apart"
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from cnnlab.plots.names import plain, shorten, shorten_all
+from cnnlab.plots.names import plain, shorten, shorten_all, text_width
 from cnnlab.plots.style import (
     BLUE,
     INK,
@@ -115,7 +115,10 @@ def learning_curves(
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         else:
             _from_zero(axes)
-        legend_above(axes)
+    # One for both: it may be wider than either.
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 
@@ -129,7 +132,9 @@ def compared_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], grou
     validated = any(np.isfinite(np.asarray(history.get("val/loss", []), float)).any() for history in histories.values())
     split, word = ("val", "Validation") if validated else ("train", "Training")
     labels = shorten_all(list(histories), 36)
-    rows = math.ceil(len(histories) / 3)
+    # About 105 letters fit into the picture's width.
+    columns = min(3, max(1, 105 // (max(map(text_width, labels), default=0) + 8)))
+    rows = math.ceil(len(histories) / columns)
     figure = new_figure((WIDTH, 3.2 + 0.22 * rows))
     panels = figure.subplots(1, 2)
     for axes, metric in zip(panels, ("loss", "accuracy"), strict=True):
@@ -150,7 +155,7 @@ def compared_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], grou
     handles, names = panels[0].get_legend_handles_labels()
     if handles:
         legend = figure.legend(
-            handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK
+            handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK
         )
         for text in legend.get_texts():
             text.set(**plain())

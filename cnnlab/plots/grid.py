@@ -13,18 +13,23 @@ from cnnlab.plots.style import INK, VERMILION, WIDTH, Images, message, new_figur
 
 # Images a row, and in inches: a line of a title, and the space around image and title.
 _ROW = 10
+_FEW = 8
 _LINE = 0.17
 _PAD = 0.05
 
 
 def image_row(images: Images, titles: Sequence[str]) -> Figure:
     """Show images side by side (in rows of ten, if there are more), each under its title."""
-    return _grid(images, titles, _ROW)
+    return image_grid(images, titles, _ROW)
 
 
-def image_grid(images: Images, titles: Sequence[str] | None = None, columns: int = 8) -> Figure:
+def image_grid(images: Images, titles: Sequence[str] | None = None, columns: int = _FEW) -> Figure:
     """Show images in rows of `columns`."""
-    return _grid(images, [""] * len(images) if titles is None else titles, columns)
+    if titles is None:
+        return _grid(images, [""] * len(images), columns)
+    lines = sorted({line for title in titles for line in title.split("\n")})
+    short = dict(zip(lines, shorten_all(lines, _letters(len(images), columns)), strict=True))
+    return _grid(images, ["\n".join(short[line] for line in title.split("\n")) for title in titles], columns)
 
 
 def predictions_row(
@@ -34,8 +39,9 @@ def predictions_row(
     classes: Sequence[str],
 ) -> Figure:
     """Show images under their predicted class; wrong ones have a cross, a frame, and the right class."""
+    names = shorten_all(classes, _letters(len(images), _ROW) - 2)
     titles = [
-        classes[guess] if guess == target else f"✗ {classes[guess]}\nis {classes[target]}"
+        names[guess] if guess == target else f"✗ {names[guess]}\nis {names[target]}"
         for guess, target in zip(predicted, targets, strict=True)
     ]
     return _grid(images, titles, _ROW, np.asarray(predicted) != np.asarray(targets))
@@ -64,10 +70,21 @@ def worst_mistakes(
     if len(wrong) == 0:
         return message(f"No mistakes in {len(images):,} images.")
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
+    names = shorten_all(classes, _letters(len(worst), _FEW) - 2)
     titles = [
-        f"✗ {classes[predicted[index]]}\nis {classes[targets[index]]}\n{confidence[index]:.1%} sure" for index in worst
+        f"✗ {names[predicted[index]]}\nis {names[targets[index]]}\n{confidence[index]:.1%} sure" for index in worst
     ]
-    return _grid(images[worst], titles, columns=8)
+    return _grid(images[worst], titles, _FEW)
+
+
+def _cell(count: int, columns: int) -> float:
+    """Return the width of an image with the space around it, in inches."""
+    return min(1.25, WIDTH / min(columns, max(1, count)))
+
+
+def _letters(count: int, columns: int) -> int:
+    """Return how many letters there is room for over an image: each takes about 5 points, an inch has 72."""
+    return int(_cell(count, columns) * 72 / 5)
 
 
 def _grid(images: Images, titles: Sequence[str], columns: int, framed: Bool[np.ndarray, "n"] | None = None) -> Figure:
@@ -76,7 +93,7 @@ def _grid(images: Images, titles: Sequence[str], columns: int, framed: Bool[np.n
     images, note = viewable(images)
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
-    cell = min(1.25, WIDTH / columns)
+    cell = _cell(len(images), columns)
     lines = max(title.count("\n") + 1 if title else 0 for title in titles)
     side = cell - 2 * _PAD
     high = side * images.shape[1] / images.shape[2]
@@ -88,7 +105,7 @@ def _grid(images: Images, titles: Sequence[str], columns: int, framed: Bool[np.n
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), autoscale_on=False)
     axes.set_axis_off()
     framed = np.zeros(len(images), bool) if framed is None else framed
-    for number, (image, title, frame) in enumerate(zip(images, _fit(titles, cell), framed, strict=True)):
+    for number, (image, title, frame) in enumerate(zip(images, titles, framed, strict=True)):
         row, column = divmod(number, columns)
         left, bottom = column * cell + _PAD, height - (row + 1) * pitch + _PAD
         axes.imshow(
@@ -103,11 +120,3 @@ def _grid(images: Images, titles: Sequence[str], columns: int, framed: Bool[np.n
     if note:
         axes.text(_PAD, 0.4 * _LINE, note, fontsize=8, color=INK)
     return figure
-
-
-def _fit(titles: Sequence[str], cell: float) -> list[str]:
-    """Shorten titles, line by line, to the width of a cell in inches."""
-    length = int(cell * 72 / 5)  # about 5 points a letter, 72 points an inch
-    lines = sorted({line for title in titles for line in title.split("\n")})
-    short = dict(zip(lines, shorten_all(lines, length), strict=True))
-    return ["\n".join(short[line] for line in title.split("\n")) for title in titles]

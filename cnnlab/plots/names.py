@@ -1,6 +1,7 @@
 """Names that others chose, such as classes': short enough, apart from each other, in letters that a font has."""
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -22,15 +23,18 @@ def shorten(text: str, length: int) -> str:
 def shorten_all(names: Sequence[str], length: int) -> list[str]:
     """Return names as they are drawn; different ones stay different wherever `length` letters can tell them apart."""
     spelled = [spell(name) for name in names]
-    distinct = len(set(spelled))
-    # The end tells most names apart, as in photo_1 and photo_2; what differs may also stand near the beginning.
-    cuts = ([_cut(name, length, share) for name in spelled] for share in (0.5, 0.25, 0.75, 0.0, 1.0))
-    return max(cuts, key=lambda cut: min(len(set(cut)), distinct))
+    short = [_cut(name, length, 0.5) for name in spelled]
+    # What tells names apart stands at the end of most, as in photo_1 and photo_2, or near the beginning of some.
+    for share in (0.25, 0.75, 0.0, 1.0):
+        cuts = dict(zip(spelled, short, strict=True))
+        counts = Counter(cuts.values())
+        short = [_cut(name, length, share) if counts[cuts[name]] > 1 else cuts[name] for name in spelled]
+    return short
 
 
 def spell(text: str) -> str:
     """Spell in Latin letters what no font at hand can draw, or would draw in the wrong order."""
-    return "".join(letter if _is_drawable(letter) else anyascii(letter) or "?" for letter in text)
+    return "".join(letter if _is_drawable(letter) else _latin(letter) for letter in text)
 
 
 def text_width(text: str) -> int:
@@ -64,6 +68,10 @@ def _fit(text: str, length: int) -> str:
 
 def _letter_width(letter: str) -> int:
     return 2 if unicodedata.east_asian_width(letter) in "WF" else 0 if unicodedata.combining(letter) else 1
+
+
+def _latin(letter: str) -> str:
+    return anyascii(letter) or ("" if unicodedata.category(letter).startswith("M") else "?")
 
 
 def _is_drawable(letter: str) -> bool:

@@ -210,4 +210,4 @@ def _label(axes: Axes, scale: _Scale) -> None:
     elif scale.log:
         axes.set_xscale("log")
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(3))

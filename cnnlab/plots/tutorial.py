@@ -31,7 +31,7 @@ def data_overview(first: Images, names: Sequence[str], of_class: Sequence[Images
     columns, most = (1, 10) if len(classes) <= 20 else (2, 5) if len(classes) <= 60 else (3, 4)
     rows = math.ceil(len(classes) / columns)
     names_at_side = shorten_all(classes, 14)
-    short = dict(zip(classes, names_at_side, strict=True))
+    short = dict(zip(classes, shorten_all(classes, int(8 / len(first) * 72 / 5)), strict=True))
     margin = 0.15 + 0.075 * max(map(text_width, names_at_side))  # inches, as all that follows
     scale = (8 / columns - margin - 0.1) / (most * (breadth + 1))  # of a pixel
     top = 8 / len(first) * height / breadth + 0.55
