@@ -91,6 +91,12 @@ def test_every_room_has_a_row():
     assert rooms == set(HEIGHT)
 
 
+def test_every_room_has_a_line_in_the_contributing_guide():
+    table = (ROOT / ".github" / "CONTRIBUTING.md").read_text().partition("| room | holds |")[2].partition("\n\n")[0]
+    names = [name for row in re.findall(r"^\| (`.*?`) \|", table, flags=re.MULTILINE) for name in row.split(", ")]
+    assert sorted(name.strip("`").removesuffix(".py") for name in names) == sorted(HEIGHT)
+
+
 def test_command_line_imports_neither_torch_nor_lightning():
     code = (
         "import sys, train, cnnlab.cli, cnnlab.run, cnnlab.config, cnnlab.sweep\n"
