@@ -241,6 +241,7 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0)
     if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         # The other processes would be started with the sweep's command line, not with this run's.
         raise ConfigError("-m runs on one device at a time so far: give trainer.devices=1, or one run without -m.")
+    patches.keep_whole_loss(trainer)
     check_precision(cfg.trainer.precision, trainer.strategy.root_device)
     cores = os.cpu_count() or 1
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:

@@ -65,7 +65,7 @@ class Classifier(QuickHookNames):
         # Dropout's randomness is a function of (seed, step, rank): a resumed run draws what it would have drawn.
         reseed(self.device, mix_seed(self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank))
         logits = self.network(batch.images)
-        loss = F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
+        loss = cross_entropy(logits, batch.targets, self.label_smoothing)
         return {"loss": loss, "logits": logits.detach()}
 
     @override
@@ -116,6 +116,22 @@ class Classifier(QuickHookNames):
         metrics.reset()
 
 
+def cross_entropy(
+    logits: Float[Tensor, "batch classes"],
+    targets: Int64[Tensor, "batch"] | Float[Tensor, "batch classes"],
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Return the cross-entropy to targets of which a share is spread evenly over all classes.
+
+    torch's own does the same in 22 operations, its gradient included, this one in 12: each is a launch on a GPU.
+    """
+    if not label_smoothing or targets.is_floating_point():
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    log_shares = F.log_softmax(logits, dim=1)
+    nll = F.nll_loss(log_shares, targets)
+    return torch.sub((1 - label_smoothing) * nll, log_shares.mean(), alpha=label_smoothing)
+
+
 def evaluation_metrics(num_classes: int, prefix: str, *, full: bool = False) -> MetricCollection:
     """Return the metrics of a split: accuracy and loss; `full` adds macro F1, calibration error and top 5.
 
@@ -152,7 +168,7 @@ def reseed(device: torch.device, seed: int) -> None:
     `torch.manual_seed` does it for every kind of device and takes 0.2 ms, a twentieth of a small network's step.
     """
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
     else:

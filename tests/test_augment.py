@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnlab.augment import (
     AlternatingFlip,
@@ -22,6 +21,7 @@ from cnnlab.augment import (
 )
 from cnnlab.batch import Batch
 from cnnlab.errors import ConfigError, MachineError
+from tests.launches import Launches
 
 GEOMETRIC = [FlipCrop(), FlipCrop(padding=2, flip=False), AlternatingFlip(padding=2), Cutout(size=5)]
 MIXING = [Mixup(10), CutMix(10)]
@@ -86,29 +86,12 @@ def test_geometric_changes_keep_uint8_and_take_floats_alike(augment: Augmentatio
     assert (floats.images - result.images / 255).abs().max() <= 0.5 / 255 + 1e-6
 
 
-class NoReadBack(TorchDispatchMode):
-    """Fail where an operation would make the host wait for the device."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        assert name not in (
-            "_local_scalar_dense",
-            "item",
-            "nonzero",
-            "equal",
-            "masked_select",
-            "is_nonzero",
-        ), name
-        if name in ("index", "index_put", "index_put_"):
-            assert all(index is None or index.dtype != torch.bool for index in args[1]), "a mask as index"
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("augment", EVERY, ids=repr)
 def test_nothing_is_read_back_from_the_device(augment: Augmentation):
     batch = batch_of()
-    with NoReadBack():
+    with Launches() as launches:
         augment(batch, generator(0), 1)
+    assert not launches.waits
 
 
 def padded_and_cropped(images: Tensor, padding: int, shift: Tensor, mirror: Tensor) -> Tensor:
@@ -153,19 +136,6 @@ def test_coins_tossed_once_are_those_of_every_step():
         assert equal(tossed, AlternatingFlip(2, seed=5)(batch, generator(0), epoch))
 
 
-class Count(TorchDispatchMode):
-    """Count operations that a GPU would launch: all but views and what only makes room."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not (func.is_view or func.overloadpacket.__name__ in ("empty", "_unsafe_view")):
-            self.operations.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize(
     ("augment", "most"),
     [
@@ -181,9 +151,9 @@ def test_operations_stay_few(augment: Augmentation, most: int):
     """Each is a launch on a GPU: 5 to 10 µs of a step that takes 500."""
     batch = batch_of()
     augment(batch, generator(0), 0)  # makes the tables
-    with Count() as count:
+    with Launches() as launches:
         augment(batch, generator(0), 1)
-    assert len(count.operations) <= most, count.operations
+    assert launches.count <= most, launches.operations
 
 
 def test_flip_crop_draws_every_shift_and_mirrors_half_of_the_images():

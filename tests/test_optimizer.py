@@ -14,6 +14,7 @@ from cnnlab.model import ResNet
 from cnnlab.optimizer import Muon, fused, may_fuse, parameter_groups
 from cnnlab.optimizer.muon import orthogonalize
 from tests.conftest import Train, read
+from tests.launches import Launches
 from tests.prove.resume import compare
 
 
@@ -280,3 +281,18 @@ def test_every_precision_learns_and_clips(train: Train, precision: str):
         f"trainer.precision={precision}", "trainer.gradient_clip_val=1", "trainer.max_epochs=8", "optimizer.lr=0.05"
     )
     assert read(folder / "metrics.json")["test/accuracy"] > 0.5
+
+
+def test_muon_steps_layers_of_a_shape_together():
+    """Twice as many layers of the same shapes take as many operations."""
+    counts = []
+    for depth in (1, 2):
+        layers = nn.Sequential(*(nn.Conv2d(8, 8, 3) for _ in range(4 * depth)))
+        optimizer = Muon(parameter_groups(layers, 0.1))
+        for parameter in layers.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        with Launches() as launches:
+            optimizer.step()
+        counts.append(launches.count)
+    assert counts[0] == counts[1] < 30, counts

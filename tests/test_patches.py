@@ -71,6 +71,22 @@ def test_a_hook_name_is_noted_and_modules_are_still_registered():
     assert [name for name, _ in module.named_parameters()] == ["layer.weight", "layer.bias"]
 
 
+def test_lightning_still_divides_and_copies_the_loss_by_these_names():
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    loop = trainer.fit_loop.epoch_loop.automatic_optimization
+    assert "output_result_cls.from_training_step_output(" in inspect.getsource(type(loop))
+    loss = torch.ones((), requires_grad=True)
+    theirs = loop.output_result_cls.from_training_step_output({"loss": loss, "logits": 1})
+    patches.keep_whole_loss(trainer)
+    ours = loop.output_result_cls.from_training_step_output({"loss": loss, "logits": 1})
+    assert ours.closure_loss is loss
+    assert theirs.closure_loss is not loss
+    assert ours.asdict() == theirs.asdict() == {"loss": torch.ones(()), "logits": 1}
+    halved = loop.output_result_cls.from_training_step_output({"loss": loss}, 2)
+    assert halved.asdict() == {"loss": torch.tensor(0.5)}
+    assert loop.output_result_cls.from_training_step_output(None).asdict() == {"loss": None}
+
+
 def test_lightning_still_says_what_is_silenced():
     loops = Path(inspect.getfile(Trainer)).parent.parent
     source = "".join(path.read_text() for path in loops.rglob("*.py"))

@@ -2,10 +2,12 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from typing_extensions import override
 
 from cnnlab.errors import DataError
 
@@ -27,6 +29,9 @@ class Normalize(nn.Module):
 
     mean: Float[Tensor, "channel"]
     std: Float[Tensor, "channel"]
+    scale: Float[Tensor, "1 channel 1 1"]
+    shift: Float[Tensor, "1 channel 1 1"]
+    byte_scale: Float[Tensor, "1 channel 1 1"]
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], channels_last: bool = True) -> None:
         super().__init__()
@@ -40,6 +45,9 @@ class Normalize(nn.Module):
         self.channels_last = channels_last
         self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32))
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32))
+        for name in ("scale", "shift", "byte_scale"):
+            self.register_buffer(name, torch.empty(1, len(std), 1, 1), persistent=False)
+        self._derive()
 
     def forward(
         self,
@@ -48,12 +56,22 @@ class Normalize(nn.Module):
         """Normalise images given as uint8 from 0 to 255 or as floats from 0 to 1."""
         if not self.channels_last:
             images = images.contiguous()
+        scale = self.byte_scale if images.dtype == torch.uint8 else self.scale
+        # One operation, the conversion to floats included.
+        return torch.addcmul(_rows(self.shift, images), images, _rows(scale, images))
+
+    @override
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._derive()
+
+    def _derive(self) -> None:
+        """Compute what a step needs of mean and standard deviation."""
         scale = self.std.reciprocal()
-        shift = -self.mean * scale
-        if images.dtype == torch.uint8:
-            # The conversion made a new tensor, so the rest happens in place.
-            return images.to(scale.dtype).mul_(_rows(scale / 255, images)).add_(_rows(shift, images))
-        return (images * _rows(scale, images)).add_(_rows(shift, images))
+        for buffer, values in (
+            (self.scale, scale), (self.shift, -self.mean * scale), (self.byte_scale, scale / 255)
+        ):  # fmt: skip
+            buffer.copy_(values.view_as(buffer))
 
 
 def normalised(
@@ -72,14 +90,13 @@ def normalised(
     return network.to(memory_format=torch.channels_last) if channels_last else network  # type: ignore[call-overload]
 
 
-def _rows(values: Float[Tensor, "channel"], images: Tensor) -> Float[Tensor, "1 channel 1 width_or_1"]:
-    """Shape a value for each channel so that it can be broadcast over the images.
+def _rows(values: Float[Tensor, "1 channel 1 1"], images: Tensor) -> Float[Tensor, "1 channel 1 width_or_1"]:
+    """Shape a value for each channel so that it is broadcast fast over the images.
 
-    In channels-last memory the innermost loop would run over the 3 channels of a pixel; over a repeated row
+    In channels-last memory the CPU's innermost loop would run over the 3 channels of a pixel; over a repeated row
     of pixels it is long enough for vector instructions.
     """
-    values = values.view(1, -1, 1, 1)
-    if images.is_contiguous(memory_format=torch.channels_last):
+    if images.device.type == "cpu" and images.is_contiguous(memory_format=torch.channels_last):
         row = values.expand(-1, -1, -1, images.shape[3])
         return row.contiguous(memory_format=torch.channels_last)
     return values

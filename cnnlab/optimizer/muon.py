@@ -1,4 +1,8 @@
-"""Muon: momentum whose steps for convolution filters are orthogonal matrices."""
+"""Muon: momentum whose steps for convolution filters are orthogonal matrices.
+
+On a GPU launches cost more than the arithmetic, so layers are stepped together: those of a shape as one batch of
+matrices, and everything else by operations on lists of tensors.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -95,12 +99,14 @@ class Muon(Optimizer):
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             gradients = [parameter.grad for parameter in parameters]
             buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+            if not parameters:
+                continue
             if group["kind"] == "filter":
                 step_filters(group, parameters, gradients, buffers)
             else:
                 sgd(
                     parameters, gradients, buffers, lr=group["lr"], momentum=group["momentum"], nesterov=True,
-                    weight_decay=group["weight_decay"], dampening=0.0, maximize=False,
+                    weight_decay=group["weight_decay"], dampening=0.0, maximize=False, foreach=True,
                 )  # fmt: skip
         return loss
 
@@ -112,20 +118,38 @@ def kind_of(parameter: Tensor) -> str:
 
 def step_filters(group: dict[str, Any], filters: list[Tensor], gradients: list[Any], buffers: list[Tensor]) -> None:
     """Step each layer's filters in place."""
-    same_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for weight, gradient, buffer in zip(filters, gradients, buffers, strict=True):
-        buffer.mul_(group["momentum"]).add_(gradient)
-        direction = gradient.add(buffer, alpha=group["momentum"]).flatten(1)
-        same_shape[direction.shape].append((weight, direction))
-    for pairs in same_shape.values():
-        # One batched product for all layers of a shape: on a GPU launches cost more than arithmetic here.
-        updates = orthogonalize(torch.stack([direction for _, direction in pairs]), group["ns_steps"])
-        for (weight, _), update in zip(pairs, updates, strict=True):
-            if group["normalize"]:
-                weight.mul_(len(weight) ** 0.5 / weight.norm().clamp_min(1e-7))
-            else:
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-            weight.sub_(update.view_as(weight), alpha=group["lr"])
+    torch._foreach_mul_(buffers, group["momentum"])
+    torch._foreach_add_(buffers, gradients)
+    directions = torch._foreach_add(gradients, buffers, alpha=group["momentum"])
+    if group["normalize"]:
+        scales = torch._foreach_norm(filters)
+        torch._foreach_clamp_min_(scales, 1e-7)
+        torch._foreach_reciprocal_(scales)
+        torch._foreach_mul_(scales, [len(weight) ** 0.5 for weight in filters])
+        torch._foreach_mul_(filters, scales)
+    else:
+        torch._foreach_mul_(filters, 1 - group["lr"] * group["weight_decay"])
+
+    same_shape: dict[torch.Size, list[int]] = defaultdict(list)
+    for index, direction in enumerate(directions):
+        same_shape[direction.shape].append(index)
+    updates: list[Tensor] = [*directions]
+    for indices in same_shape.values():
+        order = memory_order(filters[indices[0]])
+        # In the filters' own order, so that lists of filters and of updates are stepped through alike. The order of
+        # its columns does not matter to a matrix that is made orthogonal.
+        stack = torch.stack([directions[index].permute(order) for index in indices])
+        orthogonal = orthogonalize(stack.flatten(2), group["ns_steps"]).view_as(stack)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        for index, update in zip(indices, orthogonal, strict=True):
+            updates[index] = update.permute(back)
+    torch._foreach_sub_(filters, updates, alpha=group["lr"])
+
+
+def memory_order(weight: Tensor) -> list[int]:
+    """Return the dimensions of filters as they lie in memory, outermost first; that of the filters stays in front."""
+    strides = weight.stride()
+    return [0, *sorted(range(1, weight.ndim), key=lambda dim: -strides[dim])]
 
 
 def orthogonalize(matrices: Float[Tensor, "*batch rows columns"], steps: int) -> Float[Tensor, "*batch rows columns"]:
@@ -138,12 +162,12 @@ def orthogonalize(matrices: Float[Tensor, "*batch rows columns"], steps: int) ->
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     # On a GPU bfloat16 products are several times as fast, and the iteration tolerates their rounding.
-    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32).reshape(-1, *matrices.shape[-2:])
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype).reshape(matrices.shape)
