@@ -1,6 +1,7 @@
 """The LightningModule: what a step computes, and which metrics are kept."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -67,6 +68,11 @@ class Classifier(QuickHookNames):
         logits = self.network(batch.images)
         loss = cross_entropy(logits, batch.targets, self.label_smoothing)
         return {"loss": loss, "logits": logits.detach()}
+
+    @override
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        # torch would launch an operation for this one in every step.
+        loss.backward(ones_for(loss.dtype, loss.device), *args, **kwargs)
 
     @override
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
@@ -160,6 +166,12 @@ def update(metrics: MetricCollection, logits: Float[Tensor, "batch classes"], ta
     for name, metric in metrics.items(keep_base=True):
         if name != "loss":
             metric.update(logits, targets)
+
+
+@cache
+def ones_for(dtype: torch.dtype, device: torch.device) -> Float[Tensor, ""]:
+    """Return the gradient of a loss with respect to itself."""
+    return torch.ones((), dtype=dtype, device=device)
 
 
 def reseed(device: torch.device, seed: int) -> None:

@@ -119,7 +119,7 @@ def is_finite(module: torch.nn.Module) -> bool:
     """Whether all weights of a module are finite."""
     # The largest absolute value, in one operation for all of them: it is NaN where any value is.
     largest = torch._foreach_norm([parameter.detach() for parameter in module.parameters()], torch.inf)
-    return bool(torch.stack([value.float() for value in largest]).isfinite().all())
+    return all(math.isfinite(value) for value in torch.stack([value.float() for value in largest]).tolist())
 
 
 def rows(trainer: Trainer, indices: Tensor) -> list[int]:
