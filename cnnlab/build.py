@@ -29,7 +29,7 @@ from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, MachineErro
 from cnnlab.machine import check_accelerator, check_precision, describe_device, keep_freed_memory
 from cnnlab.model import normalised
 from cnnlab.optimizer import may_fuse, parameter_groups
-from cnnlab.record import find, precision_of
+from cnnlab.record import find_run, precision_of
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def initialise(network: nn.Sequential, cfg: DictConfig, images: ImageData) -> No
         for step in steps:
             step(body, normalize(sample))
     if cfg.init_from is not None:
-        checkpoint = find(cfg.init_from).checkpoint
+        checkpoint = find_run(cfg.init_from).checkpoint
         content = read_checkpoint(checkpoint)
         weights = network.state_dict()
         # The statistics of the images are no weights. A head is for its classes, even where there are as many of them

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 
 from cnnlab.errors import ConfigError, DataError
 from cnnlab.files import flatten, read_json
-from cnnlab.record import Record, find, precision_of
+from cnnlab.record import Record, find_run, precision_of
 from cnnlab.stats import Verdict, holm, mcnemar, welch
 
 
@@ -19,14 +19,14 @@ class ComparedRun:
     """One of the runs that are compared.
 
     Args:
-        name: What `record.find` takes.
+        name: What `record.find_run` takes.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.label = name
         """Its name in tables."""
-        self.checkpoint, record = find(name)
+        self.checkpoint, record = find_run(name)
         if record is None:
             raise ConfigError(f"{name} stands alone: `compare` needs the run's folder around it.")
         self.record: Record = record

@@ -3,6 +3,7 @@
 All texts pass through here on their way to a terminal: they may be a stranger's, and command nothing.
 """
 
+import errno
 import io
 import locale
 import logging
@@ -66,20 +67,26 @@ def exit_on_error(*, debug: bool = False, last: bool = False, hint: str = "") ->
     except Exception as error:
         if debug:
             traceback.print_exception(error)
-        known = translate(error)
-        print_error(known)
-        if hint and type(known) is CnnlabError and known is not error and not debug:
+        cause = translate(error)
+        print_error(cause)
+        if hint and type(cause) is CnnlabError and cause is not error and not debug:
             say(hint, file=sys.stderr)
-        sys.exit(known.exit_code)
+        sys.exit(cause.exit_code)
 
 
 class _Output(io.FileIO):
-    """A standard stream to which it is all the same whether anybody listens, as behind `| head`."""
+    """A standard stream to which it is all the same whether anybody reads it, as with `| head` or a closed terminal."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._gone = (errno.EPIPE, errno.EIO) if self.isatty() else (errno.EPIPE,)
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data) or 0
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in self._gone:
+                raise
             return len(data)
 
 
@@ -94,7 +101,7 @@ def _open_streams() -> None:
         stream = getattr(sys, name)
         # A test's own stream stays, and one of ours.
         if stream is getattr(sys, f"__{name}__"):
-            raw = _Output(1 if name == "stdout" else 2, "w", closefd=False)
+            raw = _Output(1 if name == "stdout" else 2)
             encoding = stream.encoding if stream else locale.getpreferredencoding(False)
             lines = name == "stderr" or raw.isatty()
             if stream:

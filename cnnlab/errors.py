@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import signal
+from pathlib import Path
 
 DENIED = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR,
@@ -113,11 +114,14 @@ def translate(error: BaseException) -> CnnlabError:
 
 
 def _denied(error: OSError) -> MachineError:
-    path = error.filename if isinstance(error.filename, (str, os.PathLike)) else None
-    if path and os.access(path, os.F_OK) and not os.access(path, os.R_OK):
-        return MachineError(f"cannot read {path}: {error.strerror}. Change who may read it, or name another.")
+    name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
+    path = Path(name).absolute()
+    while not os.access(path, os.F_OK) and path != path.parent:
+        path = path.parent
+    if name and not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
+        return MachineError(f"cannot read {name}: {error.strerror}. Change who may read {path}, or name another.")
     return MachineError(
-        f"cannot write{f' {path}' if path else ''}: {error.strerror}. Free space there, or choose another place: "
+        f"cannot write{name and ' '}{name}: {error.strerror}. Free space there, or choose another place: "
         "hydra.run.dir in training, --output in the commands."
     )
 

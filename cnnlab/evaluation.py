@@ -103,7 +103,7 @@ def evaluate(
     Without options it repeats the test that ended the training, to the last digit on the same device.
 
     Args:
-        run: What `record.find` takes: a run's folder, a checkpoint file, `last` or `best`.
+        run: What `record.find_run` takes: a run's folder, a checkpoint file, `last` or `best`.
         data: Another npz file with the same classes.
         split: Which of its images.
         tta: Test-time augmentation, see `tta.average_views`; by default the run's.

@@ -83,7 +83,7 @@ def export(
     in its metadata.
 
     Args:
-        run: What `record.find` takes.
+        run: What `record.find_run` takes.
         format: `onnx`, `torch_export` or `safetensors`.
         output: The file; by default `model` with the format's ending, in the run's folder.
         input: What the file takes: `uint8` from 0 to 255, or `float` from 0 to 1.

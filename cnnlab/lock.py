@@ -1,6 +1,7 @@
 """Two runs never share a folder: a lock that the kernel lets go when its holder dies, however it dies."""
 
 import contextlib
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ def take(folder: Path) -> int | None:
         OSError: The folder may not be written.
     """
     # Not inheritable: a process that is started from here does not keep the lock. Not through a link: see config.
-    descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         _lock(descriptor)
     except BlockingIOError:
@@ -35,7 +36,7 @@ def take(folder: Path) -> int | None:
             f"{folder} is being written by another run, process {holder or 'unknown'}. Wait for it, stop it, or "
             "choose another hydra.run.dir."
         ) from None
-    except (ImportError, OSError):  # Windows, and network drives without locks
+    except OSError:  # a network drive without locks
         os.close(descriptor)
         return None
     os.ftruncate(descriptor, 0)
@@ -45,8 +46,6 @@ def take(folder: Path) -> int | None:
 
 def _lock(descriptor: int, patience_seconds: float = 0.2) -> None:
     """Lock a file; a process that its last holder started has it for a moment, until it becomes its own program."""
-    import fcntl
-
     until = time.monotonic() + patience_seconds
     while True:
         try:

@@ -10,19 +10,19 @@ from cnnlab.errors import ConfigError, MachineError
 
 
 def check_accelerator(name: str, key: str = "trainer.accelerator=") -> None:
-    """Raise unless the machine has an accelerator of this name; `key` is what it was given by.
+    """Raise unless the machine has an accelerator of this name; `key` is the option that names it.
 
     Raises:
         MachineError: It has none.
     """
-    found = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
-    found["gpu"] = found["cuda"] or found["mps"]
-    if name not in found and name not in ("auto", "cpu") and name in AcceleratorRegistry.available_accelerators():
+    available = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
+    available["gpu"] = available["cuda"] or available["mps"]
+    if name not in available and name not in ("auto", "cpu") and name in AcceleratorRegistry.available_accelerators():
         try:
-            found[name] = AcceleratorRegistry.get(name).is_available()
+            available[name] = AcceleratorRegistry.get(name).is_available()
         except ModuleNotFoundError:  # its own library is not installed
-            found[name] = False
-    if not found.get(name, True):
+            available[name] = False
+    if not available.get(name, True):
         raise MachineError(
             f"{key}{name}: this machine has no such device, PyTorch {torch.__version__} finds only the "
             f"CPU{why_no_cuda()}. Use {key}auto or cpu."
@@ -60,8 +60,8 @@ def describe_device(device: torch.device) -> str:
         facts = torch.cuda.get_device_properties(device)
         return f"{device}, {facts.name}, {facts.total_memory / 2**30:.0f} GiB"
     if device.type == "cpu":
-        there = torch.cuda.is_available() or MPSAccelerator.is_available()
-        why = "as asked; a GPU is there too" if there else f"no GPU was found{why_no_cuda()}"
+        has_gpu = torch.cuda.is_available() or MPSAccelerator.is_available()
+        why = "as asked; a GPU is there too" if has_gpu else f"no GPU was found{why_no_cuda()}"
         return f"cpu, {torch.get_num_threads()} threads, {platform.machine()} ({why})"
     return str(device)
 

@@ -93,7 +93,7 @@ def load_run(run: str, accelerator: str = "auto", trusted: Sequence[str] = ()) -
     """Return a run's network.
 
     Args:
-        run: What `record.find` takes.
+        run: What `record.find_run` takes.
         accelerator: In Lightning's words.
         trusted: Packages that may be imported although the run's folder names them.
     """

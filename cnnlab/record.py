@@ -1,20 +1,23 @@
 """A run's folder read back, as data: whoever made it, nothing in it is executed."""
 
+import logging
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
-from cnnlab.errors import CheckpointError, ConfigError, DamagedError, UnsafeError
+from cnnlab.errors import CheckpointError, ConfigError, DamagedError, MachineError, UnsafeError
 from cnnlab.files import read_csv, read_json, read_yaml
+
+log = logging.getLogger(__name__)
 
 RUNS = Path("outputs")
 """Where runs stand, unless `hydra.run.dir` says otherwise."""
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-"""The checkpoint to go on from, and the one that it took the place of."""
+"""The checkpoint to resume from, and the one that it took the place of."""
 
 SWEEP = Path(".sweep")
 SWEEP_RECORD = SWEEP / "record.json"
@@ -37,6 +40,38 @@ def typed(words: Sequence[str]) -> str:
     )
 
 
+class GitState(TypedDict):
+    """The commit that a run was started from, and whether files differed from it."""
+
+    commit: str
+    dirty: bool
+
+
+class Facts(TypedDict, total=False):
+    """What `run.json` holds; a run of an earlier version, or one that failed early, lacks some of it."""
+
+    status: Literal["running", "completed", "failed", "interrupted"]
+    command: str
+    started: str
+    seconds: float
+    device: str | None
+    precision: str | None
+    num_parameters: int | None
+    versions: dict[str, str]
+    git: GitState | None
+    seed: int | None
+    error: str
+    limits: dict[str, Any]
+    rollbacks: int
+    choices: dict[str, Any]
+    overrides: list[str]
+    cwd: str
+    best: dict[str, Any] | None
+    identity: str | None
+    tags: list[str]
+    note: str | None
+
+
 class Record:
     """What a run's folder says of the run; each file is read when it is asked for, once.
 
@@ -49,18 +84,28 @@ class Record:
 
     @cached_property
     def run(self) -> dict[str, Any]:
-        """`run.json`; empty where there is none."""
-        return read_json(self.folder / "run.json")
+        """`run.json`; empty where there is none.
+
+        Raises:
+            DamagedError: It is damaged; so for the other files.
+        """
+        return read_json(self.folder / "run.json", Facts)
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """`metrics.json`; empty where there is none."""
-        return read_json(self.folder / "metrics.json")
+        return read_json(self.folder / "metrics.json", dict[str, float | None])
 
     @cached_property
     def history(self) -> list[dict[str, str]]:
-        """The rows of `history.csv`; none where there is no such file."""
-        return read_csv(self.folder / "history.csv")
+        """The rows of `history.csv`, every cell a number or empty; none where there is no such file."""
+        path = self.folder / "history.csv"
+        rows = read_csv(path)
+        for line, row in enumerate(rows, 2):
+            for column, cell in row.items():
+                if not _is_number(cell):
+                    raise DamagedError(f"{path}: {column} must be a number, got {cell[:60]!r} in line {line}.")
+        return rows
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -105,12 +150,12 @@ class Record:
 
     @property
     def last(self) -> Path:
-        """The checkpoint to go on from."""
+        """The checkpoint to resume from."""
         return self.folder / "checkpoints" / LAST
 
     @property
     def previous(self) -> Path:
-        """The checkpoint to go on from when the last one is damaged."""
+        """The checkpoint to resume from when the last one is damaged."""
         return self.folder / "checkpoints" / PREVIOUS
 
     @property
@@ -120,8 +165,8 @@ class Record:
         return (record if record.exists() else self.folder / ".hydra" / "config.yaml").stat().st_mtime_ns
 
 
-class Found(NamedTuple):
-    """The state of a run that a command works on, and the run it belongs to, unless the file stands alone."""
+class RunState(NamedTuple):
+    """The checkpoint that a command works on, and its run's record, unless the file stands alone."""
 
     checkpoint: Path
     record: Record | None
@@ -130,15 +175,15 @@ class Found(NamedTuple):
 def precision_of(config: Mapping[str, Any]) -> str:
     """Return the precision that a run's config asks for, short spellings and the default written out."""
     trainer = config.get("trainer")
-    told = str((trainer.get("precision") if isinstance(trainer, Mapping) else None) or "32-true")
-    return {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(told, told)
+    precision = str((trainer.get("precision") if isinstance(trainer, Mapping) else None) or "32-true")
+    return {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(precision, precision)
 
 
-def find(named: str) -> Found:
-    """Return the state that a command's RUN names.
+def find_run(name: str) -> RunState:
+    """Return the checkpoint that a command's RUN names.
 
     Args:
-        named: A run's folder; a checkpoint file; `last`, the newest run below `outputs` that has a checkpoint; or
+        name: A run's folder; a checkpoint file; `last`, the newest run below `outputs` that has a checkpoint; or
             `best`, the completed one with the best objective among those that measured what the newest one did.
 
     Raises:
@@ -146,18 +191,18 @@ def find(named: str) -> Found:
         CheckpointError: The run has no checkpoint.
         UnsafeError: A link leads out of its folder.
     """
-    if named in ("last", "best"):
-        return _of_run(_newest() if named == "last" else _best())
-    path = Path(named).expanduser()
+    if name in ("last", "best"):
+        return _state_of(_newest() if name == "last" else _best())
+    path = Path(name).expanduser()
     if path.is_file():
         folder = path.absolute().parent.parent
         if not is_run(folder) or path.absolute().parent.name != "checkpoints":
-            return Found(path, None)
+            return RunState(path, None)
         check_links(folder)
-        return Found(path, Record(folder))
+        return RunState(path, Record(folder))
     if not is_run(path):
-        raise ConfigError(f"RUN must be a run's folder, a checkpoint file, `last` or `best`, got {named}.")
-    return _of_run(Record(path))
+        raise ConfigError(f"RUN must be a run's folder, a checkpoint file, `last` or `best`, got {name}.")
+    return _state_of(Record(path))
 
 
 def is_run(folder: Path) -> bool:
@@ -171,13 +216,19 @@ def is_sweep(folder: Path) -> bool:
 
 
 def runs(folder: Path) -> Iterator[Record]:
-    """Yield the runs in a folder and below it."""
-    if is_run(folder):
-        yield Record(folder)
-    elif folder.is_dir():
-        for child in sorted(folder.iterdir()):
-            if child.is_dir() and not child.is_symlink():
-                yield from runs(child)
+    """Yield the runs in a folder and below it; a folder that may not be read is left out, with a warning."""
+    try:
+        if is_run(folder):
+            yield Record(folder)
+            return
+        children = sorted(child for child in folder.iterdir() if child.is_dir() and not child.is_symlink())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning(f"{folder} is left out, it can't be read: {error.strerror}")
+        return
+    for child in children:
+        yield from runs(child)
 
 
 def check_links(folder: Path) -> None:
@@ -194,30 +245,43 @@ def check_links(folder: Path) -> None:
             raise UnsafeError(f"{path} is a link that leads out of the run's folder: put what it leads to there.")
 
 
-def _of_run(record: Record) -> Found:
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell or 0)
+    except ValueError:
+        return False
+    return True
+
+
+def _state_of(record: Record) -> RunState:
     check_links(record.folder)
     for checkpoint in (record.best, record.last):
         if checkpoint.is_file():
-            return Found(checkpoint, record)
+            return RunState(checkpoint, record)
     raise CheckpointError(f"{record.folder} has no checkpoint yet; its status is {record.status or 'unknown'}.")
 
 
 def _newest() -> Record:
-    found = [record for record in runs(RUNS) if record.best.is_file() or record.last.is_file()]
-    if not found:
+    records = [record for record in runs(RUNS) if record.best.is_file() or record.last.is_file()]
+    if not records:
         raise ConfigError(f"there is no run with a checkpoint below {RUNS}; give the run's folder.")
-    return max(found, key=lambda record: record.touched)
+    return max(records, key=lambda record: record.touched)
 
 
 def _best() -> Record:
-    found = [
-        record for record in runs(RUNS)
-        if record.status == "completed" and record.objective is not None and record.best.is_file()
-        and isinstance(record.config.get("objective"), dict)
-    ]  # fmt: skip
-    if not found:
+    records = [record for record in runs(RUNS) if record.best.is_file() and _has_objective(record)]
+    if not records:
         raise ConfigError(f"there is no completed run with an objective below {RUNS}; give the run's folder.")
-    goal = max(found, key=lambda record: record.touched).config["objective"]
-    like = [record for record in found if record.config["objective"] == goal]
+    goal = max(records, key=lambda record: record.touched).config["objective"]
+    like = [record for record in records if record.config["objective"] == goal]
     best = max if goal.get("mode") == "max" else min
     return best(like, key=lambda record: record.objective or 0.0)
+
+
+def _has_objective(record: Record) -> bool:
+    try:
+        measured = record.status == "completed" and record.objective is not None
+        return measured and isinstance(record.config.get("objective"), dict)
+    except (DamagedError, MachineError) as error:
+        log.warning(f"left out: {error}")
+        return False

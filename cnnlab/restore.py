@@ -11,7 +11,7 @@ from cnnlab.build import build_network
 from cnnlab.checkpoint import network_weights, read_checkpoint
 from cnnlab.data import ImageData, archive, npz
 from cnnlab.errors import CheckpointError, DataError, first_line
-from cnnlab.record import Record, find
+from cnnlab.record import Record, find_run
 
 
 class Restored(NamedTuple):
@@ -43,7 +43,7 @@ def restore(name: str, trusted: Sequence[str] = ()) -> Restored:
     """Build the network that a run trained, with its weights; what the run's folder says is taken for data only.
 
     Args:
-        name: The run: what `record.find` takes.
+        name: The run: what `record.find_run` takes.
         trusted: Packages that the person at the keyboard vouches for, for networks that are none of cnnlab's.
 
     Raises:
@@ -51,7 +51,7 @@ def restore(name: str, trusted: Sequence[str] = ()) -> Restored:
         CheckpointError: Its checkpoint is missing, damaged, or another network's.
         UnsafeError: It asks for code to be run.
     """
-    checkpoint, record = find(name)
+    checkpoint, record = find_run(name)
     content = read_checkpoint(checkpoint)
     hyper: Any = content.get("hyper_parameters")
     try:

@@ -27,7 +27,7 @@ from cnnlab.record import program
 log = logging.getLogger(__name__)
 
 failed: list[Path] = []
-"""The runs that failed in this process, where a sweep goes on after one."""
+"""The runs that failed in this process, where a sweep continues after one."""
 
 Status = Literal["running", "completed", "failed", "interrupted"]
 
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the folder holds a run already, as a trial's does when its sweep goes on."""
+        """Whether the folder holds a run already, as a trial's does when its sweep is resumed."""
         return bool(self._before)
 
     @property
@@ -139,9 +139,9 @@ class Run:
 
         table = Table.grid(padding=(0, 2))
         for split in ("test", "val"):
-            found = {name.removeprefix(f"{split}/"): value for name, value in metrics.items() if name.startswith(split)}
-            if found:
-                table.add_row(split, ", ".join(f"{name} {value:.4f}" for name, value in sorted(found.items())))
+            values = {name.removeprefix(f"{split}/"): v for name, v in metrics.items() if name.startswith(f"{split}/")}
+            if values:
+                table.add_row(split, ", ".join(f"{name} {value:.4f}" for name, value in sorted(values.items())))
         speed = [float(row["images_per_second"]) for row in read_csv(self.folder / "history.csv")]
         trained = f", training at {statistics.median(speed):,.0f} images/s" if speed else ""
         table.add_row("time", f"{self.record['seconds']:.0f} s{trained}")
@@ -167,19 +167,19 @@ class Run:
         """Record how the run ended."""
         signals.defer(False)  # our handlers, not Lightning's
         try:
-            return self._ended(error, traceback)
+            return self._record_end(error, traceback)
         finally:
             self._signals.__exit__(None, None, None)
             lock.leave(self._lock)
 
-    def _ended(self, error: BaseException | None, traceback: TracebackType | None) -> bool:
+    def _record_end(self, error: BaseException | None, traceback: TracebackType | None) -> bool:
         if error is None:
             return False
         if signals.received() and not isinstance(error, (Stopped, CnnlabError, OSError, MemoryError)):
             # Whatever was cut off in the middle: a second signal comes while the first one's exception is handled.
             log.error("this followed the signal", exc_info=error)
             error = Stopped(signals.received())
-        # What was completed, and not gone on with yet, stays true.
+        # What was completed, and is not being continued yet, stays true.
         untouched = self.was_completed and self.record["device"] is None
         if untouched:
             self.record = self._before
@@ -189,21 +189,21 @@ class Run:
             if self.record["status"] != "completed":
                 self.record["status"] = "interrupted"
                 self._save()
-                log.warning(f"stopped by {error}; go on with: resume={self.folder}")
+                log.warning(f"stopped by {error}; continue with: resume={self.folder}")
             sys.exit(error.exit_code)
-        known = translate(error)
+        cause = translate(error)
         if not untouched:
-            self.record |= {"status": "failed", "error": str(known)}
+            self.record |= {"status": "failed", "error": str(cause)}
             self._save()
         # The file gets the traceback; the console handler leaves records with one to us.
-        log.error(str(known), exc_info=error)
+        log.error(str(cause), exc_info=error)
         if self.debug:
             sys.excepthook(type(error), error, traceback)
-        print_error(known)
-        if type(known) is CnnlabError:
+        print_error(cause)
+        if type(cause) is CnnlabError:
             say(f"cnnlab: the traceback is in {self.folder / 'train.log'}", file=sys.stderr)
         if self.exit_on_error:
-            sys.exit(known.exit_code)
+            sys.exit(cause.exit_code)
         failed.append(self.folder)
         return True
 
@@ -244,10 +244,8 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions that decide what a run does, without importing the packages."""
-    found = {"python": platform.python_version()}
-    for name, package in PACKAGES.items():
-        found[name] = importlib.metadata.version(package)
-    return found
+    packages = {name: importlib.metadata.version(package) for name, package in PACKAGES.items()}
+    return {"python": platform.python_version(), **packages}
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

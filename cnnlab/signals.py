@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, and what Slurm sends: stop at once, or, while a step is under way, at its end."""
+"""SIGINT, SIGTERM and SIGHUP, and what Slurm sends: stop at once, or, while a step is under way, at its end."""
 
 import ctypes
 import os
@@ -23,13 +23,14 @@ MEANING = {
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGUSR1: signal.SIGTERM,
     signal.SIGUSR2: signal.SIGTERM,
+    signal.SIGHUP: signal.SIGTERM,  # the terminal was closed
 }
 
 PATIENCE_SECONDS = 8.0
 """How long a step under way may take to its end: less than what is left between SIGTERM and SIGKILL anywhere."""
 
 UNWINDING_SECONDS = 1.0
-"""How long what a signal raised is left to clean up behind itself: a scheduler may send two within milliseconds."""
+"""How long what a signal raised is left to clean up after itself: a scheduler may send two within milliseconds."""
 
 _received: int | None = None
 _received_at = 0.0
@@ -46,7 +47,7 @@ def handled(*, last: bool = False) -> Iterator[None]:
     """Turn the signals into `Stopped` within the block.
 
     Args:
-        last: The process ends behind the block. If a signal stopped it, the ones that follow no longer change that
+        last: The process ends after the block. If a signal stopped it, the ones that follow no longer change that
             or its exit code; a Ctrl-C still ends it at once.
 
     Raises:
@@ -56,7 +57,7 @@ def handled(*, last: bool = False) -> Iterator[None]:
     if _handling:
         raise_if_received()
     _received, _late, _raised_at, outer, _handling = None, None, None, _handling, True
-    before = {signum: signal.signal(signum, _on_signal) for signum in MEANING}
+    before = {signum: signal.signal(signum, _on_signal) for signum in _meant()}
     hook = sys.unraisablehook
     sys.unraisablehook = partial(_on_unraisable, hook)
     try:
@@ -64,6 +65,11 @@ def handled(*, last: bool = False) -> Iterator[None]:
     finally:
         sys.unraisablehook = hook
         _put_back(before, outer, last and _received is not None)
+
+
+def _meant() -> list[signal.Signals]:
+    """List the signals to handle; `nohup` has a closed terminal ignored, and means it."""
+    return [signum for signum in MEANING if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN]
 
 
 def uninterrupted(function: Function) -> Function:
@@ -80,10 +86,10 @@ def _put_back(before: dict[signal.Signals, Any], outer: bool, last: bool) -> Non
     if _alarm is not None:
         _alarm.cancel()
     for signum, handler in before.items():
-        signal.signal(signum, _behind_the_end if last else handler)
+        signal.signal(signum, _after_the_end if last else handler)
 
 
-def _behind_the_end(signum: int, frame: FrameType | None) -> None:
+def _after_the_end(signum: int, frame: FrameType | None) -> None:
     if signum == signal.SIGINT or waited(PATIENCE_SECONDS):
         os._exit(128 + received())
 
@@ -113,7 +119,7 @@ def defer(on: bool) -> None:
     _deferring = on
     if _handling:
         # Lightning puts handlers of its own before ours, and ends a run at its next convenience with exit code 0.
-        for signum in MEANING:
+        for signum in _meant():
             signal.signal(signum, _on_signal)
 
 

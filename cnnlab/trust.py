@@ -88,7 +88,7 @@ def check(config: Any, key: str, trusted: Sequence[str] = ()) -> None:
             )
 
 
-def found(target: str) -> Any:
+def import_target(target: str) -> Any:
     """Return what a `_target_` names; modules are imported where an attribute is missing, as Hydra does.
 
     Raises:
@@ -117,7 +117,7 @@ def _is_harmless(target: Any, kind: Kind | None) -> bool:
     if kind is None or not isinstance(target, str) or not target.startswith(KNOWN):
         return False
     try:
-        thing = found(target)
+        thing = import_target(target)
     except (ImportError, AttributeError, ValueError):
         return False
     if not isinstance(thing, type) or _name(thing).startswith(NEVER):

@@ -14,7 +14,7 @@ from cnnlab.config import preflight
 from cnnlab.config.tree import groups
 from cnnlab.data import archive
 from cnnlab.errors import CnnlabError, DamagedError
-from cnnlab.record import Record, find
+from cnnlab.record import Record, find_run
 from tests.conftest import drawn
 
 quick = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
@@ -90,6 +90,6 @@ def test_any_run_folder_is_read_or_named_as_damaged(run, metrics, history, confi
             with contextlib.suppress(DamagedError):
                 getattr(record, part)
         with pytest.raises(CnnlabError):
-            find(str(folder))  # it has no checkpoint
+            find_run(str(folder))  # it has no checkpoint
         with pytest.raises(CnnlabError):
             preflight([f"resume={folder}", "seed=1"])

@@ -8,7 +8,7 @@ import pytest
 
 from cnnlab.config import preflight
 from cnnlab.errors import CheckpointError, ConfigError, DamagedError
-from cnnlab.record import Record, find, runs
+from cnnlab.record import Record, find_run, runs
 
 
 def run_folder(folder: Path, *, objective: float | None = None, mode: str = "max", age: int = 0) -> Path:
@@ -31,8 +31,8 @@ def test_last_is_the_newest_run_and_best_the_one_with_the_best_objective(tmp_pat
     run_folder(Path("outputs/day/other goal"), objective=2.0, mode="min", age=3)
     run_folder(Path("outputs/sweeps/day/running"))
     assert len(list(runs(Path("outputs")))) == 4
-    assert find("last").checkpoint == Path("outputs/sweeps/day/running/checkpoints/best.ckpt")
-    assert find("best").checkpoint == Path("outputs/day/good/checkpoints/best.ckpt")
+    assert find_run("last").checkpoint == Path("outputs/sweeps/day/running/checkpoints/best.ckpt")
+    assert find_run("best").checkpoint == Path("outputs/day/good/checkpoints/best.ckpt")
 
 
 def test_init_from_means_the_run_that_is_the_last_one_when_it_is_said(tmp_path, monkeypatch):
@@ -49,23 +49,23 @@ def test_init_from_means_the_run_that_is_the_last_one_when_it_is_said(tmp_path, 
 def test_a_run_is_its_folder_or_its_checkpoint_file(tmp_path):
     folder = run_folder(tmp_path / "a b=c", objective=0.5)
     for named in (folder, folder / "checkpoints" / "best.ckpt"):
-        checkpoint, record = find(str(named))
+        checkpoint, record = find_run(str(named))
         assert checkpoint == folder / "checkpoints" / "best.ckpt"
         assert record is not None
         assert (record.objective, record.overrides, record.status) == (0.5, ["seed=1"], "completed")
     alone = tmp_path / "alone.ckpt"
     alone.write_bytes(b"")
-    assert find(str(alone)).record is None
+    assert find_run(str(alone)).record is None
 
 
 def test_what_is_no_run_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for named in ("nowhere", ".", "last", "best"):
         with pytest.raises(ConfigError, match="run"):
-            find(named)
+            find_run(named)
     (run_folder(tmp_path / "run") / "checkpoints" / "best.ckpt").unlink()
     with pytest.raises(CheckpointError, match="no checkpoint yet; its status is running"):
-        find("run")
+        find_run("run")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\udcff"])
@@ -73,3 +73,35 @@ def test_a_damaged_record_is_named(tmp_path, text):
     (tmp_path / "run.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(DamagedError, match=r"run\.json"):
         assert Record(tmp_path).run
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "key"),
+    [
+        ("run.json", '{"status": ["failed"]}', "status"),
+        ("run.json", '{"seconds": "long"}', "seconds"),
+        ("run.json", '{"seconds": NaN}', "seconds"),
+        ("run.json", '{"seed": 1' + "0" * 4000 + "}", "seed"),
+        ("run.json", '{"git": 5}', "git"),
+        ("run.json", '{"git": {"commit": 5, "dirty": true}}', "commit"),
+        ("run.json", '{"overrides": {"a": 1}}', "overrides"),
+        ("metrics.json", '{"test/accuracy": "0.9"}', "test/accuracy"),
+        ("metrics.json", "[1]", "JSON object"),
+        ("history.csv", "epoch,lr\n1,fast\n", "lr"),
+        ("history.csv", "epoch,lr\n1\n", "damaged"),
+    ],
+)
+def test_a_value_of_another_kind_is_named_with_its_file_and_key(tmp_path, name, text, key):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DamagedError, match=rf"{name}.*{key}|{key}.*{name}") as damage:
+        getattr(Record(tmp_path), name.partition(".")[0])
+    assert damage.value.exit_code == 4
+
+
+def test_one_damaged_run_takes_best_away_from_nobody(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    run_folder(Path("outputs/good"), objective=0.9)
+    run_folder(Path("outputs/bad"), objective=0.99)
+    Path("outputs/bad/run.json").write_text("{")
+    assert find_run("best").checkpoint == Path("outputs/good/checkpoints/best.ckpt")
+    assert "outputs/bad/run.json" in caplog.text

@@ -23,12 +23,23 @@ def send(signum: int) -> None:
 
 @pytest.mark.parametrize(
     ("signum", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGUSR2, 143)],
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGUSR2, 143), (signal.SIGHUP, 143)],
 )
 def test_each_signal_stops_with_its_exit_code(signum: int, code: int):
     with pytest.raises(Stopped) as stopped, signals.handled():
         send(signum)
     assert stopped.value.exit_code == code
+
+
+def test_a_closed_terminal_stops_nothing_that_nohup_started():
+    outer = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.handled():
+            signals.defer(True)
+            signals.defer(False)
+            send(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, outer)
 
 
 def test_a_deferred_signal_waits_for_a_safe_point_however_often_slurm_sends_it():

@@ -16,8 +16,7 @@ from cnnlab.config.loader import read_flags
 from cnnlab.config.resume import check_origin, differences, expand, find, find_sweep
 from cnnlab.config.words import refusal, shown
 from cnnlab.errors import UnsafeError
-from cnnlab.record import Record, check_links
-from cnnlab.record import find as find_state
+from cnnlab.record import Record, check_links, find_run
 
 
 def preflight(argv: Sequence[str], *, verify_presence: bool = False) -> list[str]:
@@ -152,7 +151,7 @@ def _with_current_state(override: Override) -> Override:
         return override
     if "${" in name or not name:
         return override
-    return parse(f"init_from={quote(find_state(name).checkpoint.absolute())}")
+    return parse(f"init_from={quote(find_run(name).checkpoint.absolute())}")
 
 
 def _check_new_folder(overrides: Sequence[Override], multirun: bool) -> None:

@@ -318,7 +318,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """Wait until no other process is in this block for the same folder; the lock dies with its process."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(ImportError, OSError):  # Windows, and network drives without locks
+        with contextlib.suppress(OSError):  # a network drive without locks
             import fcntl
 
             fcntl.flock(descriptor, fcntl.LOCK_EX)

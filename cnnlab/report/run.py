@@ -13,7 +13,7 @@ from cnnlab.checkpoint import read_checkpoint
 from cnnlab.data import ImageData
 from cnnlab.errors import CnnlabError, ConfigError, UnsafeError
 from cnnlab.files import write_text
-from cnnlab.record import Record, check_links, find, is_run, program, typed
+from cnnlab.record import Record, check_links, find_run, is_run, program, typed
 from cnnlab.report.chart import Chart, Line, draw
 from cnnlab.report.page import Page, embed, render
 from cnnlab.restore import restore, restore_data
@@ -33,7 +33,7 @@ def report_run(
     """Write a page about a run.
 
     Args:
-        name: The run: its folder, which need not have a checkpoint yet, or what `record.find` takes.
+        name: The run: its folder, which need not have a checkpoint yet, or what `record.find_run` takes.
         output: The file; by default `report.html` in the run's folder.
         data: The file with its images, where it is no longer where it was.
         trusted: Packages that the person at the keyboard vouches for, for networks that are none of cnnlab's.
@@ -44,7 +44,7 @@ def report_run(
         MachineError: The file could not be written.
     """
     folder = Path(name).expanduser()
-    record = Record(folder) if name not in ("last", "best") and is_run(folder) else find(name).record
+    record = Record(folder) if name not in ("last", "best") and is_run(folder) else find_run(name).record
     if record is None:
         raise ConfigError(f"{name} stands alone: a report is about a run's folder.")
     check_links(record.folder)  # of a run without a checkpoint too
