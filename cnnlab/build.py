@@ -12,24 +12,26 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning import LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import Checkpoint as LightningCheckpoint
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from cnnlab import patches, trust
 from cnnlab.augment import Compose
 from cnnlab.callbacks import AtomicCheckpointIO, Dashboard, Divergence, Figures, History, Progress, StopOnSignal
-from cnnlab.checkpoint import network_weights, read_checkpoint
-from cnnlab.classifier import Classifier
 from cnnlab.data import ImageData
-from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, MachineError, first_line
+from cnnlab.errors import CnnlabError, ConfigError, MachineError, first_line
 from cnnlab.machine import check_accelerator, check_precision, describe_device, keep_freed_memory
+from cnnlab.metrics import MetricBuilder
 from cnnlab.model import normalised
 from cnnlab.optimizer import may_fuse, parameter_groups
-from cnnlab.record import find_run, precision_of
+from cnnlab.record import precision_of
+from cnnlab.schedule import Scheduler
+from cnnlab.weights import begin_with
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class Lab(NamedTuple):
     """Everything a run needs."""
 
     data: ImageData
-    classifier: Classifier
+    classifier: LightningModule
     trainer: Trainer
 
 
@@ -72,17 +74,26 @@ def build_lab(cfg: DictConfig, images: ImageData | None = None, *, rollbacks: in
     return Lab(images, build_classifier(cfg, network, images), trainer)
 
 
-def build_classifier(cfg: DictConfig, network: nn.Module, images: ImageData) -> Classifier:
-    """Build the LightningModule around a network."""
-    classifier = Classifier(
-        network,
-        images.num_classes,
+def build_classifier(cfg: DictConfig, network: nn.Module, images: ImageData) -> LightningModule:
+    """Build the LightningModule around a network.
+
+    Raises:
+        ConfigError: What `classifier._target_` names is none.
+    """
+    classifier = instantiate_part(
+        cfg.classifier, "classifier",
+        network=network,
+        num_classes=images.num_classes,
+        loss=build_loss(cfg, images),
+        metrics=build_metrics(cfg.metrics),
         optimizer=partial(build_optimizer, cfg),
         schedule=build_schedule(cfg),
-        label_smoothing=cfg.loss.label_smoothing,
         seed=cfg.seed,
         tta=cfg.eval.tta,
-    )
+        trusted=tuple(cfg.trusted),
+    )  # fmt: skip
+    if not isinstance(classifier, LightningModule):
+        raise ConfigError(f"classifier._target_={cfg.classifier._target_} must be a LightningModule.")
     # Plain containers, so that a checkpoint holds no code and can be used without its run's folder.
     classifier.save_hyperparameters(
         {
@@ -146,30 +157,41 @@ def initialise(network: nn.Sequential, cfg: DictConfig, images: ImageData) -> No
         for step in steps:
             step(body, normalize(sample))
     if cfg.init_from is not None:
-        checkpoint = find_run(cfg.init_from).checkpoint
-        content = read_checkpoint(checkpoint)
-        weights = network.state_dict()
-        # The statistics of the images are no weights. A head is for its classes, even where there are as many of them
-        # here.
-        excluded = ["normalize."]
-        hyper = content.get("hyper_parameters")
-        if not isinstance(hyper, dict) or hyper.get("classes") != list(images.classes):
-            excluded.append(f"{[*dict(network.named_parameters())][-1].rpartition('.')[0]}.")
-        fitting = {
-            name: value
-            for name, value in network_weights(content).items()
-            if name in weights and value.shape == weights[name].shape and not name.startswith(tuple(excluded))
-        }
-        if not fitting:
-            raise CheckpointError(f"init_from={cfg.init_from}: {checkpoint} is another network's: no weight fits.")
-        network.load_state_dict(fitting, strict=False)
-        new = [name for name in weights if name not in fitting and not name.startswith("normalize.")]
-        log.info(f"init_from: {len(fitting)} tensors from {checkpoint}" + (f"; new: {', '.join(new)}" if new else ""))
+        begin_with(network, cfg.init_from, list(images.classes))
 
 
-def build_schedule(cfg: DictConfig) -> Callable[[int, int], float]:
-    """Build the learning rate's factor at (step, total_steps)."""
-    return instantiate_part(cfg.schedule, "schedule")
+def build_loss(cfg: DictConfig, images: ImageData) -> Callable[[Tensor, Tensor], Tensor]:
+    """Build the loss, and warn where it lets large classes drown small ones."""
+    counts = images.class_counts
+    least, most = min(counts), max(counts)
+    if most > 10 * least and not cfg.loss.get("class_weights") and cfg.data.get("sampler") != "balanced":
+        log.warning(
+            f"the largest class has {most:,} training images, the smallest {least:,}: accuracy will hide the small "
+            "ones. loss.class_weights=balanced weighs them, metrics=[default,balanced_accuracy] shows them."
+        )
+    return instantiate_part(cfg.loss, "loss", num_classes=images.num_classes, class_counts=counts)
+
+
+def build_metrics(section: DictConfig | Mapping[str, Any] | None) -> dict[str, MetricBuilder]:
+    """Return what builds each metric of the section, by name; those set to null are left out."""
+    return {
+        f"{name!s}": partial(instantiate_part, node, f"metrics.{name!s}")
+        for name, node in (section or {}).items()
+        if node is not None
+    }
+
+
+def build_schedule(cfg: DictConfig) -> Callable[[int, int], float] | Scheduler:
+    """Build the learning rate's factor at (step, total_steps), or a scheduler of torch's kind.
+
+    A scheduler's `interval` (epoch or step) and `monitor` are Lightning's; `mode` is the monitored metric's.
+    """
+    target = locate("schedule", cfg.schedule._target_)
+    if not (isinstance(target, type) and issubclass(target, LRScheduler)):
+        return instantiate_part(cfg.schedule, "schedule")
+    options: Any = OmegaConf.to_container(cfg.schedule, resolve=True)
+    interval, monitor = options.pop("interval", "epoch"), options.pop("monitor", None)
+    return Scheduler(lambda optimizer: instantiate_part(options, "schedule", optimizer=optimizer), interval, monitor)
 
 
 def build_optimizer(cfg: DictConfig, network: nn.Module) -> Optimizer:
@@ -292,15 +314,31 @@ def instantiate_part(
     """
     node: Any = OmegaConf.to_container(section, resolve=True) if isinstance(section, DictConfig) else section
     node = {name: value for name, value in node.items() if name not in without}
-    accepted = inspect.signature(locate(key, node["_target_"])).parameters
+    accepted = accepted_arguments(locate(key, node["_target_"]))
     try:
-        return instantiate(
-            node, **{name: value for name, value in offered.items() if name in accepted}, _convert_="all"
-        )
-    except InstantiationException as error:
-        if isinstance(error.__cause__, CnnlabError):
-            raise error.__cause__ from error
-        raise ConfigError(f"{key}: {first_line(error.__cause__ or error)}") from error
+        # Hydra builds what stands in the config; what is offered are objects, which it would copy.
+        construct = instantiate(node, _partial_=True, _convert_="all")
+        return construct(**{name: value for name, value in offered.items() if name in accepted})
+    except CnnlabError:
+        raise
+    except Exception as error:  # a constructor raises whatever its author wrote
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if isinstance(cause, CnnlabError):
+            raise cause from error
+        raise ConfigError(f"{key}: {first_line(cause or error)}") from error
+
+
+def accepted_arguments(target: Callable[..., Any]) -> set[str]:
+    """Return the names that a constructor takes, with those that it hands on to its base class by `**options`."""
+    names: set[str] = set()
+    for place in target.__mro__ if isinstance(target, type) else (target,):
+        if isinstance(target, type) and "__init__" not in vars(place):
+            continue
+        parameters = inspect.signature(place).parameters.values()
+        names |= {parameter.name for parameter in parameters}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return names
 
 
 def locate(key: str, target: str) -> Callable[..., Any]:

@@ -166,18 +166,28 @@ def is_whole(path: Path) -> bool:
         return file.read() == TAG + digest.hexdigest().encode()
 
 
-def _load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+def load_plain(path: Path, map_location: Any = "cpu") -> Any:
+    """Read what `torch.save` wrote, as long as it is containers and tensors; nothing in it is executed.
+
+    Raises:
+        CheckpointError: The file is damaged.
+        UnsafeError: The file asks for code to be run.
+    """
     import torch
 
     try:
         # True whatever the environment says: a checkpoint is data.
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         if re.search(r"(?i)unsupported|not an allowed global", str(error)):
             raise UnsafeError(f"{path} holds more than tensors and plain containers and was not loaded.") from error
         raise CheckpointError(f"{path} is damaged and cannot be loaded. {_alternative(path)}") from error
     except Exception as error:  # torch promises nothing about which ones, for a damaged file
         raise CheckpointError(f"{path} is damaged ({first_line(error)}). {_alternative(path)}") from error
+
+
+def _load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    content = load_plain(path, map_location)
     if not isinstance(content, dict) or "state_dict" not in content:
         raise CheckpointError(f"{path} must be a checkpoint that cnnlab wrote; it has no state_dict.")
     written, installed = str(content.get("pytorch-lightning_version", "0")), version("pytorch-lightning")

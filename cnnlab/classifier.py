@@ -1,22 +1,23 @@
 """The LightningModule: what a step computes, and which metrics are kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
+from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 from typing_extensions import override
 
-from cnnlab.batch import PADDING, Batch, mix_seed
+from cnnlab.batch import Batch, mix_seed
+from cnnlab.errors import ConfigError
+from cnnlab.loss import CrossEntropy
+from cnnlab.metrics import MetricBuilder, SplitMetrics
 from cnnlab.patches import QuickHookNames
-from cnnlab.schedule import Constant
+from cnnlab.schedule import Constant, Scheduler
 from cnnlab.tta import TTA, average_views
 
 
@@ -27,8 +28,9 @@ class Classifier(QuickHookNames):
         network: Takes images (uint8, or float from 0 to 1), returns logits.
         num_classes: Number of classes.
         optimizer: Builds the optimizer from the network.
-        schedule: Learning rate's factor at (step, total_steps); None keeps the learning rate.
-        label_smoothing: Share of the target that is spread evenly over all classes, 0 to 1.
+        schedule: Learning rate's factor at (step, total_steps), or a scheduler of torch's; None keeps the rate.
+        loss: Loss of (logits, targets); cross-entropy if None.
+        metrics: What validation and test measure beside the loss, by name; `metrics.DEFAULT` if None.
         seed: Decides dropout, together with the step.
         tta: Test-time augmentation, see `tta.average_views`; validation has none.
     """
@@ -38,23 +40,22 @@ class Classifier(QuickHookNames):
         network: nn.Module,
         num_classes: int,
         optimizer: Callable[[nn.Module], Optimizer],
-        schedule: Callable[[int, int], float] | None = None,
-        label_smoothing: float = 0.0,
+        schedule: Callable[[int, int], float] | Scheduler | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        metrics: Mapping[str, MetricBuilder] | None = None,
         seed: int = 0,
         tta: TTA = "none",
     ) -> None:
         super().__init__()
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}.")
         self.network = network
         self.num_classes = num_classes
         self.optimizer = optimizer
         self.schedule = schedule
-        self.label_smoothing = label_smoothing
+        self.loss = CrossEntropy() if loss is None else loss
         self.seed = seed
         self.tta = tta
-        self.val_metrics = evaluation_metrics(num_classes, "val/")
-        self.test_metrics = evaluation_metrics(num_classes, "test/", full=True)
+        self.val_metrics = SplitMetrics(num_classes, "val/", metrics)
+        self.test_metrics = SplitMetrics(num_classes, "test/", metrics)
         self.test_outputs: list[tuple[Tensor, ...]] = []
 
     @override
@@ -63,11 +64,18 @@ class Classifier(QuickHookNames):
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        # Dropout's randomness is a function of (seed, step, rank): a resumed run draws what it would have drawn.
-        reseed(self.device, mix_seed(self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank))
+        self.reseed()
         logits = self.network(batch.images)
-        loss = cross_entropy(logits, batch.targets, self.label_smoothing)
+        loss = self.loss(logits, batch.targets)
         return {"loss": loss, "logits": logits.detach()}
+
+    def reseed(self) -> None:
+        """Restart torch's random numbers, dropout's among them, from (seed, step, rank).
+
+        A training step begins with it, so that a resumed run draws what it would have drawn.
+        """
+        seed = mix_seed(self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
+        manual_seed(self.device, seed)
 
     @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -104,68 +112,47 @@ class Classifier(QuickHookNames):
 
     @override
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.network)
+        # A loss may have parameters of its own, which are trained with the network's.
+        trained: nn.Module = self.network
+        if isinstance(self.loss, nn.Module) and list(self.loss.parameters()):
+            trained = nn.ModuleDict({"network": self.network, "loss": self.loss})
+        optimizer = self.optimizer(trained)
         if self.schedule is None or isinstance(self.schedule, Constant):
             return optimizer  # nothing to do in each step
+        if isinstance(self.schedule, Scheduler):
+            return {"optimizer": optimizer, "lr_scheduler": self.schedule.configure(optimizer)}
         schedule, total_steps = self.schedule, int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, lambda step: schedule(step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _evaluate(self, network: Callable[[Tensor], Tensor], batch: Batch, metrics: MetricCollection) -> Tensor:
+    def _evaluate(self, network: Callable[[Tensor], Tensor], batch: Batch, metrics: SplitMetrics) -> Tensor:
         logits = network(batch.images).float()
-        update(metrics, logits, batch.targets)
+        metrics.update(logits, batch.targets)
         return logits
 
-    def _log(self, metrics: MetricCollection) -> None:
+    def _log(self, metrics: SplitMetrics) -> None:
         # Not to the loggers: History gives them the epoch's values together, on an epoch axis.
         self.log_dict(metrics.compute(), logger=False)
         metrics.reset()
 
 
-def cross_entropy(
-    logits: Float[Tensor, "batch classes"],
-    targets: Int64[Tensor, "batch"] | Float[Tensor, "batch classes"],
-    label_smoothing: float = 0.0,
-) -> Float[Tensor, ""]:
-    """Return the cross-entropy to targets of which a share is spread evenly over all classes.
+def require_parts(module: LightningModule, purpose: str) -> Classifier:
+    """Return a LightningModule as one that has a Classifier's `network`, `loss` and `optimizer`.
 
-    torch's own does the same in 22 operations, its gradient included, this one in 12: each is a launch on a GPU.
+    Args:
+        module: It may be a user's own.
+        purpose: What needs them, for the message.
+
+    Raises:
+        ConfigError: It lacks one.
     """
-    if not label_smoothing or targets.is_floating_point():
-        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-    log_shares = F.log_softmax(logits, dim=1)
-    nll = F.nll_loss(log_shares, targets)
-    return torch.sub((1 - label_smoothing) * nll, log_shares.mean(), alpha=label_smoothing)
-
-
-def evaluation_metrics(num_classes: int, prefix: str, *, full: bool = False) -> MetricCollection:
-    """Return the metrics of a split: accuracy and loss; `full` adds macro F1, calibration error and top 5.
-
-    Top 5 needs more than ten classes to say anything. Loss is the plain cross-entropy, without label smoothing.
-    """
-    metrics: dict[str, Metric | MetricCollection] = {
-        "accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=PADDING, validate_args=False),
-        "loss": MeanMetric(),
-    }
-    if num_classes > 10:
-        metrics["top5_accuracy"] = MulticlassAccuracy(
-            num_classes, top_k=5, average="micro", ignore_index=PADDING, validate_args=False
+    missing = [name for name in ("network", "loss", "optimizer") if not callable(getattr(module, name, None))]
+    if missing:
+        raise ConfigError(
+            f"{purpose} needs {' and '.join(f'self.{name}' for name in missing)}, which {type(module).__name__} has "
+            "not: set it in the constructor as cnnlab.Classifier does."
         )
-    if full:
-        metrics["macro_f1"] = MulticlassF1Score(num_classes, ignore_index=PADDING, validate_args=False)
-        metrics["calibration_error"] = MulticlassCalibrationError(
-            num_classes, ignore_index=PADDING, validate_args=False
-        )
-    return MetricCollection(metrics, prefix=prefix, compute_groups=False)
-
-
-def update(metrics: MetricCollection, logits: Float[Tensor, "batch classes"], targets: Int64[Tensor, "batch"]) -> None:
-    """Let the metrics of a split see a batch."""
-    losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=PADDING)
-    metrics["loss"].update(losses, targets != PADDING)
-    for name, metric in metrics.items(keep_base=True):
-        if name != "loss":
-            metric.update(logits, targets)
+    return cast(Classifier, module)
 
 
 @cache
@@ -174,7 +161,7 @@ def ones_for(dtype: torch.dtype, device: torch.device) -> Float[Tensor, ""]:
     return torch.ones((), dtype=dtype, device=device)
 
 
-def reseed(device: torch.device, seed: int) -> None:
+def manual_seed(device: torch.device, seed: int) -> None:
     """Restart PyTorch's own random numbers on a device.
 
     `torch.manual_seed` does it for every kind of device and takes 0.2 ms, a twentieth of a small network's step.

@@ -28,7 +28,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -41,13 +41,13 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from cnnlab import plots
 from cnnlab.batch import Batch
-from cnnlab.classifier import evaluation_metrics, update
 from cnnlab.data import ImageData
 from cnnlab.errors import ConfigError, DataError
 from cnnlab.files import write_bytes, write_text
 from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
+from cnnlab.metrics import MetricBuilder, SplitMetrics
 from cnnlab.record import precision_of
-from cnnlab.restore import Restored, restore, restore_data
+from cnnlab.restore import Restored, restore, restore_data, restore_metrics
 from cnnlab.stats import wilson
 from cnnlab.tta import TTA, average_views
 
@@ -130,7 +130,9 @@ def evaluate(
     batches = images.batches(split)
     if len(batches) == 0:
         raise DataError(f"{images.path}: the {split} split holds no images (data.val_size={len(images.val_indices)}).")
-    answers = answer(state.network, batches, images.num_classes, fabric=fabric, tta=tta)
+    answers = answer(
+        state.network, batches, images.num_classes, metrics=restore_metrics(state, trusted), fabric=fabric, tta=tta
+    )
     pixels, digest = _read_split(images, split)
     stem = _stem(
         state,
@@ -205,6 +207,7 @@ def answer(
     batches: Iterable[Batch],
     num_classes: int,
     *,
+    metrics: Mapping[str, MetricBuilder] | None = None,
     fabric: Fabric | None = None,
     tta: TTA = "none",
 ) -> Answers:
@@ -214,13 +217,14 @@ def answer(
         network: Takes images, returns logits.
         batches: The split, in order.
         num_classes: Number of classes.
+        metrics: What is measured beside the loss, by name; by default that of `SplitMetrics`.
         fabric: Device and precision; by default Lightning chooses a device, and 32 bits.
         tta: Test-time augmentation, see `tta.average_views`.
     """
     fabric = fabric or fabric_for("auto", None)
     model = fabric.setup_module(network.eval())
     predict = average_views(model, tta)
-    metrics = evaluation_metrics(num_classes, "", full=True).to(fabric.device)
+    measured = SplitMetrics(num_classes, builders=metrics).to(fabric.device)
     logits, targets = [], []
     started = time.perf_counter()
     with torch.inference_mode():
@@ -228,8 +232,8 @@ def answer(
             batch = Batch(*(tensor.to(fabric.device, non_blocking=True) for tensor in batch))
             logits.append(predict(batch.images).float())
             targets.append(batch.targets)
-            update(metrics, logits[-1], batch.targets)
-        values = {name: float(value) for name, value in metrics.compute().items()}
+            measured.update(logits[-1], batch.targets)
+        values = {name: float(value) for name, value in measured.compute().items()}
         if not math.isfinite(values["loss"]):
             raise DataError(f"the network's loss is {values['loss']}: its weights, or the precision, are not usable.")
         answers = torch.cat(logits).cpu(), torch.cat(targets).cpu()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cnnlab.batch import Batch
 from cnnlab.build import Lab, build_lab
+from cnnlab.classifier import require_parts
 from cnnlab.errors import CnnlabError, ConfigError, DivergedError, MachineError
 
 MEMORISED_IMAGES = 32
@@ -80,13 +81,14 @@ def examine(lab: Lab, folder: Path, max_time: str | None = None) -> Iterator[Fin
     """
     yield from _data(lab)
     precision, device = lab.trainer.precision_plugin, lab.trainer.strategy.root_device
-    network = precision.convert_module(lab.classifier.network).to(device)
+    classifier = require_parts(lab.classifier, "check").to(device)
+    network = precision.convert_module(classifier.network)
     batch = next(_batches(lab, device))
 
     def loss_of(net: nn.Module, batch: Batch) -> Tensor:
         with precision.forward_context():
             logits = net(batch.images)
-        return F.cross_entropy(logits.float(), batch.targets, label_smoothing=lab.classifier.label_smoothing)
+        return classifier.loss(logits.float(), batch.targets)
 
     yield from _first_step(copy.deepcopy(network), batch, lab.data.num_classes, loss_of)
     yield _by_heart(copy.deepcopy(network), lab, device)
@@ -183,7 +185,7 @@ def _timed(
 ) -> Iterator[Finding]:
     """Time some of the run's own steps, and estimate time, memory and disk of all of them."""
     network.train()
-    optimizer = lab.classifier.optimizer(network)
+    optimizer = require_parts(lab.classifier, "check").optimizer(network)
     times: list[float] = []
     start = time.monotonic()
     for number, batch in enumerate(_batches(lab, device)):

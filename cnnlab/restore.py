@@ -1,16 +1,17 @@
 """A trained network, and the images it was trained on, from a run's folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from cnnlab import trust
-from cnnlab.build import build_network
+from cnnlab.build import build_metrics, build_network
 from cnnlab.checkpoint import network_weights, read_checkpoint
 from cnnlab.data import ImageData, archive, npz
 from cnnlab.errors import CheckpointError, DataError, first_line
+from cnnlab.metrics import MetricBuilder
 from cnnlab.record import Record, find_run
 
 
@@ -62,6 +63,8 @@ def restore(name: str, trusted: Sequence[str] = ()) -> Restored:
             f"{checkpoint} does not say which network it holds: train.py did not write it."
         ) from error
     trust.check(model, "model", trusted)
+    if "pretrained" in model:  # the checkpoint brings the weights: none are fetched
+        model = {**model, "pretrained": False}
     unknown = [0.5] * channels  # the checkpoint brings mean and standard deviation
     network = build_network(
         {**model, "compile": False}, classes=classes, image_shape=(height, width, channels), mean=unknown, std=unknown
@@ -72,6 +75,21 @@ def restore(name: str, trusted: Sequence[str] = ()) -> Restored:
         raise CheckpointError(f"{checkpoint} is another network's: {' '.join(str(error).split())[:300]}") from error
     network.eval()
     return Restored(network, config, tuple(classes), (height, width, channels), checkpoint, record)
+
+
+def restore_metrics(run: Restored, trusted: Sequence[str] = ()) -> Mapping[str, MetricBuilder] | None:
+    """Return what builds the metrics that a run's test measured; None for a run that had no choice of them.
+
+    Raises:
+        UnsafeError: The run asks for code to be run.
+    """
+    section = run.config.get("metrics")
+    if section is None:
+        return None
+    trust.check(section, "metrics", trusted)
+    if not isinstance(section, Mapping):
+        raise CheckpointError(f"{run.checkpoint}: metrics must be a mapping of names, got {section!r:.100}.")
+    return build_metrics(section)
 
 
 def restore_data(run: Restored, path: str | Path | None = None, *, eval_batch_size: int | None = None) -> ImageData:

@@ -7,9 +7,13 @@ longer. From the end of the run on the factor no longer changes.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cnnlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,26 @@ class OneCycle:
         if progress < self.warmup:
             return curve(self.start_factor, 1.0, progress / self.warmup)
         return curve(1.0, self.end_factor, (progress - self.warmup) / (1 - self.warmup))
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """One of torch's learning rate schedulers, or a class like them, which steps after every epoch or every step.
+
+    Args:
+        build: Makes it from the optimizer.
+        interval: When it steps.
+        monitor: The metric that it looks at after an epoch, as `ReduceLROnPlateau` does.
+    """
+
+    build: "Callable[[Optimizer], LRScheduler]"
+    interval: Literal["epoch", "step"] = "epoch"
+    monitor: str | None = None
+
+    def configure(self, optimizer: "Optimizer") -> dict[str, Any]:
+        """Return the scheduler as Lightning wants to be told of it."""
+        watched = {} if self.monitor is None else {"monitor": self.monitor, "reduce_on_plateau": True}
+        return {"scheduler": self.build(optimizer), "interval": self.interval, **watched}
 
 
 class Plan(NamedTuple):

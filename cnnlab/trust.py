@@ -37,8 +37,11 @@ KINDS = {
     "augment": Kind(("cnnlab.augment.",)),
     "model": MODULE,
     "init": Kind(("cnnlab.init.",)),
+    "loss": Kind(("cnnlab.loss.", "torch.nn.modules.loss."), "torch.nn.modules.module.Module"),
+    "metrics": Kind(("torchmetrics.",), "torchmetrics.metric.Metric"),
+    "classifier": Kind(("cnnlab.classifier.Classifier.", "cnnlab.distillation.Distillation.")),
     "optimizer": Kind(("cnnlab.optimizer.", "torch.optim."), "torch.optim.optimizer.Optimizer"),
-    "schedule": Kind(("cnnlab.schedule.",)),
+    "schedule": Kind(("cnnlab.schedule.", "torch.optim.lr_scheduler.")),
     "trainer": Kind(("pytorch_lightning.trainer.trainer.Trainer.",)),
     "callbacks": Kind(
         ("cnnlab.callbacks.", "pytorch_lightning.callbacks."), "pytorch_lightning.callbacks.callback.Callback"

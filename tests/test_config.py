@@ -109,6 +109,9 @@ def test_every_option_of_every_group_passes(trained: Path):
         "data=npz": ["data.path=x.npz"],
         "experiment=transfer": ["data.path=x.npz", f"init_from='{trained}'"],
         "model=custom": ["model._target_=my.Network"],
+        "model=timm": ["model.name=resnet18"],
+        "model=torchvision": ["model.name=resnet18"],
+        "classifier=distillation": [f"classifier.teacher='{trained}'"],
     }
     # A search has a space and a recipe settings that suit some options of the others and not all.
     alone = ("search", "experiment")
@@ -178,7 +181,7 @@ def test_key_of_another_option_names_that_option():
         "++foo.bar=1",
         "+data.foo=1",
         "++data.keys.foo=1",
-        "+loss.foo=1",
+        "+eval.foo=1",
         "+objective.foo=1",
     ],
 )
@@ -193,7 +196,7 @@ def test_plus_on_a_known_key_is_explained():
     assert mistakes("+model=lenet") == ["+model=lenet: model exists already: leave out the plus"]
 
 
-@pytest.mark.parametrize("key", ["seed", "objective.metric", "loss.label_smoothing", "model._target_"])
+@pytest.mark.parametrize("key", ["seed", "objective.metric", "loss._target_", "model._target_"])
 def test_what_a_run_needs_cannot_be_deleted(key):
     assert f"{key} is missing, and a run needs it" in mistakes(f"~{key}")
 

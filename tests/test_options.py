@@ -22,7 +22,7 @@ OPTIONS = sorted(
     if group.is_dir() and group.name not in ("hydra", "experiment", "search")  # searches: tests/test_sweep_search.py
     for option in group.glob("*.yaml")
 )
-NEEDS = {"kornia": "kornia", "wandb": "wandb", "mlflow": "mlflow"}
+NEEDS = {"kornia": "kornia", "wandb": "wandb", "mlflow": "mlflow", "timm": "timm", "torchvision": "torchvision"}
 ALSO = {
     ("model", "custom"): ["model._target_=tests.test_options.Own", "+model.width=8"],
     ("logger", "wandb"): ["logger.wandb.offline=true"],
@@ -32,6 +32,10 @@ ALSO = {
     ("callbacks", "freeze"): ["callbacks=[default,freeze]"],
     ("callbacks", "whiten_bias"): ["callbacks=[default,whiten_bias]", "model=speednet"],
     ("init", "whiten"): ["init=whiten", "model=speednet"],
+    ("metrics", "kappa"): ["metrics=[default,kappa]"],
+    ("metrics", "balanced_accuracy"): ["metrics=[default,balanced_accuracy]"],
+    ("model", "timm"): ["model.name=resnet18"],
+    ("model", "torchvision"): ["model.name=resnet18"],
     ("model", "wide_resnet"): ["model.depth=10", "model.width=1"],
     ("trainer", "overfit"): ["trainer.max_epochs=2", "trainer.limit_train_batches=null"],
 }
@@ -83,6 +87,8 @@ def test_every_option_trains(train: Train, npz: Path, request: pytest.FixtureReq
             if line.partition("=")[0] not in {key.partition("=")[0] for key in ALSO[group, option]}
         ]
         overrides += ALSO[group, option]
+    if option == "distillation":
+        overrides.append(f"classifier.teacher='{request.getfixturevalue('trained')}'")
     folder = train(*overrides)
     assert read(folder / "run.json")["status"] == "completed"
     assert 0 <= read(folder / "metrics.json")["test/accuracy"] <= 1

@@ -17,7 +17,7 @@ from cnnlab.checkpoint import write_checkpoint
 from cnnlab.commands import show
 from cnnlab.config import composed
 from cnnlab.errors import ConfigError, DataError, MachineError, UnsafeError
-from cnnlab.schedule import plan_learning_rate
+from cnnlab.schedule import Scheduler, plan_learning_rate
 from tests.conftest import Train, drawn
 
 
@@ -135,7 +135,9 @@ def test_schedule_shows_the_rates_that_training_uses(train: Train, small: list[s
     names = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")
     batches = math.ceil(320 / cfg.data.batch_size)
     limits = {name: cfg.trainer[name] for name in names}
-    plan = plan_learning_rate(build.build_schedule(cfg), cfg.optimizer.lr, batches, **limits)
+    factor = build.build_schedule(cfg)
+    assert not isinstance(factor, Scheduler)
+    plan = plan_learning_rate(factor, cfg.optimizer.lr, batches, **limits)
     steps = np.array(plan.epochs) * plan.steps / plan.epochs[-1]
     history = (run / "history.csv").read_text().splitlines()[1:]
     rows = [line.split(",") for line in history]

@@ -29,6 +29,7 @@ from typing_extensions import override
 from cnnlab import patches
 from cnnlab.batch import Batch
 from cnnlab.build import Lab, build_data, build_lab, build_network, build_optimizer, build_trainer
+from cnnlab.classifier import require_parts
 from cnnlab.config import composed
 from cnnlab.data import ImageData
 from cnnlab.evaluation import answer, fabric_for
@@ -135,8 +136,9 @@ class LabSide:
     def parts(self, steps: int) -> dict[str, float]:
         """Return the ms that the parts of a step take, each the median over the steps of a separate loop."""
         lab, device = self.lab, self.device
-        network, data = lab.classifier.network.to(device).train(), lab.data
-        optimizer = lab.classifier.optimizer(network)
+        classifier, data = require_parts(lab.classifier, "benchmark").to(device), lab.data
+        network = classifier.network.train()
+        optimizer = classifier.optimizer(network)
         strategy = lab.trainer.strategy
         times: dict[str, list[float]] = {
             name: [] for name in ("data", "augmentation", "forward", "backward", "optimizer")
@@ -149,9 +151,7 @@ class LabSide:
             batch = data.augmented(batch, 0, step)
             marks.append(now(device))
             with strategy.precision_plugin.train_step_context():
-                loss = F.cross_entropy(
-                    network(batch.images), batch.targets, label_smoothing=lab.classifier.label_smoothing
-                )
+                loss = classifier.loss(network(batch.images), batch.targets)
             marks.append(now(device))
             loss.backward()
             marks.append(now(device))
@@ -184,7 +184,8 @@ class LabSide:
         Args:
             seconds: About how long each is measured.
         """
-        data, classifier, device = self.lab.data, self.lab.classifier, self.device
+        data, device = self.lab.data, self.device
+        classifier = require_parts(self.lab.classifier, "benchmark")
         network = classifier.network.to(device).eval()
         fabric = fabric_for(device.type, str(self.lab.trainer.precision))
 

@@ -46,7 +46,8 @@ class Divergence(Callback):
                 if name in group:
                     group[name] *= ratio
         for config in trainer.lr_scheduler_configs:
-            config.scheduler.base_lrs = [lr * ratio for lr in config.scheduler.base_lrs]
+            if hasattr(config.scheduler, "base_lrs"):  # ReduceLROnPlateau takes the optimizer's
+                config.scheduler.base_lrs = [lr * ratio for lr in config.scheduler.base_lrs]
         self._rollbacks_before = self.rollbacks
         self._group = trainer.optimizers[0].param_groups[0]
         self._lr = self._group["lr"]

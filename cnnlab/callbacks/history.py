@@ -81,7 +81,7 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._pending.append((outputs["loss"], outputs["logits"], batch.targets, self._lr))
+        self._pending.append((outputs["loss"], outputs.get("logits"), batch.targets, self._lr))
         # The schedule has moved on already: what stands in the optimizer is the next step's.
         self._lr = self._group["lr"]
         if len(self._pending) >= self.flush_every:
@@ -106,15 +106,21 @@ class History(Callback):
         device = trainer.strategy.root_device if trainer.world_size > 1 else "cpu"
         sums = trainer.strategy.reduce(torch.tensor(self._sums, dtype=torch.float64, device=device), reduce_op="sum")
         loss_sum, correct, images = sums.tolist()
-        train = {"train/loss": loss_sum / images, "train/accuracy": correct / images}
+        train = {"train/loss": loss_sum / images}
+        if not math.isnan(correct):
+            train["train/accuracy"] = correct / images
         pl_module.log_dict(train, logger=False)  # so that an objective or early stopping can be about them
         # An epoch without a validation leaves the metrics of the last validation standing.
         metrics = trainer.callback_metrics if self._validated else {}
         val = {name: float(metrics[name]) for name in metrics if name.startswith("val/")}
+        # A LightningModule of the user's own logs what it likes.
+        logged = trainer.callback_metrics
+        train |= {name: float(logged[name]) for name in logged if not name.startswith(("val/", "test/"))}
         speed = {"train_seconds": self._seconds, "images_per_second": images / self._seconds}
         lr = self.lrs[-1] if self.lrs else math.nan
         row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": lr}
-        row |= {column: (train | val | speed).get(column) for column in COLUMNS[len(row) :]}
+        measured = train | val | speed
+        row |= {column: measured.pop(column, None) for column in COLUMNS[len(row) :]} | measured
         self.rows.append(row)
         if trainer.is_global_zero:
             self._write()
@@ -162,7 +168,10 @@ class History(Callback):
         values = (torch.stack(losses).float() * self._trainer.accumulate_grad_batches).tolist()
         sizes = [len(part) for part in targets]
         labels = torch.cat([part.argmax(1) if part.is_floating_point() else part for part in targets])
-        correct = int((torch.cat(logits).argmax(1) == labels).sum())
+        # A LightningModule of the user's own may keep its logits to itself.
+        correct = (
+            math.nan if any(part is None for part in logits) else int((torch.cat(logits).argmax(1) == labels).sum())
+        )
         first = len(self.losses)
         self.losses.extend(values)
         self.lrs.extend(lrs)
@@ -202,7 +211,8 @@ class History(Callback):
     def _write(self) -> None:
         """Write history.csv anew, with all rows."""
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS)
+        columns = dict.fromkeys([*COLUMNS, *(name for row in self.rows for name in row)])
+        writer = csv.DictWriter(text, list(columns))
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())

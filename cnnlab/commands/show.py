@@ -210,10 +210,14 @@ def schedule(overrides: _Overrides = None, output: _Output = None, open: _Open =
     """Show the learning rate over the run that train.py would make of these OVERRIDES."""
     from cnnlab.build import build_schedule
     from cnnlab.plots import network
-    from cnnlab.schedule import plan_learning_rate
+    from cnnlab.schedule import Scheduler, plan_learning_rate
 
     cfg = _compose(overrides or [])
     factor = build_schedule(cfg)
+    if isinstance(factor, Scheduler):
+        raise ConfigError(
+            "schedule: a scheduler of torch's kind depends on the run; its rates are in history.csv after it."
+        )
     names = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")
     batches = math.ceil(_count_training_images(cfg) / cfg.data.batch_size)
     plan = plan_learning_rate(factor, cfg.optimizer.lr, batches, **{name: cfg.trainer[name] for name in names})

@@ -13,8 +13,13 @@ from cnnlab.config.tree import OPTIONAL, Key, groups, main_file, options, option
 from cnnlab.config.words import nearest, nearest_key, refusal, shown
 
 # To the classes of the other groups one may hand further arguments, and choose other classes.
-CLOSED = ("objective", "loss", "eval", "data", "trainer", "search")
-GIVE = {"data.path": "FILE.npz", "model._target_": "PACKAGE.MODULE.CLASS"}
+CLOSED = ("objective", "eval", "data", "trainer", "search")
+GIVE = {
+    "data.path": "FILE.npz",
+    "model._target_": "PACKAGE.MODULE.CLASS",
+    "model.name": "resnet18",
+    "classifier.teacher": "RUN",
+}
 _REFERENCE = re.compile(r"\$\{(\.*)(\w+(?:\.\w+)*)\}")
 
 
@@ -194,7 +199,7 @@ def _rule(key: Key, config: Mapping[str, Any]) -> Rule:
     """Return the rule of a key: from the table, or else from the types that the conf tree gives to it."""
     if key[-1] == "_target_":
         return filled
-    if len(key) == 2 and key[0] in ("callbacks", "logger"):
+    if len(key) == 2 and key[0] in ("callbacks", "logger", "metrics"):
         return section | null  # callbacks.figures=null switches one off
     defaults = list(values_of(key, config))
     if defaults and ".".join(key) in RULES:

@@ -13,7 +13,7 @@ from cnnlab.config.command import Command
 from cnnlab.config.help import help_text
 from cnnlab.config.lines import parse, parse_all, quote, sets, text_of
 from cnnlab.config.loader import read_flags
-from cnnlab.config.resume import check_origin, differences, expand, find, find_sweep
+from cnnlab.config.resume import STATES, check_origin, differences, expand, find, find_sweep
 from cnnlab.config.words import refusal, shown
 from cnnlab.errors import UnsafeError
 from cnnlab.record import Record, check_links, find_run
@@ -145,13 +145,11 @@ def _resumed(folder: Path, overrides: Sequence[Override], multirun: bool) -> lis
 
 
 def _with_current_state(override: Override) -> Override:
-    """Return `init_from=` with the file that it means now: `last` is another one as soon as a run has ended."""
-    name = override.value()
-    if not sets(override, "init_from") or override.is_sweep_override() or not isinstance(name, str):
+    """Return a setting that names a state with the file that it means now: `last` is soon another one."""
+    name, key = override.value(), override.key_or_group
+    if key not in STATES or override.is_sweep_override() or not isinstance(name, str) or not name or "${" in name:
         return override
-    if "${" in name or not name:
-        return override
-    return parse(f"init_from={quote(find_run(name).checkpoint.absolute())}")
+    return parse(f"{key}={quote(find_run(name).checkpoint.absolute())}")
 
 
 def _check_new_folder(overrides: Sequence[Override], multirun: bool) -> None:

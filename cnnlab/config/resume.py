@@ -17,6 +17,9 @@ from cnnlab.errors import DataError, UnsafeError
 from cnnlab.files import flatten
 from cnnlab.record import RUNS, SWEEP_RECORD, Record, is_run, is_sweep, runs
 
+STATES = ("init_from", "classifier.teacher")
+"""Settings that name the state of another run."""
+
 # How far a run goes, where it runs, what it shows: nothing that a step's result depends on.
 MAY_CHANGE = (
     "resume",
@@ -154,7 +157,7 @@ def check_origin(config: Mapping[str, Any], vouched: Mapping[str, Any]) -> None:
 def _check_value(value: Any, key: str, trusted: list[str], writes: bool) -> None:
     if key.rpartition(".")[2] == "_target_":
         trust.check({"_target_": value}, key.removesuffix("._target_"), trusted)
-    elif not isinstance(value, str) or key == "init_from":  # of which only tensors are read
+    elif not isinstance(value, str) or key in STATES:  # of which only tensors are read
         return
     elif key == "data.path":
         if writes and re.search(r"^[/\\~]|\.\.", value) and not Path(value).is_file():

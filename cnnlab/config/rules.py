@@ -142,7 +142,14 @@ RULES: dict[str, Rule] = {
     "seed": whole(0, 2**32 - 1),
     "objective.metric": filled,
     "objective.mode": _mode,
+    # loss
     "loss.label_smoothing": real(0, 1),
+    "loss.gamma": real(0),
+    "loss.class_weights": one_of("balanced") | each(real(0)) | null,
+    # classifier
+    "classifier.teacher": run,
+    "classifier.temperature": real(above=0),
+    "classifier.share": real(0, 1),
     "eval.tta": one_of("none", "mirror", "mirror_translate"),
     "init_from": run | null,
     "resume": run | null,

@@ -100,6 +100,11 @@ class ImageData(LightningDataModule):
                 f"got {batch_size}."
             )
 
+    @property
+    def class_counts(self) -> list[int]:
+        """Training images of each class."""
+        return self.train_targets[self.train_indices].bincount(minlength=self.num_classes).tolist()
+
     @override
     def setup(self, stage: str) -> None:
         assert self.trainer is not None

@@ -1,0 +1,91 @@
+"""What is measured on validation and test: metrics of torchmetrics' by name, beside the loss.
+
+`loss` is the plain cross-entropy whatever the training lowers, so that runs with other losses can be compared.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
+
+from cnnlab.batch import PADDING
+from cnnlab.errors import ConfigError
+
+LOSS = "loss"
+
+MetricBuilder = Callable[..., Metric]
+"""Builds a metric; offered `num_classes`, `ignore_index` and `validate_args` where it names them."""
+
+DEFAULT: Mapping[str, MetricBuilder] = {
+    "accuracy": lambda **offered: MulticlassAccuracy(average="micro", **offered),
+    "macro_f1": MulticlassF1Score,
+    "calibration_error": MulticlassCalibrationError,
+    "top5_accuracy": lambda **offered: MulticlassAccuracy(average="micro", top_k=5, **offered),
+}
+"""What conf/metrics/default.yaml says, for use without a config."""
+
+
+class SplitMetrics(MetricCollection):
+    """The loss and the metrics of one split, under names such as `val/accuracy`.
+
+    Args:
+        num_classes: Number of classes.
+        prefix: The split and a slash, or nothing.
+        builders: The metrics by name; `DEFAULT` if None. One of the k likeliest classes is left out where there are
+            no more than 2k classes, where it says little.
+
+    Raises:
+        ConfigError: A metric is none of a classification's, or gives more than one number.
+    """
+
+    def __init__(self, num_classes: int, prefix: str = "", builders: Mapping[str, MetricBuilder] | None = None) -> None:
+        metrics: dict[str, Metric | MetricCollection] = {LOSS: MeanMetric()}
+        for name, build in (DEFAULT if builders is None else builders).items():
+            if (metric := build_metric(name, build, num_classes)) is not None:
+                metrics[name] = metric
+        # Each keeps a state of its own: groups are found out by comparing states, which waits for the device.
+        super().__init__(metrics, prefix=prefix, compute_groups=False)
+
+    def update(self, logits: Float[Tensor, "batch classes"], targets: Int64[Tensor, "batch"]) -> None:  # type: ignore[override]
+        """See a batch; targets that are `PADDING` count nowhere."""
+        losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=PADDING)
+        for name, metric in self.items(keep_base=True):
+            if name == LOSS:
+                metric.update(losses, targets != PADDING)
+            elif getattr(metric, "ignore_index", None) == PADDING:
+                metric.update(logits, targets)
+            else:
+                is_image = targets != PADDING
+                metric.update(logits[is_image], targets[is_image])
+
+
+def build_metric(name: str, build: MetricBuilder, num_classes: int) -> Metric | None:
+    """Build a metric, and try it on a few answers; None where there are too few classes for its `top_k`.
+
+    Raises:
+        ConfigError: It cannot be built or used on logits and classes, or gives more than one number.
+    """
+    parameters = inspect.signature(build).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    offered = {"num_classes": num_classes, "ignore_index": PADDING, "validate_args": False}
+    try:
+        metric = build(**{key: value for key, value in offered.items() if takes_any or key in parameters})
+        if 2 * getattr(metric, "top_k", 0) >= num_classes and getattr(metric, "top_k", 1) > 1:
+            return None
+        with warnings.catch_warnings():  # about answers that are made up
+            warnings.simplefilter("ignore")
+            targets = torch.arange(2 * num_classes) % num_classes
+            metric.update(F.one_hot(targets, num_classes).float() + 0.1, targets)
+            value = metric.compute()
+        metric.reset()
+    except Exception as error:
+        raise ConfigError(f"metrics.{name} cannot be used on logits and classes: {error}") from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise ConfigError(f"metrics.{name} must give one number, it gave {value}; torchmetrics has average=macro.")
+    return metric
