@@ -72,7 +72,7 @@ def test_a_run_leaves_the_folder_that_others_rely_on(train: Train):
 
     header = "epoch,step,lr,train/loss,train/accuracy,val/loss,val/accuracy,train_seconds,images_per_second"
     lines = (folder / "history.csv").read_text().splitlines()
-    assert lines[0] == f"{header},val/macro_f1,val/calibration_error"
+    assert lines[0] == f"{header},val/calibration_error,val/macro_f1"
     assert [line.split(",")[:2] for line in lines[1:]] == [["0", "10"], ["1", "20"]]
 
     for name in ("best", "last"):
