@@ -23,7 +23,7 @@ def begin_with(network: nn.Sequential, name: str, classes: list[str]) -> None:
 
     Args:
         network: The normalisation, and the network that was configured, as `body`.
-        name: A run, in the words of `record.find_run`, or a file of plain tensors (`.pth`, `.pt`, `.safetensors`), whose
+        name: A run, as `record.find_run` takes it, or a file of plain tensors (`.pth`, `.pt`, `.safetensors`), whose
             names may have a prefix that those of the network lack, or the other way round.
         classes: Those of the images at hand.
 
