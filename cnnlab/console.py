@@ -7,8 +7,10 @@ import errno
 import io
 import locale
 import logging
+import math
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -114,7 +116,14 @@ class ConsoleHandler(logging.StreamHandler):
     """Print log records to standard output as it is at that moment, so that a progress bar can hold it.
 
     Records with a traceback are left to the log file. Where there are several processes, the first one speaks.
+
+    Attributes:
+        pause_seconds: The least time between two records that are no warnings; the others are left to the log file.
+        last: When the last one was printed, by the monotonic clock.
     """
+
+    pause_seconds = 0.0
+    last = -math.inf
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -126,7 +135,11 @@ class ConsoleHandler(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record, if it is for a person at the terminal."""
-        if record.exc_info is None and os.environ.get("LOCAL_RANK", "0") == "0":
+        if record.exc_info is not None or os.environ.get("LOCAL_RANK", "0") != "0":
+            return
+        now = time.monotonic()
+        if record.levelno >= logging.WARNING or now - ConsoleHandler.last >= ConsoleHandler.pause_seconds:
+            ConsoleHandler.last = now
             super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:

@@ -39,7 +39,7 @@ ROWS = [
         "ledger",
     }
     | {"anatomy", "checkpoint"},
-    {"batch", "patches", "record", "trust", "lock", "study", "tutorial", "tta", "stats"},
+    {"batch", "patches", "record", "trust", "lock", "study", "tables", "tutorial", "tta", "stats"},
     {"console"},
     {"signals", "files"},
     {"errors"},

@@ -83,7 +83,7 @@ def test_an_odd_trial_costs_its_own_row_only(whole, tmp_path, monkeypatch, file,
         name: row for name, row in before.items() if name != "lr-1"
     }
     assert after["lr-1"].status in {"completed", "pruned", "failed", "interrupted", "running", "not started"}
-    summary.show(read(folder))
+    assert summary.describe(read(folder))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -92,7 +92,7 @@ def test_an_odd_record_is_read_or_refused(whole, tmp_path, monkeypatch, key, val
     monkeypatch.setattr(pictures, "draw", lambda table: None)
     folder = damaged(whole, tmp_path / "odd", ".sweep/record.json", key, value)
     with contextlib.suppress(ConfigError):
-        summary.show(summary.write(folder))
+        assert summary.describe(summary.write(folder))
 
 
 @pytest.mark.parametrize(

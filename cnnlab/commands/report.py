@@ -35,7 +35,7 @@ def report(
     try:
         if is_sweep(folder):
             check_links(folder)
-            summary.show(summary.write(folder, any_length=any_length))
+            print(summary.describe(summary.write(folder, any_length=any_length)))
             written = report_sweep(folder, output)
         else:
             written = report_run(run, output, data, trust or ())

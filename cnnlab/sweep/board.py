@@ -1,21 +1,23 @@
 """What a sweep shows while it runs: a live table on a terminal, a line a trial elsewhere."""
 
-import logging
 import math
+import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich import get_console
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cnnlab.sweep.table import read_row
+from cnnlab.console import ConsoleHandler, rich_console, say
+from cnnlab.sweep.table import as_text, read_row
+from cnnlab.tables import shorten
 
-log = logging.getLogger(__name__)
+PAUSE_SECONDS = 60  # between two lines of a trial that runs in this process: the board has a line for each
 
 
 class Board:
@@ -35,40 +37,49 @@ class Board:
         self.best: tuple[float, str] | None = None
         self._running: dict[str, float] = {}
         self._started = time.monotonic()
+        ConsoleHandler.pause_seconds = PAUSE_SECONDS
         self._ended = 0
-        console = get_console()
+        console = rich_console()
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
-    def plan(self, planned: int, done: int) -> None:
-        """Say how many trials there are, and how many of them are done before the first starts."""
+    def plan(self, planned: int, done: int, size: int) -> None:
+        """Say how many trials there are, how many of them are done already, and how many run at a time."""
         self.planned, self.done = planned, done
+        parts = [f"{planned} trials", f"{done} done already" if done else "", f"{size} at a time" if size > 1 else ""]
+        self.say(", ".join(filter(None, parts)))
 
     def start(self, name: str) -> None:
         """Say that a trial starts."""
-        self._running[name] = time.monotonic()
+        self._running[name] = ConsoleHandler.last = time.monotonic()
 
     def end(self, name: str) -> None:
         """Say that a trial has ended, however it did."""
         started = self._running.pop(name, time.monotonic())
         row = read_row(self.folder / name)
-        status, value = row.status, row.objective
         self._ended += 1
-        if status == "failed":
+        if row.status == "failed":
             self.failed.append(name)
-        elif status in ("completed", "pruned"):
+        elif row.status in ("completed", "pruned"):
             self.done += 1
         sign = 1 if self.objective["mode"] == "max" else -1
-        if value is not None and (self.best is None or sign * value > sign * self.best[0]):
-            self.best = (value, name)
-        result = row.error
-        if result is None and value is not None:
-            result = f"{self.objective['metric']} {value:.4f}"
-        count = f"{self.done + len(self.failed)}/{self.planned}"
-        line = f"[{count}] {name}: {status}{f', {result}' if result else ''} ({time.monotonic() - started:.0f} s)"
-        if self._live is not None and self._live.is_started:
-            self._live.console.print(line, markup=False, highlight=False)  # above the table
-        else:
-            log.info(line)
+        if row.objective is not None and (self.best is None or sign * row.objective > sign * self.best[0]):
+            self.best = (row.objective, name)
+        facts = [row.status, row.error or "", f"{time.monotonic() - started:.0f} s"]
+        if row.objective is not None:
+            facts.insert(1, f"{self._metric} {as_text(self._metric, row.objective)}")
+        count = f"{self.done + len(self.failed)} of {self.planned}"
+        self.say(f"[{count}] {name}: {', '.join(filter(None, [*facts, *self._time_left()]))}")
+
+    def say(self, line: str) -> None:
+        """Print a line, above the live table; a full disk or a closed pipe behind standard output ends no sweep."""
+        try:
+            if self._live is not None and self._live.is_started:
+                self._live.console.print(line, markup=False, highlight=False)
+            else:
+                say(line)
+                sys.stdout.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def refresh(self) -> None:
         """Draw the table again, where there is a terminal and trials do not write to it themselves."""
@@ -80,18 +91,27 @@ class Board:
         for name, started in self._running.items():
             history = read_row(self.folder / name).history
             epoch = f"epoch {len(history)}" if history else ""
-            if history and math.isfinite(value := history[-1].get(self.objective["metric"], math.nan)):
-                epoch += f", {self.objective['metric']} {value:.4f}"
-            table.add_row("running", name, f"{time.monotonic() - started:.0f} s", epoch)
-        left = self.planned - self.done - len(self.failed)
-        parts = [f"{self.done} done", f"{len(self._running)} running", f"{len(self.failed)} failed"]
+            if history and math.isfinite(value := history[-1].get(self._metric, math.nan)):
+                epoch += f", {self._metric} {as_text(self._metric, value)}"
+            table.add_row("running", shorten(name), f"{time.monotonic() - started:.0f} s", epoch)
+        parts = [f"{self.done} of {self.planned} done", f"{len(self._running)} running", f"{len(self.failed)} failed"]
         if self.best:
-            parts.append(f"best {self.objective['metric']} {self.best[0]:.4f} ({self.best[1]})")
-        if self._ended:
-            parts.append(f"about {(time.monotonic() - self._started) / self._ended * left / 60:.0f} min left")
-        self._live.update(Group(table, Text(" · ".join(parts))), refresh=True)
+            parts.append(f"best {self._metric} {as_text(self._metric, self.best[0])} ({shorten(self.best[1])})")
+        self._live.update(Group(table, Text(" · ".join([*parts, *self._time_left()]))), refresh=True)
+
+    @property
+    def _metric(self) -> str:
+        return str(self.objective["metric"])
+
+    def _time_left(self) -> list[str]:
+        left = self.planned - self.done - len(self.failed)
+        if not self._ended or left <= 0:
+            return []
+        seconds = (time.monotonic() - self._started) / self._ended * left
+        return [f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left"]
 
     def close(self) -> None:
         """Take the live table away."""
+        ConsoleHandler.pause_seconds = 0
         if self._live is not None and self._live.is_started:
             self._live.stop()

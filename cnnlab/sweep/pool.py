@@ -1,5 +1,6 @@
 """Where trials run: what every pool offers, and the pool around a launcher that knows nothing of it."""
 
+import logging
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,7 @@ class LauncherPool:
         self.size = size
         self._launcher = launcher
         self._queue: dict[str, list[str]] = {}
+        logging.getLogger("hydra._internal.core_plugins.basic_launcher").setLevel(logging.WARNING)  # two lines a trial
         self._count = 0
 
     def start(self, name: str, argv: list[str], folder: Path, handle: int | None) -> None:
@@ -102,6 +104,7 @@ def cause_of_death(code: int) -> str | None:
         code: Its exit code, or minus the number of the signal that killed it.
     """
     if code < 0:
-        name = signal.Signals(-code).name
+        known = {signum.value: signum.name for signum in signal.Signals}
+        name = known.get(-code, f"signal {-code}")  # the real-time signals have no names
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     return f"the process ended with exit code {code}" if code else None

@@ -9,7 +9,7 @@ from hydra.plugins.launcher import Launcher
 from cnnlab import signals
 from cnnlab.config import quote
 from cnnlab.errors import Stopped
-from cnnlab.record import is_run
+from cnnlab.record import TRIAL, is_run
 from cnnlab.sweep.board import Board
 from cnnlab.sweep.folder import SweepFolder
 from cnnlab.sweep.pool import LauncherPool, Pool, PoolLauncher
@@ -115,8 +115,8 @@ class Runner:
         if not self._is_basic or folder.note.get("starts", 0) < MAX_CRASHES:
             return False
         folder.fail(
-            f"it took the sweep's process down {MAX_CRASHES} times and is passed over; hydra/launcher=local can run "
-            f"it, or delete {folder.path} to try again"
+            f"it took the sweep's process down {MAX_CRASHES} times and is passed over; to have it run again, resume "
+            f"the sweep with hydra/launcher=local, or, if the machine went down, delete {folder.path / TRIAL}"
         )
         return True
 

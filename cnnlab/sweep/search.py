@@ -68,10 +68,10 @@ class Search:
     def run(self) -> None:
         """Run trials until the study has `search.n_trials`, or its time is up."""
         existing = [trial for trial in self._study_trials() if trial.state != TrialState.RUNNING]
-        self.runner.board.plan(self.options["n_trials"] * self._each, len(existing) * self._each)
         self._queued += self._damaged(existing)
         count = (self.options["n_trials"] - len(existing)) * self._each + len(self._queued)
         pool = self.runner.pool(count, self.options["batch"])
+        self.runner.board.plan(self.options["n_trials"] * self._each, len(existing) * self._each, pool.size)
         for trial, status in self.runner.run(pool, self._queue()):
             self._tell(trial, status)
         self._write_importance()

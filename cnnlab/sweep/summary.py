@@ -4,57 +4,47 @@ import csv
 import io
 import json
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column
-from rich.table import Table as RichTable
-
-from cnnlab.files import csv_cell, printable, write_text
-from cnnlab.sweep.table import Table, read
+from cnnlab import tables
+from cnnlab.files import csv_cell, write_text
+from cnnlab.sweep.table import Group, Table, as_text, read
 
 TERMINAL_ROWS = 30
 
 
-def write(folder: Path, *, any_length: bool = False) -> Table:
+def write(folder: Path, *, any_length: bool = False, pictures: bool = True) -> Table:
     """Write `sweep.csv`, `sweep.json`, `sweep.md` and the pictures; return what they say.
 
     Args:
         folder: The sweep's folder.
         any_length: Whether trials that were trained to other limits than the sweep's count as the others do.
+        pictures: Whether to draw them.
     """
     table = read(folder, any_length=any_length)
     write_text(folder / "sweep.csv", _csv(table))
     write_text(folder / "sweep.json", json.dumps(_json(table), indent=2) + "\n")
     write_text(folder / "sweep.md", _markdown(table))
-    if any(row.objective is not None for row in table.rows):
+    if pictures and any(row.objective is not None for row in table.rows):
         from cnnlab.sweep.pictures import draw  # matplotlib
 
         draw(table)
     return table
 
 
-def show(table: Table, console: Console | None = None) -> None:
-    """Print the table, where everything is, and the winner's command."""
-    console = console or Console()
+def describe(table: Table) -> str:
+    """Return what a person at the terminal sees: the table, the winner's command, where everything is, what is next."""
     header, lines = _group_lines(table) if table.has_means else _row_lines(table)
-    columns = [Column(escape(printable(head)), overflow="fold") for head in header]
-    grid = RichTable(*columns, title=_counts_line(table), title_justify="left")
-    for line in lines[:TERMINAL_ROWS]:
-        grid.add_row(*(escape(printable(cell)) for cell in line))
-    if not console.is_terminal:
-        console = Console(file=console.file, width=200)
-    console.print(grid)
-    notes = [f"{len(lines) - TERMINAL_ROWS} more in sweep.md"] if len(lines) > TERMINAL_ROWS else []
-    notes += [f"failed  {row.name}: {row.error}" for row in table.failed]
-    notes += [f"length  {line}" for line in _incomparable_lines(table)]
-    notes += [f"table   {table.folder / 'sweep.md'}"]
-    notes += [f"winner  {table.winner}"] if table.winner else []
-    for note in notes:
-        console.print(printable(note), markup=False, highlight=False, soft_wrap=True)
+    parts = [tables.draw(_counts_line(table), header, lines[:TERMINAL_ROWS])]
+    parts += [f"{len(lines) - TERMINAL_ROWS} more in sweep.md"] if len(lines) > TERMINAL_ROWS else []
+    parts += [f"failed  {row.name}: {row.error}" for row in table.failed]
+    parts += [f"length  {line}" for line in _incomparable_lines(table)]
+    parts += [f"winner  {table.winner}"] if table.winner else []
+    parts += [f"table   {table.folder / 'sweep.md'}", f"next    cnnlab report {shlex.quote(str(table.folder))}"]
+    return "\n".join(parts)
 
 
 def _json(table: Table) -> dict[str, Any]:
@@ -147,13 +137,13 @@ def _incomparable_lines(table: Table) -> list[str]:
 
 def _row_lines(table: Table) -> tuple[list[str], list[list[str]]]:
     tests = [name for name in _tests(table) if name == "test/accuracy"]  # sweep.csv has the others
-    header = [*_short_names(table.keys), "status", table.metric, *tests, "epochs", "seconds", "images/s", "folder"]
+    header = [*_short_names(table.keys), table.metric, *tests, "status", "epochs", "seconds", "images/s", "folder"]
     return header, [
         [
             *(_setting(row.settings.get(key, "")) for key in table.keys),
+            as_text(table.metric, row.objective),
+            *(as_text(name, row.metrics.get(name)) for name in tests),
             row.status,
-            _number(row.objective),
-            *(_number(row.metrics.get(name)) for name in tests),
             str(row.epochs),
             f"{row.seconds:.0f}",
             "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
@@ -165,15 +155,21 @@ def _row_lines(table: Table) -> tuple[list[str], list[list[str]]]:
 
 def _group_lines(table: Table) -> tuple[list[str], list[list[str]]]:
     keys = [key for key in table.keys if key not in table.over]
-    header = [*_short_names(keys), "n", f"{table.metric}, mean", "sd", "95 % interval", "test/accuracy"]
+    header = [*_short_names(keys), f"{table.metric}, mean", "sd", "n", "95 % interval", "test/accuracy"]
+
+    def interval(group: Group) -> str:
+        if group.half is None:
+            return ""
+        return " to ".join(as_text(table.metric, group.mean + side * group.half) for side in (-1, 1))
+
     return header, [
         [
             *(_setting(group.settings.get(key, "")) for key in keys),
+            as_text(table.metric, group.mean),
+            as_text(table.metric, group.sd),
             str(len(group.rows)),
-            _number(group.mean),
-            _number(group.sd),
-            "" if group.half is None else f"{group.mean - group.half:.4f} to {group.mean + group.half:.4f}",
-            _number(group.test_accuracy),
+            interval(group),
+            as_text("test/accuracy", group.test_accuracy),
         ]
         for group in table.groups
     ]
@@ -191,10 +187,6 @@ def _setting(text: str) -> str:
         return f"{float(text):.3g}" if len(text) > 9 else text
     except ValueError:
         return text
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def _markdown(table: Table) -> str:

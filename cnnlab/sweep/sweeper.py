@@ -1,7 +1,6 @@
 """The sweeper: runs what is left of a sweep, and ends in a table."""
 
 import importlib.util
-import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -25,8 +24,6 @@ from cnnlab.sweep.folder import LIMITS, SweepFolder
 from cnnlab.sweep.plan import Plan
 from cnnlab.sweep.runner import Runner
 from cnnlab.sweep.trial import Trial
-
-log = logging.getLogger(__name__)
 
 
 class Sweeper(HydraSweeper):
@@ -104,8 +101,12 @@ class Sweeper(HydraSweeper):
         finally:
             board.close()
             runs.failed.clear()  # each is in the table
-            table = summary.write(folder.path)
-            summary.show(table)
+            # Not after a signal: it may have come while matplotlib was imported, which can then be imported no more.
+            table = summary.write(folder.path, pictures=not isinstance(sys.exc_info()[1], Stopped))
+            board.say(summary.describe(table))
+        if table.rows and all(row.objective is None for row in table.rows) and not table.failed:
+            measured = ", ".join(dict.fromkeys(name for row in table.rows for name in row.metrics)) or "nothing"
+            raise PartialError(f"no trial measured the objective, {table.metric}; measured: {measured}.")
         if missing := table.failed + table.interrupted:
             names = ", ".join(row.name for row in missing)
             again = "" if plan.proposes else f"\nrun them again with: {_command(plan, folder)}"
@@ -114,11 +115,10 @@ class Sweeper(HydraSweeper):
 
 def _run_grid(runner: Runner, trials: list[Trial], limits: dict[str, object]) -> None:
     left = [trial for trial in trials if not runner.folder.trial(trial.name).is_done(limits)]
-    if left != trials:
-        log.info(f"{len(trials) - len(left)} of {len(trials)} trials are done already")
-    runner.board.plan(len(trials), len(trials) - len(left))
+    pool = runner.pool(len(left))
+    runner.board.plan(len(trials), len(trials) - len(left), pool.size)
     queue: Iterator[Trial] = iter(left)
-    for _ in runner.run(runner.pool(len(left)), queue):
+    for _ in runner.run(pool, queue):
         pass
 
 

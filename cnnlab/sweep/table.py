@@ -206,6 +206,13 @@ def read(folder: Path, *, any_length: bool = False) -> Table:
     return Table(folder, record, differing or keys, rows)
 
 
+def as_text(metric: str, value: float | None) -> str:
+    """Return a metric's value as people read it: shares in per cent, four significant digits."""
+    if value is None:
+        return ""
+    return f"{value:.2%}" if metric.rpartition("/")[2] == "accuracy" else f"{value:.4g}"
+
+
 def _limits(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the limits that all trials of a sweep share, as far as its record says."""
     trainer = record["config"].get("trainer")
