@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,6 +28,8 @@ class Planted(nn.Sequential):
             raise RuntimeError("planted")
         if fault == "abort":
             os.abort()
+        if fault == "signal":
+            os.kill(os.getpid(), 40)  # a real-time signal, which has no name
         if fault == "exit":
             sys.exit(3)
         super().__init__(nn.Conv2d(in_channels, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(196, num_classes))
@@ -97,25 +100,26 @@ def epochs(folder: Path) -> list[int]:
 @pytest.mark.parametrize("count", [pytest.param(8), pytest.param(20, marks=pytest.mark.long)])
 def test_killed_sweep_with_faults_ends_with_all_its_results(home: Path, count: int):
     place = "hydra.sweep.dir=sweep"
-    faults = "+model.faults={1:raise,3:abort,4:exit,6:diverge}"
+    faults = "+model.faults={1:raise,3:abort,4:exit,5:signal,6:diverge}"
     grid = [f"seed=range({count})", "hydra/launcher=local", "hydra.launcher.n_jobs=2", faults]
     killed(home, *grid, place, after=count // 4)
     before = finished(home / "sweep")
     ended = sweep(home, *grid, "resume=sweep")
     assert ended.returncode == 7, ended.stderr
     after = finished(home / "sweep")
-    assert len(after) == count - 4
+    assert len(after) == count - 5
     assert {name: after[name] for name in before} == before, "no finished trial was touched again"
     assert all(epochs(home / "sweep" / name) == [0] for name in after)
     table = read(home / "sweep" / "sweep.json")
     failed = {row["name"]: row["error"] for row in table["trials"] if row["status"] == "failed"}
-    assert set(failed) == {"seed-1", "seed-3", "seed-4", "seed-6"}
+    assert set(failed) == {"seed-1", "seed-3", "seed-4", "seed-5", "seed-6"}
     assert "planted" in failed["seed-1"]
     assert failed["seed-3"] == "killed by SIGABRT"
+    assert failed["seed-5"] == "killed by signal 40"
     assert "SystemExit" in failed["seed-4"]
     assert "diverged" in failed["seed-6"]
     assert all(name in ended.stderr for name in failed)
-    assert f"4 of {count} trials failed" in ended.stderr
+    assert f"5 of {count} trials failed" in ended.stderr
     # Once more: nothing that is done is done again, and the failed ones get another chance.
     again = sweep(home, *grid[:-1], "+model.faults={}", "resume=sweep")
     assert again.returncode == 2, "the base has changed"
@@ -161,3 +165,46 @@ def test_stopped_sweep_saves_its_trials_and_goes_on(home: Path, signum: int):
     assert all(epochs(home / "sweep" / f"seed-{seed}") == [0, 1] for seed in range(3))
     console = (home / "sweep" / "seed-0" / "console.log").read_text()
     assert console.count("epoch 1/2") == 1, "it went on from where it was stopped"
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [
+        ">/dev/full 2>/dev/full",
+        *(pytest.param(text, marks=pytest.mark.slow) for text in (">/dev/full", ">&-", "2>&-", ">&- 2>&-", "| true")),
+    ],
+)
+@pytest.mark.parametrize("launcher", ["local", pytest.param("basic", marks=pytest.mark.slow)])
+def test_a_sweep_that_nobody_listens_to_ends_well(home: Path, streams: str, launcher: str):
+    line = shlex.join(command("seed=0,1", f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep"))
+    ended = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line} {streams}"], cwd=home, env=environment(home), timeout=200
+    )
+    assert ended.returncode == 0
+    assert read(home / "sweep" / "sweep.json")["counts"] == {"completed": 2}
+
+
+INTERRUPT = """
+import os, signal, sys
+
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "matplotlib.colors":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_signal_while_matplotlib_is_imported_ends_the_sweep_with_its_code(home: Path):
+    grid = ["hydra/launcher=local", "hydra.launcher.n_jobs=1"]
+    assert sweep(home, "seed=0,1", *grid, "hydra.sweep.dir=sweep").returncode == 0
+    (home / "sitecustomize.py").write_text(INTERRUPT)
+    ended = sweep(home, "seed=0,1,2", *grid, "resume=sweep")
+    assert ended.returncode == 143, ended.stderr
+    assert "resume with: " in ended.stderr
+    counts = read(home / "sweep" / "sweep.json")["counts"]
+    assert counts in ({"completed": 2, "not started": 1}, {"completed": 3})

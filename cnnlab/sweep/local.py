@@ -20,6 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import TaskFunction
 
 from cnnlab import config
+from cnnlab.console import ConsoleHandler
 from cnnlab.errors import Stopped
 from cnnlab.run import command_line
 from cnnlab.sweep.pool import PoolLauncher, cause_of_death
@@ -186,6 +187,7 @@ def _trial(task: TaskFunction, argv: list[str], output: Path, environment: dict[
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # the parent's live table may have replaced them
     rich.reconfigure()
+    ConsoleHandler.pause_seconds = 0  # the parent's board has a line a trial; here each line goes to a file
     os.environ |= environment
     atexit._clear()  # what the parent does at its end is not for this process
     GlobalHydra.instance().clear()
