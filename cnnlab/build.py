@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from cnnlab import patches, trust
 from cnnlab.augment import Compose
 from cnnlab.callbacks import AtomicCheckpointIO, Dashboard, Divergence, Figures, History, Progress, StopOnSignal
-from cnnlab.data import ImageData
+from cnnlab.data import DataModule
 from cnnlab.errors import CnnlabError, ConfigError, MachineError, first_line
 from cnnlab.machine import check_accelerator, check_precision, describe_device, keep_freed_memory
 from cnnlab.metrics import MetricBuilder
@@ -41,12 +41,12 @@ SAMPLE = 5000  # training images that an initialisation may look at
 class Lab(NamedTuple):
     """Everything a run needs."""
 
-    data: ImageData
+    data: DataModule
     classifier: LightningModule
     trainer: Trainer
 
 
-def build_lab(cfg: DictConfig, images: ImageData | None = None, *, rollbacks: int = 0, resumed: bool = False) -> Lab:
+def build_lab(cfg: DictConfig, images: DataModule | None = None, *, rollbacks: int = 0, resumed: bool = False) -> Lab:
     """Build a run from its config.
 
     Args:
@@ -70,11 +70,11 @@ def build_lab(cfg: DictConfig, images: ImageData | None = None, *, rollbacks: in
     )
     if not resumed:
         initialise(network, cfg, images)
-    trainer = build_trainer(cfg, validate=len(images.val_indices) > 0, rollbacks=rollbacks)
+    trainer = build_trainer(cfg, validate=images.count("val") > 0, rollbacks=rollbacks)
     return Lab(images, build_classifier(cfg, network, images), trainer)
 
 
-def build_classifier(cfg: DictConfig, network: nn.Module, images: ImageData) -> LightningModule:
+def build_classifier(cfg: DictConfig, network: nn.Module, images: DataModule) -> LightningModule:
     """Build the LightningModule around a network.
 
     Raises:
@@ -106,10 +106,10 @@ def build_classifier(cfg: DictConfig, network: nn.Module, images: ImageData) -> 
     return classifier
 
 
-def build_data(cfg: DictConfig) -> ImageData:
+def build_data(cfg: DictConfig) -> DataModule:
     """Build the data module, with its augmentation."""
     images = instantiate_part(cfg.data, "data")
-    steps = build_list(cfg, "augment", num_classes=images.num_classes, num_images=len(images.train_indices))
+    steps = build_list(cfg, "augment", num_classes=images.num_classes, num_images=images.count("train"))
     images.augment = Compose(steps) if steps else None
     return images
 
@@ -143,7 +143,7 @@ def build_network(
     return network
 
 
-def initialise(network: nn.Sequential, cfg: DictConfig, images: ImageData) -> None:
+def initialise(network: nn.Sequential, cfg: DictConfig, images: DataModule) -> None:
     """Set the weights that the network begins with: those of `init`, then those of the run that `init_from` names.
 
     Raises:
@@ -152,7 +152,7 @@ def initialise(network: nn.Sequential, cfg: DictConfig, images: ImageData) -> No
     """
     steps = build_list(cfg, "init")
     if steps:
-        sample = images.train_images[images.train_indices[:SAMPLE]].permute(0, 3, 1, 2)
+        sample = images.images("train", slice(SAMPLE)).permute(0, 3, 1, 2)
         normalize, body = network[0], network[1]
         for step in steps:
             step(body, normalize(sample))
@@ -160,7 +160,7 @@ def initialise(network: nn.Sequential, cfg: DictConfig, images: ImageData) -> No
         begin_with(network, cfg.init_from, list(images.classes))
 
 
-def build_loss(cfg: DictConfig, images: ImageData) -> Callable[[Tensor, Tensor], Tensor]:
+def build_loss(cfg: DictConfig, images: DataModule) -> Callable[[Tensor, Tensor], Tensor]:
     """Build the loss, and warn where it lets large classes drown small ones."""
     counts = images.class_counts
     least, most = min(counts), max(counts)

@@ -30,18 +30,19 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from cnnlab import plots
 from cnnlab.batch import Batch
-from cnnlab.data import ImageData
+from cnnlab.data import DataModule, Gallery
+from cnnlab.data.protocol import Split
 from cnnlab.errors import ConfigError, DataError
 from cnnlab.files import write_bytes, write_text
 from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
@@ -50,8 +51,6 @@ from cnnlab.record import precision_of
 from cnnlab.restore import Restored, restore, restore_data, restore_metrics
 from cnnlab.stats import wilson
 from cnnlab.tta import TTA, average_views
-
-Split = Literal["test", "val", "train"]
 
 MISTAKES = 100
 BINS = 15
@@ -129,11 +128,11 @@ def evaluate(
     computed_precision = str(fabric.strategy.precision.precision)
     batches = images.batches(split)
     if len(batches) == 0:
-        raise DataError(f"{images.path}: the {split} split holds no images (data.val_size={len(images.val_indices)}).")
+        raise DataError(f"{images.path}: the {split} split holds no images.")
     answers = answer(
         state.network, batches, images.num_classes, metrics=restore_metrics(state, trusted), fabric=fabric, tta=tta
     )
-    pixels, digest = _read_split(images, split)
+    digest = _digest(images, split)
     stem = _stem(
         state,
         split,
@@ -160,17 +159,17 @@ def evaluate(
         "figures": [f"figures/{stem.name}/{name}.png" for name in FIGURES] if figures else [],
     }
     if figures:
-        _draw(stem.parent / "figures" / stem.name, content, answers, pixels)
+        _draw(stem.parent / "figures" / stem.name, content, answers, Gallery(images, split))
     return _write(stem, content, answers)
 
 
-def _draw(folder: Path, content: dict[str, Any], answers: Answers, pixels: np.ndarray) -> None:
+def _draw(folder: Path, content: dict[str, Any], answers: Answers, images: Any) -> None:
     classes = content["classes"]
     drawings = (
         plots.confusion_matrix(np.array(content["confusion"]), classes),
         plots.reliability(content["calibration"], answers.metrics["calibration_error"]),
         plots.worst_mistakes(
-            pixels, answers.predicted.numpy(), answers.targets.numpy(), answers.confidence.numpy(), classes
+            images, answers.predicted.numpy(), answers.targets.numpy(), answers.confidence.numpy(), classes
         ),
     )
     for name, drawing in zip(FIGURES, drawings, strict=True):
@@ -298,16 +297,13 @@ def _rate_class(matrix: np.ndarray, label: int, name: str) -> dict[str, Any]:
     }
 
 
-def _read_split(images: ImageData, split: Split) -> tuple[UInt8[np.ndarray, "n height width channel"], str]:
-    """Return a split's images, and the digest of these and their labels."""
-    if split == "test":
-        pixels, targets = images.test_images.numpy(), images.test_targets.numpy()
-    else:
-        rows = (images.train_indices if split == "train" else images.val_indices).numpy()
-        pixels, targets = images.train_images.numpy()[rows], images.train_targets.numpy()[rows]
-    digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
-    digest.update(np.ascontiguousarray(targets).data)
-    return pixels, digest.hexdigest()
+def _digest(images: DataModule, split: Split) -> str:
+    """Return the digest of a split's images and their labels."""
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in images.batches(split):
+        digest.update(batch.images.permute(0, 2, 3, 1).contiguous().numpy().data)
+    digest.update(images.labels(split).numpy().data)
+    return digest.hexdigest()
 
 
 def _stem(state: Restored, split: Split, tta: TTA | None, precision: str | None, data: tuple[str, str] | None) -> Path:

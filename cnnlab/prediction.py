@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from cnnlab.data import archive, folder
+from cnnlab.data import archive, pictures
 from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, MachineError
 
 # Metadata of an exported file; `cnnlab.export` writes it.
@@ -62,7 +62,7 @@ def predict(
     inputs: Iterable[str],
     *,
     top_k: int = 5,
-    fit: folder.Fit = "crop",
+    fit: pictures.Fit = "crop",
     array: str = archive.KEYS["test_images"],
     batch_size: int = 256,
 ) -> Generator[Prediction, None, None]:
@@ -72,7 +72,7 @@ def predict(
         predictor: The network.
         inputs: Picture files, folders (with all below them), patterns such as `photos/*.png`, npz files.
         top_k: How many classes to name, or all if there are fewer.
-        fit: How a picture becomes the network's size, see `folder.decode`.
+        fit: How a picture becomes the network's size, see `pictures.decode`.
         array: The images' name in npz files.
         batch_size: Pictures at a time.
     """
@@ -188,7 +188,7 @@ def _list_folder(path: Path) -> Iterator[_Item]:
     for place, folders, files in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in folder.EXTENSIONS:
+            if not name.startswith(".") and Path(name).suffix.lower() in pictures.EXTENSIONS:
                 yield _Item(str(Path(place, name)), Path(place, name))
 
 
@@ -206,7 +206,7 @@ def _list_file(path: Path, array: str, count: int) -> Iterator[_Item]:
         yield _Item(str(path), error=str(error))
 
 
-def _read(item: _Item, image_shape: tuple[int, int, int], fit: folder.Fit) -> Prediction:
+def _read(item: _Item, image_shape: tuple[int, int, int], fit: pictures.Fit) -> Prediction:
     """Return a picture as the network takes it, without its classes."""
     name = item.name.encode(errors="surrogateescape").decode(errors="replace")
     if item.error is not None:
@@ -217,10 +217,10 @@ def _read(item: _Item, image_shape: tuple[int, int, int], fit: folder.Fit) -> Pr
         if item.pixels is not None:
             image, before = item.pixels, item.pixels.shape[:2]
             if image.shape != image_shape:
-                image = folder.fitted(Image.fromarray(image.squeeze()).convert("RGB"), (size[0], size[1]), fit)
+                image = pictures.fitted(Image.fromarray(image.squeeze()).convert("RGB"), (size[0], size[1]), fit)
         else:
             assert item.path is not None
-            image, before, frames = folder.decoded(item.path, (size[0], size[1]), fit)
+            image, before, frames, _ = pictures.decoded(item.path, (size[0], size[1]), fit)
             if frames > 1:
                 notes.append(f"first of {frames} frames")
         if image.shape[2] > channels:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cnnlab.batch import Batch
 from cnnlab.build import Lab, build_lab
 from cnnlab.classifier import require_parts
+from cnnlab.data.protocol import Split
 from cnnlab.errors import CnnlabError, ConfigError, DivergedError, MachineError
 
 MEMORISED_IMAGES = 32
@@ -98,12 +99,12 @@ def examine(lab: Lab, folder: Path, max_time: str | None = None) -> Iterator[Fin
 def _data(lab: Lab) -> Iterator[Finding]:
     data = lab.data
     height, width, channels = data.image_shape
-    counts = {"train": len(data.train_indices), "val": len(data.val_indices), "test": len(data.test_targets)}
+    counts = {split: data.count(split) for split in get_args(Split)}
     splits = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     yield Finding(
         "data", f"{splits} images of {height} × {width} × {channels}, {data.num_classes} classes; {data.path}"
     )
-    sizes = data.train_targets[data.train_indices.to(data.train_targets.device)].bincount(minlength=data.num_classes)
+    sizes = data.labels("train").bincount(minlength=data.num_classes)
     least, most = int(sizes.min()), int(sizes.max())
     note = ""
     if least == 0:
@@ -144,7 +145,7 @@ def _by_heart(network: nn.Module, lab: Lab, device: torch.device) -> Finding:
     """Learn a few images by heart: a network that cannot has a mistake in it, whatever the learning rate."""
     data = lab.data
     # One pass in the split's order might show a single class.
-    chosen = next(iter(data.batches("train", shuffle=True, batch_size=min(MEMORISED_IMAGES, len(data.train_indices)))))
+    chosen = next(iter(data.batches("train", shuffle=True, batch_size=min(MEMORISED_IMAGES, data.count("train")))))
     batch = Batch(*(tensor.to(device) for tensor in chosen))
     goal = 0.1 * math.log(data.num_classes)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
@@ -220,7 +221,7 @@ def _timed(
 def _time(lab: Lab, step: float, evaluation: float, max_time: str | None) -> Finding:
     trainer, data = lab.trainer, lab.data
     batches = _limited(
-        math.ceil(len(data.train_indices) / data.batch_size / trainer.world_size), trainer.limit_train_batches
+        math.ceil(data.count("train") / data.batch_size / trainer.world_size), trainer.limit_train_batches
     )
     epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
     total = batches * epochs
@@ -229,7 +230,7 @@ def _time(lab: Lab, step: float, evaluation: float, max_time: str | None) -> Fin
     if math.isinf(total):
         return Finding("time", f"{1000 * step:.1f} ms a step; the run has no end", note="give trainer.max_epochs")
     passes = total / max(batches, 1) / (trainer.check_val_every_n_epoch or 1)
-    images = len(data.val_indices) * passes + len(data.test_targets)
+    images = data.count("val") * passes + data.count("test")
     seconds = total * step + images * evaluation
     note = f"trainer.max_time={max_time} may end it before" if max_time else ""
     return Finding(

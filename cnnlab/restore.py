@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
 from cnnlab import trust
 from cnnlab.build import build_metrics, build_network
 from cnnlab.checkpoint import network_weights, read_checkpoint
-from cnnlab.data import ImageData, archive, npz
+from cnnlab.data import ImageData, archive, folder, npz
 from cnnlab.errors import CheckpointError, DataError, first_line
 from cnnlab.metrics import MetricBuilder
 from cnnlab.record import Record, find_run
+
+SIZES = ("test_size", "train_size", "folds", "fold", "label_noise")
+"""Settings that decide, with `val_size` and `split_seed`, which images a split has."""
 
 
 class Restored(NamedTuple):
@@ -108,25 +111,33 @@ def restore_data(run: Restored, path: str | Path | None = None, *, eval_batch_si
     """
     section: Any = run.config.get("data")
     try:
-        keys = {str(role): str(name) for role, name in section["keys"].items()}
+        keys = {str(role): None if name is None else str(name) for role, name in section["keys"].items()}
         classes = section["classes"] and [str(name) for name in section["classes"]]
-        val_size, split_seed = int(section["val_size"]), int(section["split_seed"])
+        sizes: dict[str, Any] = {"val_size": _number(section["val_size"]), "split_seed": int(section["split_seed"])}
         eval_batch_size = eval_batch_size or max(1, int(section["eval_batch_size"]))
         recorded = Path(section["path"]).expanduser()
+        if path is None:
+            sizes |= {name: _number(section[name]) for name in SIZES if section.get(name) is not None}
+            if section.get("exclude") is not None:
+                sizes["exclude"] = _locate(Path(section["exclude"]), run)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{run.checkpoint} does not say how its data is read: {first_line(error)}") from error
+    resident: Literal["auto", "disk"] = "disk" if section.get("resident") == "disk" else "auto"
     if path is None:
         path = _locate(recorded, run)
+        if path.is_dir() and not (path := folder.cache_of(path, section.get("size"), section.get("fit"))).exists():
+            raise DataError(f"{recorded} was packed into {path}, which is no more. Give the images with --data FILE.")
     else:
         layouts = npz.layouts(path)
         # Without names of its own, a file's labels are taken for the network's, as far as there are any.
         classes = None if archive.CLASSES in layouts else list(run.classes)
-        training = layouts.get(keys["train_images"])
-        val_size = val_size if training and training.shape and training.shape[0] > val_size else 0
+        training = layouts.get(keys["train_images"] or "")
+        if not training or not training.shape or training.shape[0] <= sizes["val_size"]:
+            sizes["val_size"] = 0
     unknown = [0.5] * run.image_shape[2]  # the network brings mean and standard deviation
     images = ImageData(
-        path, keys=keys, classes=classes, batch_size=1, val_size=val_size, split_seed=split_seed,
-        eval_batch_size=eval_batch_size, mean=unknown, std=unknown,
+        path, keys=keys, classes=classes, batch_size=1, eval_batch_size=eval_batch_size, mean=unknown, std=unknown,
+        resident=resident, **sizes,
     )  # fmt: skip
     if images.classes != run.classes:
         expected, found = (f"{len(names)} ({', '.join(names[:5])}...)" for names in (run.classes, images.classes))
@@ -137,12 +148,18 @@ def restore_data(run: Restored, path: str | Path | None = None, *, eval_batch_si
     return images
 
 
+def _number(value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r:.50} is no number")
+    return value
+
+
 def _locate(path: Path, run: Restored) -> Path:
     """Return the run's data file; its path may have started in the folder that the run was started in."""
     cwd = run.record.run.get("cwd") if run.record else None
     places = [path, *([Path(cwd) / path] if isinstance(cwd, str) else [])]
     for place in places:
-        if place.is_file():
+        if place.exists():
             return place
     looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
     raise DataError(f"the run's data.path={path}: there is no {looked}. Give the file with --data FILE.")

@@ -106,7 +106,7 @@ def test_flags_may_stand_among_overrides_and_hydra_reads_the_result():
 
 def test_every_option_of_every_group_passes(trained: Path):
     given = {
-        "data=npz": ["data.path=x.npz"],
+        **{f"data={option}": ["data.path=x"] for option in ("npz", "folder", "medmnist")},
         "experiment=transfer": ["data.path=x.npz", f"init_from='{trained}'"],
         "model=custom": ["model._target_=my.Network"],
         "model=timm": ["model.name=resnet18"],

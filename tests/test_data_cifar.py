@@ -78,26 +78,26 @@ def test_cifar10_archive_becomes_nhwc_images_in_its_order(tmp_path):
     members = official("cifar10")
     # In another order, as a tar may have it.
     data = convert(tmp_path, "cifar10", tarred(dict(reversed(members.items()))))
-    np.testing.assert_array_equal(data.train_images, np.concatenate([pictures(n, 20) for n in range(1, 6)]))
-    np.testing.assert_array_equal(data.test_images, pictures(0, 10))
-    assert data.train_targets.tolist() == list(range(10)) * 10
-    assert data.test_targets.tolist() == list(range(10))
+    np.testing.assert_array_equal(data.images["train"], np.concatenate([pictures(n, 20) for n in range(1, 6)]))
+    np.testing.assert_array_equal(data.images["test"], pictures(0, 10))
+    assert data.targets["train"].tolist() == list(range(10)) * 10
+    assert data.targets["test"].tolist() == list(range(10))
     assert data.classes[:2] == ("airplane", "automobile")
     assert data.num_classes == 10
 
 
 def test_cifar100_archive_gives_the_fine_labels_and_their_names(tmp_path):
     data = convert(tmp_path, "cifar100", tarred(official("cifar100")))
-    np.testing.assert_array_equal(data.train_images, pictures(1, 100))
-    assert data.train_targets.tolist() == list(range(100))
-    assert data.test_targets.tolist() == list(range(99, -1, -1))
+    np.testing.assert_array_equal(data.images["train"], pictures(1, 100))
+    assert data.targets["train"].tolist() == list(range(100))
+    assert data.targets["test"].tolist() == list(range(99, -1, -1))
     assert data.classes == tuple(f"fine_{label}" for label in range(100))
 
 
 def test_more_records_than_are_read_at_once_keep_their_order(tmp_path):
     images = pictures(5, 2500)
-    members = official("cifar100") | {f"{FOLDER['cifar100']}/train.bin": records(images, [0] * 2500, [7] * 2500)}
-    np.testing.assert_array_equal(convert(tmp_path, "cifar100", tarred(members)).train_images, images)
+    members = official("cifar100") | {f"{FOLDER['cifar100']}/train.bin": records(images, [0] * 2500, [7, 8] * 1250)}
+    np.testing.assert_array_equal(convert(tmp_path, "cifar100", tarred(members)).images["train"], images)
 
 
 BATCH = "cifar-10-batches-bin/data_batch_1.bin"
@@ -166,7 +166,7 @@ def test_truncated_or_flipped_archive_is_bad_data_or_changes_nothing(tmp_path):
             data = convert(tmp_path, "cifar10", bytes(damaged))
         except (DataError, UnsafeError):
             continue
-        np.testing.assert_array_equal(data.train_images, right.train_images)
+        np.testing.assert_array_equal(data.images["train"], right.images["train"])
 
 
 class Server(ThreadingHTTPServer):

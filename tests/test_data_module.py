@@ -9,31 +9,12 @@ from torch import Generator
 
 from cnnlab.batch import Batch
 from cnnlab.data import ImageData
-from cnnlab.data.module import stratified_split
 from cnnlab.errors import DataError
-
-
-def test_validation_split_is_stratified_seeded_and_disjoint():
-    targets = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)[torch.randperm(100)]
-    rest, held_out = stratified_split(targets, 10, seed=0)
-    assert sorted(torch.cat([rest, held_out]).tolist()) == list(range(100))
-    assert torch.bincount(targets[held_out]).tolist() == [5, 3, 2]
-    assert torch.equal(held_out, stratified_split(targets, 10, seed=0)[1])
-    assert not torch.equal(held_out, stratified_split(targets, 10, seed=1)[1])
-
-
-@pytest.mark.parametrize("val_size", [1, 7, 33, 99])
-def test_validation_split_has_the_size_asked_for_and_every_class_its_share(val_size: int):
-    targets = torch.arange(100) % 7
-    _, held_out = stratified_split(targets, val_size, seed=0)
-    assert len(held_out) == val_size
-    counts = torch.bincount(targets[held_out], minlength=7)
-    assert (counts - val_size * torch.bincount(targets) / 100).abs().max() <= 1
 
 
 def test_no_validation_split_keeps_everything_for_training(npz: Path):
     data = ImageData(npz, val_size=0)
-    assert len(data.train_indices) == 400
+    assert data.count("train") == 400
     assert data.val_dataloader() == []
 
 
@@ -58,7 +39,10 @@ def test_statistics_are_those_of_the_training_images(npz: Path):
     [
         ({"val_size": 400}, r"data.val_size must be between 0 and 399.*got 400"),
         ({"val_size": -1}, r"data.val_size must be between 0 and 399.*got -1"),
-        ({"val_size": 80, "batch_size": 321}, r"data.batch_size must be between 1 and 320.*got 321"),
+        ({"val_size": 1.0}, r"data.val_size must be between 0 and 399.*got 1.0"),
+        ({"train_size": 361}, r"data.train_size must be between 1 and 360.*got 361"),
+        ({"folds": 401}, r"data.folds must be between 2 and 400.*got 401"),
+        ({"exclude": "nowhere.csv"}, "data.exclude=nowhere.csv could not be read"),
         ({"path": "nowhere.npz"}, "nowhere.npz"),
     ],
 )

@@ -110,8 +110,8 @@ def test_file_is_read_by_the_same_code_and_not_drawn_again(tmp_path):
     path = tmp_path / "new folder" / "shapes.npz"
     assert shapes.generate(path, num_train=40, num_test=20, seed=1) == path
     data = archive.read(path)
-    np.testing.assert_array_equal(data.train_images, shapes.draw("train", 40, 1)[0])
-    np.testing.assert_array_equal(data.test_images, shapes.draw("test", 20, 1)[0])
+    np.testing.assert_array_equal(data.images["train"], shapes.draw("train", 40, 1)[0])
+    np.testing.assert_array_equal(data.images["test"], shapes.draw("test", 20, 1)[0])
     assert data.classes == shapes.CLASSES
     written = path.stat()
     shapes.generate(path, num_train=40, num_test=20, seed=1)
@@ -168,10 +168,10 @@ def test_a_linear_classifier_stays_under_sixty_per_cent(standard):
     def pixels(images: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(images).flatten(1).float()
 
-    images, test = pixels(standard.train_images), pixels(standard.test_images)
+    images, test = pixels(standard.images["train"]), pixels(standard.images["test"])
     mean, std = images.mean(0), images.std(0)
     images, test = (images - mean) / std, (test - mean) / std
-    targets, test_targets = map(torch.from_numpy, (standard.train_targets, standard.test_targets))
+    targets, test_targets = map(torch.from_numpy, (standard.targets["train"], standard.targets["test"]))
     best = 0.0
     for weight_decay in (1e-3, 1e-2, 1e-1):
         torch.manual_seed(0)
@@ -195,11 +195,11 @@ def test_a_linear_classifier_stays_under_sixty_per_cent(standard):
 @pytest.mark.timeout(900)
 def test_the_articles_network_passes_ninety_per_cent(standard):
     torch.manual_seed(0)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in archive.channel_statistics(standard.train_images))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in archive.channel_statistics(standard.images["train"]))
     images, test = (
-        torch.from_numpy(part).permute(0, 3, 1, 2) for part in (standard.train_images, standard.test_images)
+        torch.from_numpy(part).permute(0, 3, 1, 2) for part in (standard.images["train"], standard.images["test"])
     )
-    targets, test_targets = map(torch.from_numpy, (standard.train_targets, standard.test_targets))
+    targets, test_targets = map(torch.from_numpy, (standard.targets["train"], standard.targets["test"]))
     network = ConvNet(3, 10, (32, 32), channels=[6, 16], kernel_size=5, batch_norm=[False, True], hidden=[120, 84])
     optimizer = torch.optim.SGD(network.parameters(), lr=0.2, momentum=0.9, nesterov=True, weight_decay=3e-3)
     batches = [batch for _ in range(8) for batch in torch.randperm(18_000).split(128)]

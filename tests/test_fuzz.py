@@ -41,8 +41,8 @@ def test_an_edited_npz_reads_as_it_was_or_not_at_all(content, edits):
         path.write_bytes(spoilt)
         with contextlib.suppress(CnnlabError):
             found, wanted = archive.read(path), archive.read(good)
-            np.testing.assert_array_equal(found.train_images, wanted.train_images)
-            np.testing.assert_array_equal(found.test_targets, wanted.test_targets)
+            np.testing.assert_array_equal(found.images["train"], wanted.images["train"])
+            np.testing.assert_array_equal(found.targets["test"], wanted.targets["test"])
 
 
 words = st.sampled_from(

@@ -4,8 +4,10 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml  # type: ignore[import-untyped]
+from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -63,6 +65,27 @@ def drawn_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shapes.generate(tmp_path_factory.mktemp("data") / "shapes.npz")
 
 
+def data_file(option: str, npz: Path, folder: Path) -> Path:
+    """Write the images of a file in the layout that an option of `data` reads."""
+    with np.load(npz) as file:
+        train, test = (file["X_train"], file["y_train"]), (file["X_test"], file["y_test"])
+    path = folder / "data.npz"
+    if option == "folder":
+        for number, (image, label) in enumerate(zip(*train, strict=True)):
+            path = folder / "pictures" / f"class {label[0]}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+        return folder / "pictures"
+    if option == "mnist_keras":
+        np.savez(path, x_train=train[0][..., 0], y_train=train[1][:, 0], x_test=test[0][..., 0], y_test=test[1][:, 0])
+    elif option == "medmnist":
+        names = (f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("images", "labels"))
+        np.savez(path, **dict(zip(names, (*train, *test, *test), strict=True)))
+    else:
+        return npz
+    return path
+
+
 def test_options_that_are_given_together_have_their_own_keys():
     for group in ("augment", "init", "callbacks", "logger"):
         keys = [key for path in (CONF / group).glob("*.yaml") for key in yaml.safe_load(path.read_text()) or {}]
@@ -73,12 +96,14 @@ def test_options_that_are_given_together_have_their_own_keys():
 # mlflow 3's own queries, under SQLAlchemy 2.1.
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_trains(train: Train, npz: Path, request: pytest.FixtureRequest, group: str, option: str):
+def test_every_option_trains(
+    train: Train, npz: Path, tmp_path: Path, request: pytest.FixtureRequest, group: str, option: str
+):
     if option in NEEDS and importlib.util.find_spec(NEEDS[option]) is None:
         pytest.skip(f"the extra {NEEDS[option]} is not installed")
     overrides = [f"{group}={option}", *SHORT]
     if group == "data":
-        path = request.getfixturevalue("drawn_shapes") if option == "shapes" else npz
+        path = request.getfixturevalue("drawn_shapes") if option == "shapes" else data_file(option, npz, tmp_path)
         overrides += [f"data.path='{path}'", "data.val_size=80"]
     if (group, option) in ALSO:
         overrides = [

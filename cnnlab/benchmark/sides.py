@@ -31,7 +31,7 @@ from cnnlab.batch import Batch
 from cnnlab.build import Lab, build_data, build_lab, build_network, build_optimizer, build_trainer
 from cnnlab.classifier import require_parts
 from cnnlab.config import composed
-from cnnlab.data import ImageData
+from cnnlab.data import DataModule
 from cnnlab.evaluation import answer, fabric_for
 from cnnlab.machine import describe_device
 
@@ -200,7 +200,7 @@ class LabSide:
         prediction_ms = {}
         with torch.inference_mode():
             for size in (1, 256):
-                images = data.test_images[:size].permute(0, 3, 1, 2).to(device)
+                images = data.images("test", slice(size)).permute(0, 3, 1, 2).to(device)
                 times: list[float] = []
                 while len(times) < 3 or (len(times) < 30 and sum(times) < seconds):
                     start = now(device)
@@ -215,7 +215,7 @@ class LabSide:
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    def _lab(self, steps: int, images: ImageData, *callbacks: Callback, cfg: Any = None) -> Lab:
+    def _lab(self, steps: int, images: DataModule, *callbacks: Callback, cfg: Any = None) -> Lab:
         cfg = copy.deepcopy(cfg or self.cfg)
         cfg.trainer.max_steps = steps
         lab = build_lab(cfg, images)
@@ -265,9 +265,10 @@ class PlainSide:
             cfg.model, classes=data.classes, image_shape=data.image_shape, mean=data.mean, std=data.std
         )
         mean, std = (torch.tensor(list(values)).view(1, -1, 1, 1) for values in (data.mean, data.std))
-        images = data.train_images[data.train_indices].permute(0, 3, 1, 2)
-        self.images = ((images.float() / 255 - mean) / std).contiguous().to(self.device)
-        self.targets = data.train_targets[data.train_indices].to(self.device)
+        images = data.images("train", slice(None)).permute(0, 3, 1, 2)
+        unit = 255 if images.dtype == torch.uint8 else 1
+        self.images = ((images.float() / unit - mean) / std).contiguous().to(self.device)
+        self.targets = data.labels("train").to(self.device)
         self.network = separate_relu(network[1]).to(self.device)
         cfg.optimizer.fused = None
         self.optimizer = build_optimizer(cfg, self.network)
@@ -364,7 +365,7 @@ def separate_relu(network: nn.Module) -> nn.Module:
     return network
 
 
-def repeat_epochs(data: ImageData) -> Iterator[Batch]:
+def repeat_epochs(data: DataModule) -> Iterator[Batch]:
     """Yield training batches, epoch after epoch."""
     batches = data.batches("train", batch_size=data.batch_size, shuffle=True)
     epoch = 0

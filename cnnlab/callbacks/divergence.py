@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from cnnlab.batch import Batch
-from cnnlab.data import ImageData
+from cnnlab.data import DataModule
 from cnnlab.errors import DivergedError
 
 log = logging.getLogger(__name__)
@@ -127,4 +127,4 @@ def rows(trainer: Trainer, indices: Tensor) -> list[int]:
     """Return the places of a batch's images in the training set as the data's file has it."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     positions = indices.cpu()
-    return (data.train_indices[positions] if isinstance(data, ImageData) else positions).tolist()
+    return (data.rows("train")[positions] if isinstance(data, DataModule) else positions).tolist()

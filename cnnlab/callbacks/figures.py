@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -17,7 +16,7 @@ from cnnlab import plots
 from cnnlab.batch import PADDING, Batch
 from cnnlab.callbacks.history import History, writers
 from cnnlab.classifier import Classifier
-from cnnlab.data import ImageData
+from cnnlab.data import DataModule, Gallery
 
 
 class Figures(Callback):
@@ -41,12 +40,13 @@ class Figures(Callback):
         data = data_of(trainer)
         if data is None or not trainer.is_global_zero or trainer.ckpt_path:  # a resumed run has them already
             return
-        images = data.train_images[: self.count].cpu().numpy()
-        names = [data.classes[target] for target in data.train_targets[: self.count].tolist()]
+        first = slice(self.count)
+        images = data.pictures("train", first)
+        names = [data.classes[target] for target in data.labels("train")[first].tolist()]
         self._save(trainer, "first_training_images", plots.image_row(images, names))
         if data.augment is not None:
             batch = data.augmented(first_batch(data), epoch=0, step=0)
-            pixels = displayable(batch.images[: self.batch_count])
+            pixels = data.displayable(batch.images[: self.batch_count].permute(0, 2, 3, 1))
             self._save(trainer, "augmented_batch", plots.image_grid(pixels))
 
     @override
@@ -67,12 +67,12 @@ class Figures(Callback):
         data = data_of(trainer)
         if data is None or not isinstance(pl_module, Classifier):
             return
-        logits, targets, indices = gathered(pl_module)
+        logits, targets, _ = gathered(pl_module)
         if not trainer.is_global_zero or not len(targets):
             return
         predicted = logits.argmax(1)
         matrix = multiclass_confusion_matrix(predicted, targets, data.num_classes)
-        images = data.test_images.cpu().numpy()[indices.numpy()]
+        images: Any = Gallery(data, "test")
         right, guess = targets.numpy(), predicted.numpy()
         first = slice(self.count)
         self._save(
@@ -100,22 +100,15 @@ def network_name(classifier: LightningModule) -> str:
     return type(getattr(network, "body", network)).__name__
 
 
-def data_of(trainer: Trainer) -> ImageData | None:
+def data_of(trainer: Trainer) -> DataModule | None:
     """Return the trainer's data module if it is one of ours."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    return data if isinstance(data, ImageData) else None
+    return data if isinstance(data, DataModule) else None
 
 
-def first_batch(data: ImageData) -> Batch:
+def first_batch(data: DataModule) -> Batch:
     """Return the first training batch of the first epoch, before augmentation."""
     return next(iter(data.batches("train", shuffle=True, seed=data.seed, batch_size=data.batch_size)))
-
-
-def displayable(images: Tensor) -> UInt8[np.ndarray, "n height width channel"]:
-    """Return a batch's images as an array to look at: uint8, channels last."""
-    if images.is_floating_point():
-        images = (images * 255).round().clamp(0, 255).to(torch.uint8)
-    return images.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def gathered(classifier: Classifier) -> tuple[Tensor, Tensor, Tensor]:

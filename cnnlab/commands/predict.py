@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TextIO
 import typer
 
 from cnnlab.commands import Trust
-from cnnlab.data.folder import Fit
+from cnnlab.data.pictures import Fit
 from cnnlab.errors import ConfigError, DataError, PartialError
 from cnnlab.files import csv_cell, replacing, write_bytes
 

@@ -17,14 +17,14 @@ from rich.table import Column, Table
 
 from cnnlab import tutorial
 from cnnlab.commands import RunName, Trust
-from cnnlab.data import archive, folder, npz, shapes
+from cnnlab.data import archive, pictures, shapes, splits
 from cnnlab.errors import ConfigError, DataError, MachineError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from cnnlab import anatomy, plots
-    from cnnlab.data import ImageData
+    from cnnlab.data import DataModule
     from cnnlab.restore import Restored
 
 app = typer.Typer(
@@ -59,11 +59,13 @@ def data(overrides: _Overrides = None, output: _Output = None, open: _Open = Fal
     words = overrides or []
     if len(words) == 1 and words[0].endswith(".npz") and "=" not in words[0]:
         arrays = archive.read(words[0])
-        images, targets, classes = arrays.train_images, arrays.train_targets, arrays.classes
+        images: Any = pictures.displayable(arrays.images["train"])
+        targets, classes = arrays.targets["train"], arrays.classes
     else:
         module = _build_data(_compose(words))
-        images, targets = module.train_images.numpy(), module.train_targets.numpy()
-        classes = module.classes
+        from cnnlab.data import Gallery
+
+        images, targets, classes = Gallery(module, "train"), module.labels("train").numpy(), module.classes
     if len(classes) > 200:
         raise ConfigError(f"show data draws up to 200 classes, got {len(classes)}.")
     of_class = [images[np.flatnonzero(targets == label)[:10]] for label in range(len(classes))]
@@ -188,7 +190,6 @@ def augment(
     open: _Open = False,
 ) -> Path:
     """Show what the network sees: the same images over the epochs, as train.py with these OVERRIDES would."""
-    from cnnlab.callbacks.figures import displayable
     from cnnlab.plots import network
 
     if not 1 <= count <= 20:
@@ -197,11 +198,11 @@ def augment(
         raise ConfigError(f"--epochs must be between 1 and 12, got {epochs}.")
     cfg = _compose(overrides or [])
     module = _build_data(cfg)
-    indices = module.train_indices[:count].numpy()
-    seen = [displayable(module.seen(range(len(indices)), epoch)) for epoch in range(epochs)]
-    names = [module.classes[target] for target in module.train_targets[indices].tolist()]
+    first = slice(min(count, module.count("train")))
+    seen = [module.displayable(module.seen(range(first.stop), epoch).permute(0, 2, 3, 1)) for epoch in range(epochs)]
+    names = [module.classes[target] for target in module.labels("train")[first].tolist()]
     steps = ", ".join(str(name) for name, node in (cfg.augment or {}).items() if node is not None)
-    figure = network.augmented(module.train_images[indices].numpy(), seen, names, steps or "no augmentation")
+    figure = network.augmented(module.pictures("train", first), seen, names, steps or "no augmentation")
     return _write(figure, output or Path("show_augment.png"), open)
 
 
@@ -290,26 +291,34 @@ def _compose(overrides: list[str]) -> Any:
     return config.composed(overrides)
 
 
-def _build_data(cfg: Any) -> "ImageData":
+def _build_data(cfg: Any) -> "DataModule":
     from cnnlab.build import build_data
 
     return build_data(cfg)
 
 
 def _count_training_images(cfg: Any) -> int:
-    """Count a run's training images, from the file's header alone."""
-    path = Path(cfg.data.path)
-    if path.exists():
-        key = cfg.data.get("keys", {}).get("train_targets", archive.KEYS["train_targets"])
-        layouts = npz.layouts(path)
-        if key not in layouts:
-            raise DataError(f"{path} lacks {key}; `cnnlab data check {path}` says what it holds.")
-        count = layouts[key].shape[0]
-    elif cfg.data.source in _KNOWN:
-        count = _KNOWN[cfg.data.source][0]
+    """Count a run's training images, from the file's labels alone."""
+    path, data = Path(cfg.data.path).expanduser(), cfg.data
+    if path.is_file():
+        targets, groups = archive.read_labels(path, data.get("keys") or {}, data.get("classes"))
+    elif data.source in _KNOWN:
+        count, num_classes = _KNOWN[data.source]
+        targets, groups = {"train": np.arange(count) % num_classes, "test": np.arange(num_classes)}, None
     else:
         raise DataError(f"data.path={path}: there is no such file.")
-    return count - cfg.data.val_size
+    division = splits.divide(
+        targets["train"],
+        seed=data.split_seed,
+        val_size=0 if "val" in targets else data.val_size,
+        test_size=0 if "test" in targets else data.test_size,
+        train_size=data.train_size,
+        folds=data.folds,
+        fold=data.fold,
+        without=None if data.exclude is None else splits.excluded(data.exclude, len(targets["train"])),
+        groups=groups,
+    )
+    return len(division.train)
 
 
 def _build_untrained(cfg: Any) -> "tuple[nn.Module, tuple[int, int, int]]":
@@ -334,7 +343,7 @@ def _read_photograph(path: Path | None) -> UInt8[np.ndarray, "height width 3"]:
             scene = Image.fromarray(shapes.draw("test", 10, 0)[0][7])
             return np.asarray(scene.resize((320, 320), Image.Resampling.BICUBIC))
     try:
-        with Image.open(path, formats=folder.FORMATS) as picture:
+        with Image.open(path, formats=pictures.formats()) as picture:
             width, height = picture.size
             if picture.getexif().get(0x0112, 1) >= 5:  # EXIF's orientation: it lies on its side
                 width, height = height, width
@@ -346,7 +355,7 @@ def _read_photograph(path: Path | None) -> UInt8[np.ndarray, "height width 3"]:
 
 def _decode(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
     try:
-        return folder.decode(path, size)
+        return pictures.decode(path, size)
     except Exception as error:  # decoders of broken files raise whatever they come across
         raise _unreadable(path, error) from error
 

@@ -129,6 +129,7 @@ def like(value: object) -> Rule:
 
 
 _batches = whole(0) | Rule("a share from 0.0 to 1.0", real(0, 1).accepts)
+_share = Rule("a share below 1.0", real(0, below=1).accepts)
 _time = matching(r"\d+:\d+:\d+:\d+", "a time as DD:HH:MM:SS")
 _mode = one_of("max", "min")
 
@@ -167,17 +168,27 @@ RULES: dict[str, Rule] = {
     "search.reduction": whole(2),
     "search.batch": whole(1),
     # data
-    "data.source": one_of("npz", "cifar10", "cifar100", "shapes"),
+    "data.source": one_of("npz", "folder", "cifar10", "cifar100", "shapes"),
     "data.path": filled,
     "data.classes": each(text) | null,
     "data.keys": section,
     "data.batch_size": whole(1),
     "data.eval_batch_size": whole(1),
-    "data.val_size": whole(0),
+    "data.val_size": whole(0) | _share,
+    "data.test_size": whole(1) | _share,
+    "data.train_size": whole(1) | Rule("a share up to 1.0", real(above=0, high=1).accepts) | null,
+    "data.folds": whole(2) | null,
+    "data.fold": whole(0),
+    "data.exclude": filled | null,
+    "data.sampler": one_of("shuffled", "balanced"),
+    "data.drop_last": flag,
+    "data.label_noise": real(0, below=1),
+    "data.size": whole(1) | null,
+    "data.fit": one_of("crop", "pad", "stretch"),
     "data.split_seed": whole(0, 2**32 - 1),
     "data.mean": each(real()) | null,
     "data.std": each(real(above=0)) | null,
-    "data.resident": one_of("auto", "device", "host"),
+    "data.resident": one_of("auto", "device", "host", "disk"),
     "data.seed": whole(0, 2**32 - 1),
     # model
     "model.channels": each(whole(1)),

@@ -1,64 +1,67 @@
-"""The batch stream: a whole split in memory, cut into batches by index."""
+"""The batch stream: a split cut into batches, in an order that is known beforehand."""
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8, UInt16
 from torch import Tensor
 
 from cnnlab.batch import PADDING, Batch, mix_seed
 
+Sampler = Literal["shuffled", "balanced"]
 
-class Batches:
-    """Iterate over a split in batches, without per-sample work and without worker processes.
 
-    The order of the samples is a pure function of (seed, epoch), so that an epoch can be resumed at any batch: a new
-    stream that loads the `state_dict()` of an old one continues with the next batch.
+class Stream:
+    """The order of a split's samples, and the place in it; what a batch is made of, the classes below say.
+
+    The order is a pure function of (seed, epoch), so that an epoch can be resumed at any batch: a new stream that
+    loads the `state_dict()` of an old one continues with the next batch.
 
     Under distributed training each process takes every `world_size`-th sample of the common order, so that the
     processes' batches together are the batch that one process would see. All processes get equally many samples:
     a shuffled split is filled up with its first samples, an unshuffled one with padding (`PADDING`) as its targets.
 
     Args:
-        images: The images of the whole data set; never copied, only indexed.
-        targets: Their classes.
-        subset: Which of them belong to this split; all by default.
-        batch_size: Images in a batch; the last one of an epoch may be smaller.
+        count: Number of samples.
+        batch_size: Samples in a batch; the last one of an epoch may be smaller.
         shuffle: Whether each epoch has an order of its own.
         seed: Decides the orders.
+        balance: The class of each sample, for epochs of the same length that show each class equally often. A class
+            with fewer samples than that repeats them, one with more shows others in the next epoch.
+        fixed: Whether each epoch has the order of the first.
+        drop_last: Whether a smaller last batch is left out.
         rank: This process' number among `world_size`.
         world_size: Number of processes that share the epoch.
-        pin_memory: Put batches into page-locked memory, so that they are copied to a GPU without waiting.
     """
 
     def __init__(
         self,
-        images: UInt8[Tensor, "n height width channel"],
-        targets: Int64[Tensor, "n"],
-        subset: Int64[Tensor, "m"] | None = None,
+        count: int,
         *,
         batch_size: int,
         shuffle: bool = False,
         seed: int = 0,
+        balance: Int64[Tensor, "n"] | None = None,
+        fixed: bool = False,
+        drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
-        pin_memory: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}.")
-        self.images = images
-        self.targets = targets
-        self.subset = torch.arange(len(images)) if subset is None else subset.cpu()
+        self.count = count
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
+        self.balance = balance
+        self.fixed = fixed
+        self.drop_last = drop_last
         self.rank = rank
         self.world_size = world_size
-        self.pin_memory = pin_memory
         self.epoch = 0
         self._offset = 0
         self._resume: dict[str, int] | None = None
@@ -67,7 +70,7 @@ class Batches:
     """Lightning looks here for what may be shuffled."""
 
     @property
-    def sampler(self) -> "Batches":
+    def sampler(self) -> "Stream":
         """Lightning announces each epoch by calling `set_epoch` on a loader's `sampler`."""
         return self
 
@@ -77,21 +80,26 @@ class Batches:
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
-        return math.ceil(math.ceil(len(self.subset) / self.world_size) / self.batch_size)
+        share = math.ceil(self.count / self.world_size)
+        return share // self.batch_size if self.drop_last else math.ceil(share / self.batch_size)
 
     def order(self, epoch: int) -> Int64[Tensor, "share"]:
         """Return this process' positions in the split, in the order of `epoch`; -1 stands for padding."""
-        count = len(self.subset)
+        count, epoch = self.count, 0 if self.fixed else epoch
         if self.shuffle:
             generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
-            positions = torch.randperm(count, generator=generator)
+            if self.balance is None:
+                positions = torch.randperm(count, generator=generator)
+            else:
+                positions = _balanced(self.balance, generator)
         else:
             positions = torch.arange(count)
         missing = -count % self.world_size
         if missing:
             filler = positions[:missing] if self.shuffle else torch.full((missing,), PADDING)
             positions = torch.cat([positions, filler])
-        return positions[self.rank :: self.world_size]
+        share = positions[self.rank :: self.world_size]
+        return share[: len(self) * self.batch_size] if self.drop_last else share
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the current epoch, from where a loaded state says."""
@@ -99,21 +107,13 @@ class Batches:
         # `iter` before.
         resume, self._resume = self._resume, None
         self._offset = resume["offset"] if resume is not None and resume["epoch"] == self.epoch else 0
-        positions = self.order(self.epoch)
-        rows = torch.where(positions < 0, -1, self.subset[positions])
-        device = self.images.device
-        all_indices = positions.to(device).split(self.batch_size)
-        # Padding shows the first image: any will do, it is left out of every sum.
-        all_rows = rows.clamp(min=0).to(device).split(self.batch_size)
-        all_targets = torch.where(rows < 0, PADDING, self.targets[rows.clamp(min=0).to(device)].cpu()).to(device)
-        batch_targets = all_targets.split(self.batch_size)
-        for number in range(self._offset, len(all_rows)):
-            images = self.images.index_select(0, all_rows[number])
-            batch = Batch(images.permute(0, 3, 1, 2), batch_targets[number], all_indices[number])
-            if self.pin_memory:
-                batch = Batch(*(tensor.pin_memory() for tensor in batch))
+        for number, batch in enumerate(self.read(self.order(self.epoch), self._offset), self._offset):
             self._offset = number + 1
             yield batch
+
+    def read(self, positions: Int64[Tensor, "share"], first: int) -> Iterator[Batch]:
+        """Yield the batches of an order, from the batch number `first`."""
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch, how many of its batches were handed out, and the images of a batch over all processes."""
@@ -122,3 +122,72 @@ class Batches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume after the last batch that was handed out, if the next iteration is of the same epoch."""
         self._resume = dict(state)
+
+
+class Batches(Stream):
+    """Iterate over images in one array, without per-sample work and without worker processes.
+
+    Args:
+        images: The images of the whole data set; never copied, only indexed. uint16 becomes float from 0 to 1.
+        targets: Their classes.
+        subset: Which of them belong to this split; all by default.
+        pin_memory: Put batches into page-locked memory, so that they are copied to a GPU without waiting.
+        after_read: Called with the number of images of each batch once they are copied.
+        sampler: `balanced` shows each class equally often.
+        order: Further arguments of `Stream`.
+    """
+
+    def __init__(
+        self,
+        images: UInt8[Tensor, "n height width channel"]
+        | UInt16[Tensor, "n height width channel"]
+        | Float[Tensor, "n height width channel"],
+        targets: Int64[Tensor, "n"],
+        subset: Int64[Tensor, "m"] | None = None,
+        *,
+        pin_memory: bool = False,
+        after_read: Callable[[int], None] | None = None,
+        sampler: Sampler = "shuffled",
+        **order: Any,
+    ) -> None:
+        subset = torch.arange(len(images)) if subset is None else subset.cpu()
+        balance = targets.cpu()[subset] if sampler == "balanced" else None
+        super().__init__(len(subset), balance=balance, **order)
+        self.images = images
+        self.targets = targets
+        self.subset = subset
+        self.pin_memory = pin_memory
+        self.after_read = after_read
+
+    def read(self, positions: Int64[Tensor, "share"], first: int) -> Iterator[Batch]:
+        """Yield the batches of an order, from the batch number `first`."""
+        rows = torch.where(positions < 0, -1, self.subset[positions])
+        device = self.images.device
+        all_indices = positions.to(device).split(self.batch_size)
+        # Padding shows the first image: any will do, it is left out of every sum.
+        all_rows = rows.clamp(min=0).to(device).split(self.batch_size)
+        all_targets = torch.where(rows < 0, PADDING, self.targets[rows.clamp(min=0).to(device)].cpu()).to(device)
+        batch_targets = all_targets.split(self.batch_size)
+        for number in range(first, len(all_rows)):
+            images = self.images.index_select(0, all_rows[number])
+            if images.dtype == torch.uint16:
+                images = images.float().div_(65535)
+            batch = Batch(images.permute(0, 3, 1, 2), batch_targets[number], all_indices[number])
+            if self.after_read is not None:
+                self.after_read(len(images))
+            if self.pin_memory:
+                batch = Batch(*(tensor.pin_memory() for tensor in batch))
+            yield batch
+
+
+def _balanced(targets: Int64[Tensor, "n"], generator: torch.Generator) -> Int64[Tensor, "n"]:
+    """Return as many positions as there are, each class equally often (or one more), in random order."""
+    classes = torch.unique(targets)
+    chosen = []
+    for number, label in enumerate(classes[torch.randperm(len(classes), generator=generator)]):
+        members = (targets == label).nonzero().flatten()
+        wanted = (len(targets) - number - 1) // len(classes) + 1
+        rounds = [torch.randperm(len(members), generator=generator) for _ in range(math.ceil(wanted / len(members)))]
+        chosen += [members[torch.cat(rounds)[:wanted]]] if wanted else []
+    positions = torch.cat(chosen)
+    return positions[torch.randperm(len(positions), generator=generator)]

@@ -1,46 +1,63 @@
 """A folder of pictures, one folder for each class, packed into an npz file."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from jaxtyping import Int64
 
-from cnnlab.data import archive
+from cnnlab.data import archive, npz, pictures
+from cnnlab.data.pictures import Fit
 from cnnlab.errors import ConfigError, DataError, MachineError
 
 _log = logging.getLogger(__name__)
 
-Fit = Literal["crop", "pad", "stretch"]
-
-# Named, since Pillow would also hand a disguised EPS file to Ghostscript, which runs programs.
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-EXTENSIONS = (
-    *(".bmp", ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".mpo"),
-    *(".png", ".pbm", ".pgm", ".ppm", ".pnm", ".tif", ".tiff", ".webp"),
-)
-# Pillow's own limit, at which it only warns: 256 MiB once decoded to RGB.
-MAX_PIXELS = 2**28 // 3
+SIZES = (16, 24, 28, 32, 48, 64)
+"""Sides that are proposed: larger ones cost a small network more time than they bring."""
+TEST_FRACTION = 0.2
+_SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+# What archivers and cameras leave beside the pictures.
+_IGNORED = ("__MACOSX",)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What became of a folder: counts of the pictures written, and those left out with the reason."""
+    """What became of a folder: counts of the pictures written, and those left out with the reason.
+
+    Attributes:
+        path: The npz file.
+        classes: Their names.
+        size: Side of the images in pixels.
+        num_train: Training images.
+        num_val: Validation images; 0 where the folder has no set of them.
+        num_test: Test images.
+        unreadable: Pictures that could not be decoded, and why.
+        num_others: Files below the classes that are no pictures.
+        notes: What else a person should know.
+    """
 
     path: Path
     classes: tuple[str, ...]
+    size: int
     num_train: int
+    num_val: int
     num_test: int
     unreadable: tuple[tuple[Path, str], ...]
+    num_others: int = 0
+    notes: tuple[str, ...] = ()
 
 
 class _Picture(NamedTuple):
@@ -48,28 +65,38 @@ class _Picture(NamedTuple):
     label: int
 
 
+@dataclass
+class _Listing:
+    """The pictures of a folder by split, and what else was met."""
+
+    classes: tuple[str, ...] = ()
+    splits: dict[str, list[_Picture]] = field(default_factory=dict)
+    num_others: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
 def pack(
     folder: Path | str,
     output: Path | str,
-    size: int = 32,
+    size: int | None = None,
     fit: Fit = "crop",
-    test_fraction: float = 0.2,
+    test_fraction: float = TEST_FRACTION,
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Packed:
     """Write the pictures of a folder as an npz file of square RGB images.
 
-    The folder holds either a folder for each class, or `train` and `test` with a folder for each class in
-    both. Without `train` and `test`, a share of each class becomes the test set. Both sets are shuffled.
-    Class names are the folders' names, sorted. Hidden files, and files whose endings are no picture's, are
-    passed over.
+    The folder holds either a folder for each class, or `train` and `test` (and `val`) with a folder for each class in
+    each. Without `test`, a share of each class becomes the test set. The sets are shuffled. Class names are the
+    folders' names, sorted. A class' folder is searched with all folders below it; files that are no pictures, by
+    ending and by content, are counted. The images are never all in memory.
 
     Args:
         folder: Where the pictures are.
         output: The npz file to write.
-        size: Side of the images in pixels.
-        fit: How a picture becomes square, see `decode`.
+        size: Side of the images in pixels; chosen by `propose_size` by default.
+        fit: How a picture becomes square, see `pictures.decode`.
         test_fraction: Share of each class that becomes the test set, at least one picture of any two.
         seed: Decides the split and the order.
         overwrite: Replace an existing `output`; it stays as it is until the new one is complete.
@@ -80,97 +107,209 @@ def pack(
 
     Raises:
         ConfigError: A value is out of range, or `output` exists.
-        DataError: There are no classes, or one without pictures for training.
-        MachineError: The images do not fit into memory, or the file cannot be written.
+        DataError: There are no two classes, or one without pictures for training.
+        MachineError: The file cannot be written.
     """
     folder, output = Path(folder), Path(output)
-    if size < 1:
+    if size is not None and size < 1:
         raise ConfigError(f"--size must be at least 1 pixel, got {size}.")
     if not 0 < test_fraction < 1:
         raise ConfigError(f"--test-fraction must be between 0 and 1, got {test_fraction}.")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output} exists. Choose another name, or pass --overwrite to replace it.")
-    classes, train, test = _listed(folder, test_fraction, np.random.default_rng(seed))
+    listing = _listed(folder, test_fraction, np.random.default_rng(seed))
     _check_writable(output)
-    try:
-        images = np.empty((len(train) + len(test), size, size, 3), np.uint8)
-    except MemoryError as error:
-        raise MachineError(
-            f"{len(train) + len(test):,} images of --size {size} do not fit into memory; use a smaller one."
-        ) from error
-    reasons = _decode_all([*train, *test], images, fit, progress)
-    unreadable = tuple(
-        (picture.path, reason) for picture, reason in zip([*train, *test], reasons, strict=True) if reason is not None
-    )
-    train_images, train_targets = _readable(images[: len(train)], train, reasons[: len(train)])
-    test_images, test_targets = _readable(images[len(train) :], test, reasons[len(train) :])
-    for split, targets in (("training", train_targets), ("test", test_targets)):
-        if not len(targets):
-            first = f"; the first: {unreadable[0][0]}: {unreadable[0][1]}" if unreadable else ""
-            raise DataError(f"{folder}: no {split} picture could be read{first}.")
-    archive.write(output, train_images, train_targets, test_images, test_targets, classes, overwrite)
-    return Packed(output, classes, len(train_targets), len(test_targets), unreadable)
+    size = size or propose_size([picture.path for picture in listing.splits["train"]])
+    images: dict[str, _Images] = {}
+    labels: dict[str, np.ndarray] = {}
+    reasons: dict[Path, str] = {}
+    with contextlib.ExitStack() as stack:
+        try:
+            for split in listing.splits:
+                images[split] = _Images(output.parent, size, fit)
+                stack.enter_context(images[split].rows.file)
+            with _progress(sum(map(len, listing.splits.values())), progress) as bar:
+                for split, listed in listing.splits.items():
+                    labels[split] = images[split].decode(listed, reasons, bar)
+            listing.notes += _brighten(list(images.values()))
+        except OSError as error:
+            raise MachineError(f"{output} could not be written: {error.strerror or error}.") from error
+        for split in images:
+            if not len(labels[split]):
+                first = next(iter(reasons.items()), None)
+                raise DataError(
+                    f"{folder}: no {'training' if split == 'train' else split} picture could be read"
+                    + (f"; the first: {first[0]}: {first[1]}." if first else ".")
+                )
+        archive.write(
+            output, images["train"].rows, labels["train"], images["test"].rows, labels["test"], listing.classes,
+            overwrite, val_images=images["val"].rows if "val" in images else None, val_targets=labels.get("val"),
+        )  # fmt: skip
+    return Packed(
+        output, listing.classes, size, len(labels["train"]), len(labels.get("val", ())), len(labels["test"]),
+        tuple(reasons.items()), listing.num_others, tuple(listing.notes),
+    )  # fmt: skip
 
 
-def _listed(
-    folder: Path, test_fraction: float, random: np.random.Generator
-) -> tuple[tuple[str, ...], list[_Picture], list[_Picture]]:
-    """Return class names, training pictures and test pictures, shuffled."""
+def cache_of(folder: Path, size: int | None, fit: Fit) -> Path:
+    """Return the file that `cached` packs a folder into: its name ends in a digest.
+
+    That is of the settings, and of the pictures' names, sizes and times of change.
+    """
+    digest = hashlib.blake2b(repr((1, size, fit)).encode(), digest_size=6)
+    for path in sorted(_files(folder)):
+        status = path.stat() if path.exists() else path.lstat()
+        digest.update(repr((path.relative_to(folder), status.st_size, status.st_mtime_ns)).encode())
+    folder = folder.absolute()
+    return folder.parent / f"{folder.name}-{digest.hexdigest()}.npz"
+
+
+def cached(folder: Path, size: int | None = None, fit: Fit = "crop") -> Path:
+    """Pack a folder into a file beside it, unless that was done for the same pictures and settings.
+
+    Raises:
+        CnnlabError: As `pack` does.
+    """
+    output = cache_of(folder, size, fit)
+    if output.exists():
+        return output
+    packed = pack(folder, output, size, fit, overwrite=True)
+    _log.info("%s was packed into %s; images are %s × %s", folder, output, packed.size, packed.size)
+    for note in packed.notes:
+        _log.warning("%s: %s", folder, note)
+    for path, reason in packed.unreadable[:10]:
+        _log.warning("left out %s: %s", path, reason)
+    if len(packed.unreadable) > 10:
+        _log.warning("left out %d more pictures that could not be read", len(packed.unreadable) - 10)
+    return output
+
+
+def propose_size(paths: Sequence[Path]) -> int:
+    """Return the largest of `SIZES` that half of the pictures cover without being enlarged; the smallest if none is."""
+    chosen = np.random.default_rng(0).permutation(len(paths))[:200]
+    sides = [min(size) for index in chosen if (size := pictures.size_of(paths[index]))]
+    middle = float(np.median(sides)) if sides else SIZES[-1]
+    return max([side for side in SIZES if side <= middle], default=SIZES[0])
+
+
+def _listed(folder: Path, test_fraction: float, random: np.random.Generator) -> _Listing:
+    """List training, validation and test pictures, shuffled."""
     if not folder.is_dir():
         raise DataError(f"{folder} must be a folder with a folder of pictures for each class; there is none.")
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        if ignored := [name for name in _folders(folder) if name not in ("train", "test")]:
-            _log.warning("%s: only train and test are packed, not %s", folder, ", ".join(ignored))
-        classes = _folders(folder / "train")
-        if only_test := [name for name in _folders(folder / "test") if name not in classes]:
-            raise DataError(
-                f"{folder / 'test'} has classes that {folder / 'train'} lacks: {', '.join(only_test)}. "
-                "Every class needs training pictures."
-            )
-        train = [picture for label, name in enumerate(classes) for picture in _pictures(folder / "train" / name, label)]
-        test = [
-            picture
-            for label, name in enumerate(classes)
-            if (folder / "test" / name).is_dir()
-            for picture in _pictures(folder / "test" / name, label)
-        ]
+    listing = _Listing()
+    roots = {
+        split: folder / name for split, names in _SPLIT_NAMES.items() for name in names if (folder / name).is_dir()
+    }
+    if "train" in roots and len(roots) > 1:
+        _list_prepared(folder, roots, listing)
     else:
-        classes = _folders(folder)
+        listing.classes = _classes(folder, listing)
+        listing.splits["train"] = _of_classes(folder, listing.classes, listing)
+    if "test" not in listing.splits:
         train, test = [], []
-        for label, name in enumerate(classes):
-            members = _shuffled(_pictures(folder / name, label), random)
+        for label in range(len(listing.classes)):
+            members = _shuffled([picture for picture in listing.splits["train"] if picture.label == label], random)
             # Of two pictures or more, each set gets at least one.
             held_out = min(max(1, round(test_fraction * len(members))), len(members) - 1)
             test += members[:held_out]
             train += members[held_out:]
-    if not classes:
-        raise DataError(f"{folder} must hold a folder of pictures for each class; it holds no folder.")
-    if not test:
+        listing.splits |= {"train": train, "test": test}
+    if not listing.splits["test"]:
         raise DataError(f"{folder}: no class has a picture for the test set; at least one class needs two pictures.")
     # Shuffled, so that the first ten images show more than the first class.
-    return tuple(classes), _shuffled(train, random), _shuffled(test, random)
+    for split in ("train", "val", "test"):
+        if split in listing.splits:
+            listing.splits[split] = _shuffled(listing.splits[split], random)
+    return listing
+
+
+def _list_prepared(folder: Path, roots: Mapping[str, Path], listing: _Listing) -> None:
+    """List a folder that holds `train` and other sets."""
+    if ignored := [name for name in _folders(folder) if folder / name not in roots.values()]:
+        listing.notes.append(f"{', '.join(ignored)} stand beside {roots['train'].name} and are left out")
+    listing.classes = _classes(roots["train"], listing)
+    listing.splits["train"] = _of_classes(roots["train"], listing.classes, listing)
+    for split in ("val", "test"):
+        if split not in roots:
+            continue
+        names = _folders(roots[split])
+        if not names and any(map(pictures.is_picture, roots[split].iterdir())):
+            count = sum(map(pictures.is_picture, roots[split].iterdir()))
+            listing.notes.append(
+                f"the {count} pictures of {roots[split]} have no classes and are left out; `cnnlab predict` is for them"
+            )
+            continue
+        if unknown := [name for name in names if name not in listing.classes]:
+            raise DataError(
+                f"{roots[split]} has classes that {roots['train']} lacks: {', '.join(unknown)}. "
+                "Every class needs training pictures."
+            )
+        listing.splits[split] = _of_classes(roots[split], listing.classes, listing, required=False)
+
+
+def _classes(folder: Path, listing: _Listing) -> tuple[str, ...]:
+    names = tuple(_folders(folder))
+    for name in names:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise DataError(
+                f"{folder}: the folder {os.fsencode(name)!r} has a name that is not UTF-8; rename it, it names a class."
+            )
+    if len(names) < 2:
+        tables = sorted(path.name for path in folder.glob("*.csv"))
+        raise DataError(
+            f"{folder} must hold a folder of pictures for each class, two at least; it holds "
+            f"{f'only {names[0]}' if names else 'no folder'}."
+            + (f" If {tables[0]} says the classes, sort the pictures into folders by it." if tables else "")
+        )
+    beside = [path for path in folder.iterdir() if not path.is_dir()]
+    listing.num_others += len(beside)
+    if count := sum(map(pictures.is_picture, beside)):
+        listing.notes.append(f"{count} pictures stand in {folder} itself, in no class' folder, and are left out")
+    return names
+
+
+def _of_classes(folder: Path, classes: Sequence[str], listing: _Listing, required: bool = True) -> list[_Picture]:
+    """List the pictures of each class below `folder`; each class must have some if it is `required`."""
+    listed = []
+    for label, name in enumerate(classes):
+        if not (folder / name).is_dir():
+            continue
+        paths = sorted(_files(folder / name))
+        with ThreadPool() as pool:
+            flags = pool.map(lambda path: pictures.is_picture(path) and not _is_hidden(path.relative_to(folder)), paths)
+        members = [_Picture(path, label) for path, flag in zip(paths, flags, strict=True) if flag]
+        listing.num_others += len(paths) - len(members)
+        if required and not members:
+            raise DataError(
+                f"{folder / name} must hold the pictures of its class, in any of the formats "
+                f"{', '.join(pictures.FORMATS)}; it holds {len(paths)} files, none of which is one."
+            )
+        listed += members
+    return listed
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(Path(path.name)))
 
 
-def _pictures(folder: Path, label: int) -> list[_Picture]:
-    paths = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-    )
-    if not paths:
-        raise DataError(
-            f"{folder} must hold the pictures of its class directly; it has no file with a picture's ending "
-            f"({', '.join(EXTENSIONS)}). Prepared splits need both train and test."
-        )
-    return [_Picture(path, label) for path in paths]
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part in _IGNORED for part in path.parts)
 
 
-def _shuffled(pictures: Sequence[_Picture], random: np.random.Generator) -> list[_Picture]:
-    return [pictures[index] for index in random.permutation(len(pictures))]
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder; a linked folder is followed once."""
+    visited = set()
+    for root, names, files in os.walk(folder, followlinks=True):
+        status = Path(root).stat()
+        if (status.st_dev, status.st_ino) in visited:
+            names.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        yield from (Path(root) / name for name in files)
+
+
+def _shuffled(listed: Sequence[_Picture], random: np.random.Generator) -> list[_Picture]:
+    return [listed[index] for index in random.permutation(len(listed))]
 
 
 def _check_writable(output: Path) -> None:
@@ -183,107 +322,64 @@ def _check_writable(output: Path) -> None:
         raise MachineError(f"{output.parent} may not be written; choose another folder.")
 
 
-class Decoded(NamedTuple):
-    """A picture as an RGB image of the size that was asked for, and what it was: (height, width), frames."""
+class _Images:
+    """The decoded images of a split, on the disk until they are written together."""
 
-    image: UInt8[np.ndarray, "height width 3"]
-    size: tuple[int, int]
-    frames: int
+    def __init__(self, folder: Path, size: int, fit: Fit) -> None:
+        self.rows = npz.Spooled(folder, (size, size, 3), np.dtype(np.uint8))
+        self.size = (size, size)
+        self.fit = fit
+        self.deep: dict[int, Path] = {}
+        """Pictures of 16 bits, by row."""
+        self.highest = 0
 
+    def decode(self, listed: Sequence[_Picture], reasons: dict[Path, str], bar: Any) -> Int64[np.ndarray, "n"]:
+        """Decode pictures; return the labels of those that can be read, and add to `reasons` why others can't."""
 
-def decode(path: Path, size: tuple[int, int], fit: Fit = "crop") -> UInt8[np.ndarray, "height width 3"]:
-    """Decode one picture to an RGB image of a given size.
+        def read(picture: _Picture) -> pictures.Decoded | str:
+            try:
+                return pictures.decoded(picture.path, self.size, self.fit)
+            except Exception as error:  # decoders of broken files raise whatever they come across
+                return " ".join(f"{type(error).__name__}: {error}".split())
 
-    Any size and mode: the picture is turned as its EXIF data says, transparency is laid on white, 16 bits
-    become 8, an animation gives its first frame.
-
-    Args:
-        path: The picture.
-        size: Height and width of the result.
-        fit: `crop` scales the picture to cover the size and cuts off what stands out, the same on both sides;
-            `pad` scales it to fit inside and fills up with black; `stretch` changes its proportions.
-
-    Raises:
-        Exception: Whatever Pillow finds wrong with the file.
-    """
-    return decoded(path, size, fit).image
-
-
-def decoded(path: Path, size: tuple[int, int], fit: Fit = "crop") -> Decoded:
-    """Decode one picture as `decode` does, and say what it was."""
-    height, width = size
-    with Image.open(path, formats=FORMATS) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS:,}")
-        before = picture.size
-        # JPEG decodes at a fraction of its size several times faster; twice the target leaves a clean resize.
-        picture.draft(None, (2 * width, 2 * height))
-        picture.load()
-        drafted = picture.size
-        with contextlib.suppress(Exception):  # broken EXIF data turns nothing
-            ImageOps.exif_transpose(picture, in_place=True)
-        if picture.size == drafted[::-1]:
-            before = before[::-1]
-        upright = _rgb(picture)
-        frames = 1
-        with contextlib.suppress(Exception):  # a later frame may be broken: the first is there
-            frames = getattr(picture, "n_frames", 1)
-    return Decoded(fitted(upright, size, fit), before[::-1], frames)
+        labels: list[int] = []
+        # Threads: Pillow decodes without Python's lock, and the images need no way back from another process.
+        with warnings.catch_warnings(action="ignore"), ThreadPool() as pool:  # of odd metadata
+            for picture, result in zip(listed, pool.imap(read, listed, chunksize=8), strict=True):
+                bar.advance(bar.task_ids[0])
+                if isinstance(result, str):
+                    reasons[picture.path] = result
+                    continue
+                if result.highest is not None:
+                    self.deep[len(labels)] = picture.path
+                    self.highest = max(self.highest, result.highest)
+                self.rows.append(result.image[None])
+                labels.append(picture.label)
+        return np.array(labels, np.int64)
 
 
-def fitted(picture: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> UInt8[np.ndarray, "height width 3"]:
-    """Bring an RGB picture to a size (height, width), as `decode` says."""
-    height, width = size
-    if fit == "stretch":
-        return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
-    fitting = ImageOps.fit if fit == "crop" else ImageOps.pad
-    return np.asarray(fitting(picture, (width, height), Image.Resampling.BICUBIC))
+def _brighten(parts: Sequence[_Images]) -> list[str]:
+    """Decode pictures of 16 bits again where the set uses fewer: cameras give 10 to 14. Return what was done."""
+    if not any(part.deep for part in parts):
+        return []
+    highest = max(part.highest for part in parts)
+    white = 2 ** max(8, highest.bit_length()) - 1
+    if white == pictures.WHITE:
+        return []
+    with warnings.catch_warnings(action="ignore"):
+        for part in parts:
+            for row, path in part.deep.items():
+                part.rows.replace(row, pictures.decoded(path, part.size, part.fit, white).image)
+    return [f"the pictures of 16 bits reach {highest} at most: {white} became white"]
 
 
-def _decode_all(
-    pictures: Sequence[_Picture], images: UInt8[np.ndarray, "n size size 3"], fit: Fit, progress: bool
-) -> list[str | None]:
-    """Decode pictures straight into `images`; return for each why it could not be read, or None."""
+def _progress(total: int, wanted: bool) -> Any:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import MofNCompleteColumn, Progress
 
-    def fill(index: int) -> str | None:
-        try:
-            images[index] = decode(pictures[index].path, images.shape[1:3], fit)
-        except Exception as error:  # decoders of broken files raise whatever they come across
-            return " ".join(f"{type(error).__name__}: {error}".split())
-        return None
-
-    bar = Progress(console=Console(stderr=True), disable=not (progress and sys.stderr.isatty()))
-    # Threads: Pillow decodes without Python's lock, and the images need no way back from another process.
-    with warnings.catch_warnings(action="ignore"), ThreadPool() as pool, bar:  # of odd metadata
-        reasons = pool.imap(fill, range(len(pictures)), chunksize=8)
-        return list(bar.track(reasons, len(pictures), description="Packing"))
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    """Convert any mode to RGB."""
-    if picture.mode.startswith("I"):
-        # 16 bits, by themselves or in a 32-bit integer; Pillow's own conversion would clip at 255.
-        deep = np.asarray(picture)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise ValueError(f"its pixels must be in 0 to 65535, got {deep.min()} to {deep.max()}")
-        return Image.fromarray((deep // 257).astype(np.uint8)).convert("RGB")
-    if picture.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
-
-
-def _readable(
-    images: UInt8[np.ndarray, "n size size 3"], pictures: Sequence[_Picture], reasons: Sequence[str | None]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Close the gaps of unreadable pictures, in place; return images and targets."""
-    kept = [index for index, reason in enumerate(reasons) if reason is None]
-    for place, index in enumerate(kept):
-        if place != index:
-            images[place] = images[index]
-    return images[: len(kept)], np.array([pictures[index].label for index in kept], dtype=np.int64)
+    bar = Progress(
+        *Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True),
+        disable=not (wanted and sys.stderr.isatty()),
+    )  # fmt: skip
+    bar.add_task("Packing", total=total)
+    return bar

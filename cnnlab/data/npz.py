@@ -3,11 +3,14 @@
 import contextlib
 import io
 import math
+import mmap
 import os
+import shutil
 import struct
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -115,6 +118,53 @@ class Member:
         return array.reshape(self.layout.shape)
 
 
+class MappedFile:
+    """A file's uncompressed arrays as parts of its mapping: read from the disk when they are looked at.
+
+    The pages that were looked at count as this process' memory until they are let go; the system keeps them in its
+    cache for as long as nobody else needs the space.
+
+    Args:
+        path: The npz file.
+    """
+
+    LIMIT_BYTES = 256 * 2**20
+    """What may be resident before it is let go."""
+    # The kernel maps the cached neighbours of a page too (fault_around_bytes, 64 KiB by default).
+    _AROUND_BYTES = 64 * 1024
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._resident = 0
+
+    def array(self, member: Member) -> np.ndarray:
+        """Return one of the file's arrays, read-only; its checksum is not verified.
+
+        Raises:
+            DataError: It is compressed, or not in the order of rows.
+        """
+        name, info = member.name, member.info
+        if info.compress_type != zipfile.ZIP_STORED or member.fortran_order or not member.layout.dtype.isnative:
+            raise DataError(
+                f"{self.path}: {name} must be uncompressed, in C order and native bytes for data.resident=disk. Write "
+                "it with numpy.savez or `cnnlab data pack`, or give data.resident=host."
+            )
+        # The member's own header is followed by its name and by a field whose length only stands there.
+        lengths = struct.unpack_from("<HH", self._bytes, info.header_offset + 26)
+        start = info.header_offset + 30 + sum(lengths) + member.offset
+        flat = np.frombuffer(self._bytes, member.layout.dtype, math.prod(member.layout.shape), start)
+        return flat.reshape(member.layout.shape)
+
+    def release(self, rows: int, row_bytes: int) -> None:
+        """Note that scattered rows were looked at, and let go of the pages once these add up."""
+        self._resident += rows * (row_bytes + self._AROUND_BYTES)
+        if self._resident > self.LIMIT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self._bytes.madvise(mmap.MADV_DONTNEED)
+            self._resident = 0
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open an npz file; whatever goes wrong with it inside the block becomes an error of ours."""
@@ -129,7 +179,9 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
     except PermissionError as error:
         raise MachineError(f"{path} may not be read: {error.strerror}.") from error
     except MemoryError as error:
-        raise MachineError(f"{path} does not fit into this machine's memory; use fewer or smaller images.") from error
+        raise MachineError(
+            f"{path} does not fit into this machine's memory; give data.resident=disk, or use fewer or smaller images."
+        ) from error
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -185,3 +237,50 @@ def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
         ) from error
     except OSError as error:
         raise MachineError(f"{path} could not be written: {error.strerror or error}.") from error
+
+
+class Spooled:
+    """The rows of an array that is written before it is known how many they are.
+
+    Args:
+        folder: Where the temporary file stands, which has no name and vanishes with its process.
+        shape: Of a row.
+        dtype: Of its numbers.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.dtype = np.dtype(dtype)
+        self._row_shape = shape
+        self._count = 0
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as this object
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array so far."""
+        return (self._count, *self._row_shape)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add rows."""
+        self.file.write(np.ascontiguousarray(rows, self.dtype).data)
+        self._count += len(rows)
+
+    def replace(self, row: int, values: np.ndarray) -> None:
+        """Write another row in the place of one."""
+        content = np.ascontiguousarray(values, self.dtype).data
+        self.file.seek(row * content.nbytes)
+        self.file.write(content)
+
+
+def save(file: BinaryIO, arrays: Mapping[str, np.ndarray | Spooled]) -> None:
+    """Write arrays as an uncompressed npz file, as `numpy.savez` does; the same arrays give the same bytes."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                if not isinstance(array, Spooled):
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+                    continue
+                descr = np.lib.format.dtype_to_descr(array.dtype)
+                header = {"descr": descr, "fortran_order": False, "shape": array.shape}
+                np.lib.format.write_array_header_1_0(member, header)
+                array.file.seek(0)
+                shutil.copyfileobj(array.file, member, 2**20)

@@ -10,7 +10,7 @@ import numpy as np
 
 from cnnlab import anatomy, evaluation
 from cnnlab.checkpoint import read_checkpoint
-from cnnlab.data import ImageData
+from cnnlab.data import DataModule
 from cnnlab.errors import CnnlabError, ConfigError, UnsafeError
 from cnnlab.files import write_text
 from cnnlab.record import Record, check_links, find_run, is_run, program, typed
@@ -261,10 +261,10 @@ def _calibration(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"error": content["metrics"]["calibration_error"], "charts": [chart for chart in charts if chart]}
 
 
-def _answer(images: ImageData, index: int, guess: int, target: int, sure: float | None = None) -> dict[str, Any]:
+def _answer(images: DataModule, index: int, guess: int, target: int, sure: float | None = None) -> dict[str, Any]:
     """Return a test image with the network's answer."""
     return {
-        **_image(images.test_images[index].numpy(), f"test image {index}"),
+        **_image(images.pictures("test", slice(index, index + 1))[0], f"test image {index}"),
         "guess": images.classes[guess],
         "target": images.classes[target],
         "sure": None if sure is None else f"{sure:.1%}",
