@@ -169,7 +169,12 @@ def build_loss(cfg: DictConfig, images: DataModule) -> Callable[[Tensor, Tensor]
             f"the largest class has {most:,} training images, the smallest {least:,}: accuracy will hide the small "
             "ones. loss.class_weights=balanced weighs them, metrics=[default,balanced_accuracy] shows them."
         )
-    return instantiate_part(cfg.loss, "loss", num_classes=images.num_classes, class_counts=counts)
+    section = dict(cast(dict[str, Any], OmegaConf.to_container(cfg.loss, resolve=True)))
+    # What the option asks nothing with is not for a loss of the user's own, which stands in its place.
+    accepted = accepted_arguments(locate("loss", section["_target_"]))
+    neutral = {name for name, value in section.items() if name in ("label_smoothing", "class_weights") and not value}
+    without = tuple(neutral - accepted)
+    return instantiate_part(section, "loss", without, num_classes=images.num_classes, class_counts=counts)
 
 
 def build_metrics(section: DictConfig | Mapping[str, Any] | None) -> dict[str, MetricBuilder]:

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pytorch_lightning.utilities.model_helpers import is_overridden
+
 from cnnlab.build import Lab, build_lab, composition
 from cnnlab.callbacks import AtomicCheckpointIO, Checkpoint, Divergence
 from cnnlab.callbacks.checkpoint import as_numbers
@@ -106,6 +108,9 @@ def attempts(cfg: Any, run: Run, *, resume: bool = False) -> Iterator[Attempt]:
 def test(lab: Lab) -> dict[str, float]:
     """Test the best state of the fitted classifier; return its validation and test metrics."""
     metrics = as_numbers(lab.trainer.callback_metrics)
+    if not is_overridden("test_step", lab.classifier):
+        log.info(f"no test: {type(lab.classifier).__name__} has no test_step")
+        return metrics
     checkpoint = lab.trainer.checkpoint_callback
     if isinstance(checkpoint, Checkpoint) and checkpoint.best.exists():
         lab.trainer.test(lab.classifier, lab.data, ckpt_path=checkpoint.best, verbose=False)

@@ -10,7 +10,7 @@ from cnnlab import trust
 from cnnlab.build import build_metrics, build_network
 from cnnlab.checkpoint import network_weights, read_checkpoint
 from cnnlab.data import ImageData, archive, folder, npz
-from cnnlab.errors import CheckpointError, DataError, first_line
+from cnnlab.errors import CheckpointError, ConfigError, DataError, first_line
 from cnnlab.metrics import MetricBuilder
 from cnnlab.record import Record, find_run
 
@@ -72,8 +72,14 @@ def restore(name: str, trusted: Sequence[str] = ()) -> Restored:
     network = build_network(
         {**model, "compile": False}, classes=classes, image_shape=(height, width, channels), mean=unknown, std=unknown
     )
+    weights = network_weights(content)
+    if not weights and content["state_dict"]:
+        raise ConfigError(
+            f"{checkpoint}: its LightningModule holds no self.network, which every command after training needs; it "
+            f"holds {', '.join(sorted({str(name).partition('.')[0] for name in content['state_dict']})[:5])}."
+        )
     try:
-        network.load_state_dict(network_weights(content))
+        network.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{checkpoint} is another network's: {' '.join(str(error).split())[:300]}") from error
     network.eval()

@@ -228,9 +228,11 @@ def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
 def describe(row: Mapping[str, Any], max_epochs: int | None) -> str:
     """Return an epoch's row as a line for the log."""
     of = f"/{max_epochs}" if max_epochs and max_epochs > 0 else ""
-    parts = [
-        f"{split} loss {row[f'{split}/loss']:.4f}, {row[f'{split}/accuracy']:.1%}"
-        for split in ("train", "val")
-        if row[f"{split}/loss"] is not None
-    ]
+    parts = []
+    for split in ("train", "val"):
+        loss, accuracy = row[f"{split}/loss"], row[f"{split}/accuracy"]
+        values = [] if loss is None else [f"loss {loss:.4f}"]
+        values += [] if accuracy is None else [f"{accuracy:.1%}"]
+        if values:
+            parts.append(f"{split} {', '.join(values)}")
     return f"epoch {row['epoch'] + 1}{of}: {'; '.join(parts)}; {row['images_per_second']:,.0f} images/s"

@@ -1,0 +1,186 @@
+"""What a step computes: losses, metrics and LightningModules of a user's own, distillation, schedulers of torch's."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics import Metric
+from typing_extensions import override
+
+from cnnlab.errors import ConfigError
+from cnnlab.evaluation import evaluate
+from tests.conftest import Train, drawn, read
+
+HERE = "tests.test_classifier"
+
+
+class Scaled(nn.Module):
+    """Cross-entropy of logits on a scale that is learnt with the network, as a user would write it."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        assert num_classes == 10
+
+    @override
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits * self.scale, targets)
+
+
+class Wrong(Metric):
+    """Share of wrong answers; less is better."""
+
+    higher_is_better = False
+    wrong: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("wrong", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    @override
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        self.wrong += (logits.argmax(1) != targets).sum()
+        self.count += len(targets)
+
+    @override
+    def compute(self) -> Tensor:
+        return self.wrong / self.count
+
+
+class Plain(LightningModule):
+    """A LightningModule that knows nothing of cnnlab's, with an auxiliary loss."""
+
+    def __init__(self, network: nn.Module, optimizer: Any, weight: float = 0.1) -> None:
+        super().__init__()
+        self.network, self.build, self.weight = network, optimizer, weight
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        logits = self.network(batch.images)
+        sharpness = logits.square().mean()
+        self.log("train/sharpness", sharpness, on_step=False, on_epoch=True)
+        return nn.functional.cross_entropy(logits, batch.targets) + self.weight * sharpness
+
+    @override
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        right = (self.network(batch.images).argmax(1) == batch.targets).float().mean()
+        self.log("val/accuracy", right, batch_size=len(batch.targets))
+
+    @override
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        right = (self.network(batch.images).argmax(1) == batch.targets).float().mean()
+        self.log("test/accuracy", right, batch_size=len(batch.targets))
+
+    @override
+    def configure_optimizers(self) -> Any:
+        return self.build(self.network)
+
+
+class Headless(LightningModule):
+    """One that keeps its network under another name."""
+
+    def __init__(self, network: nn.Module, optimizer: Any) -> None:
+        super().__init__()
+        self.net, self.build = network, optimizer
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch.images), batch.targets)
+
+    @override
+    def configure_optimizers(self) -> Any:
+        return self.build(self.net)
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    with (folder / "history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder: Path, name: str = "last") -> dict[str, Tensor]:
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+
+
+def test_parameters_of_a_loss_are_trained_and_kept(train: Train):
+    folder = train(f"loss._target_={HERE}.Scaled")
+    assert float(weights(folder)["loss.scale"]) != 1.0
+
+
+def test_a_metric_is_in_history_metrics_and_evaluation_and_may_be_the_objective(train: Train):
+    folder = train(f"+metrics.wrong._target_={HERE}.Wrong", "objective.metric=val/wrong", "objective.mode=min")
+    metrics, rows = read(folder / "metrics.json"), history(folder)
+    assert metrics["val/wrong"] == pytest.approx(1 - metrics["val/accuracy"])
+    assert metrics["test/wrong"] == pytest.approx(1 - metrics["test/accuracy"])
+    assert metrics["objective"] == min(float(row["val/wrong"]) for row in rows)
+    content = evaluate(str(folder), figures=False, trusted=["tests"]).content
+    assert content["metrics"]["wrong"] == metrics["test/wrong"]
+
+
+def test_a_lightning_module_of_the_users_own_trains_and_is_recorded_with_what_it_logs(train: Train, tmp_path: Path):
+    folder = train(
+        f"classifier._target_={HERE}.Plain", "+classifier.weight=0.01", "callbacks.checkpoint.every_n_steps=3"
+    )
+    assert read(folder / "run.json")["status"] == "completed"
+    assert {"val/accuracy", "test/accuracy"} <= set(read(folder / "metrics.json"))
+    assert all(float(row["train/sharpness"]) > 0 for row in history(folder))
+    content = evaluate(str(folder), figures=False, trusted=["tests"]).content
+    assert content["metrics"]["accuracy"] == pytest.approx(read(folder / "metrics.json")["test/accuracy"])
+
+
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
+def test_a_module_without_a_network_says_what_the_verb_needs(train: Train):
+    folder = train(f"classifier._target_={HERE}.Headless", "data.val_size=0", "objective.metric=train/loss")
+    with pytest.raises(ConfigError, match=r"self\.network"):
+        evaluate(str(folder), figures=False, trusted=["tests"])
+
+
+def test_distillation_with_no_share_of_the_teacher_is_plain_training(train: Train, trained: Path, tmp_path: Path):
+    plain = train(folder=tmp_path / "plain")
+    student = train(
+        "classifier=distillation", f"classifier.teacher='{trained}'", "classifier.share=0", folder=tmp_path / "student"
+    )
+    assert weights(plain).keys() == weights(student).keys()  # the teacher is no part of the checkpoint
+    assert all(torch.equal(value, weights(student)[name]) for name, value in weights(plain).items())
+
+
+def test_a_student_comes_close_to_its_teacher(train: Train, trained: Path, tmp_path: Path):
+    options = ["classifier=distillation", f"classifier.teacher='{trained}'", "trainer.max_epochs=4"]
+    distances = []
+    for share in ("0", "1"):
+        folder = train(*options, f"classifier.share={share}", folder=tmp_path / share)
+        answers = [evaluate(str(run), figures=False).predicted for run in (folder, trained)]
+        distances.append(float((answers[0] != answers[1]).mean()))
+    assert distances[1] < distances[0]
+
+
+def test_a_plateau_lowers_the_learning_rate_when_nothing_improves(train: Train):
+    folder = train(
+        "schedule=plateau", "schedule.patience=0", "schedule.threshold=10", "schedule.factor=0.5",
+        "trainer.max_epochs=4",
+    )  # fmt: skip
+    rates = [float(row["lr"]) for row in history(folder)]
+    assert rates[0] == rates[1] == 0.01
+    assert rates[-1] < rates[1]
+
+
+def test_a_scheduler_of_torchs_steps_every_epoch(train: Train):
+    folder = train("schedule._target_=torch.optim.lr_scheduler.ExponentialLR", "+schedule.gamma=0.5")
+    assert [float(row["lr"]) for row in history(folder)] == [0.01, 0.005]
+
+
+def test_imbalance_is_told_and_balanced_weights_are_its_answer(train: Train, tmp_path: Path):
+    images, labels = drawn(300, 10, seed=0)
+    keep = (labels.ravel() < 9) | (np.arange(len(labels)) < 20)
+    path = tmp_path / "odd.npz"
+    np.savez(path, X_train=images[keep], y_train=labels[keep], X_test=images, y_test=labels)
+    options = [f"data.path='{path}'", "data.val_size=0", "trainer.max_epochs=1"]
+    assert "loss.class_weights=balanced" in (train(*options, folder=tmp_path / "plain") / "train.log").read_text()
+    balanced = train(*options, "loss.class_weights=balanced", folder=tmp_path / "balanced")
+    assert "accuracy will hide" not in (balanced / "train.log").read_text()
