@@ -25,7 +25,15 @@ from cnnlab.augment import Compose
 from cnnlab.callbacks import AtomicCheckpointIO, Dashboard, Divergence, Figures, History, Progress, StopOnSignal
 from cnnlab.data import DataModule
 from cnnlab.errors import CnnlabError, ConfigError, MachineError, first_line
-from cnnlab.machine import check_accelerator, check_precision, describe_device, keep_freed_memory
+from cnnlab.machine import (
+    check_accelerator,
+    check_precision,
+    describe_device,
+    describe_other_gpus,
+    keep_freed_memory,
+    nvidia_driver,
+    why_no_cuda,
+)
 from cnnlab.metrics import MetricBuilder
 from cnnlab.model import normalised
 from cnnlab.optimizer import may_fuse, parameter_groups
@@ -275,7 +283,10 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0)
         raise MachineError(f"trainer.devices={trainer.num_devices} is more than this machine has: {cores} CPU cores.")
     if trainer.world_size > 1 and cfg.on_divergence == "rollback":
         raise ConfigError("on_divergence=rollback works on one device: give trainer.devices=1, or on_divergence=stop.")
-    log.info(f"device: {describe_device(trainer.strategy.root_device)}")
+    device = trainer.strategy.root_device
+    log.info(f"device: {describe_device(device)}{describe_other_gpus(device, trainer.num_devices)}")
+    if device.type == "cpu" and cfg.trainer.accelerator != "cpu" and nvidia_driver():
+        log.warning(f"training on the CPU{why_no_cuda()}. trainer.accelerator=cpu asks for it without this warning.")
     return trainer
 
 

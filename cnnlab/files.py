@@ -137,13 +137,27 @@ def rename_or_link(path: Path, name: Path) -> None:
 
     Whoever reads such files reads both names.
     """
+    if not _link(path, name):
+        path.replace(name)
+
+
+def copy_or_link(path: Path, name: Path) -> None:
+    """Give a file a second name in one step; where the file system has no links, write a copy under that name."""
+    if not _link(path, name):
+        with replacing(name, durable=True) as file:
+            file.write(path.read_bytes())
+
+
+def _link(path: Path, name: Path) -> bool:
+    """Give a file a second name in one step; tell whether the file system can."""
     link = name.with_name(f".{name.name[:50]}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
         link.hardlink_to(path)
     except OSError:
-        path.replace(name)
-    else:
-        link.replace(name)
+        return False
+    link.replace(name)
+    link.unlink(missing_ok=True)  # two names of one file are not renamed to each other
+    return True
 
 
 def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:

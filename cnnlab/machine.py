@@ -1,12 +1,18 @@
 """The machine under the run: whether it has what is asked for, what it is called, how it hands out memory."""
 
 import ctypes
+import os
 import platform
+import re
+from pathlib import Path
 
 import torch
 from pytorch_lightning.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
 
 from cnnlab.errors import ConfigError, MachineError
+
+DRIVER = "/proc/driver/nvidia/version"
+"""Where Linux says which NVIDIA driver it has."""
 
 
 def check_accelerator(name: str, key: str = "trainer.accelerator=") -> None:
@@ -67,8 +73,40 @@ def describe_device(device: torch.device) -> str:
 
 
 def why_no_cuda() -> str:
-    """Say so where PyTorch itself was built without CUDA."""
-    return "" if torch.version.cuda else "; this PyTorch is built without CUDA"
+    """Say why PyTorch finds no NVIDIA GPU, and where there is a driver for one, what to do."""
+    driver, cuda = nvidia_driver(), torch.version.cuda
+    if driver and os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return "; CUDA_VISIBLE_DEVICES hides the GPUs"
+    if driver and cuda:
+        return (
+            f"; the NVIDIA driver {driver} is there, and this PyTorch's CUDA {cuda} can't use it: update the driver, "
+            "or install a PyTorch for an older CUDA"
+        )
+    if driver:
+        return (
+            f"; the NVIDIA driver {driver} is there, but this PyTorch {torch.__version__} is built without CUDA: "
+            "install it as https://pytorch.org/get-started/locally says"
+        )
+    return "" if cuda else "; this PyTorch is built without CUDA"
+
+
+def nvidia_driver() -> str | None:
+    """Return the version of the NVIDIA driver, if the machine has one."""
+    try:
+        lines = Path(DRIVER).read_text(errors="replace")
+    except OSError:
+        return None
+    version = re.search(r"\b\d+\.\d+(\.\d+)*\b", lines)
+    return version[0] if version else "of unknown version"
+
+
+def describe_other_gpus(device: torch.device, used: int) -> str:
+    """Say how many GPUs a run leaves alone, and how to take them."""
+    others = torch.cuda.device_count() - used if device.type == "cuda" else 0
+    if others < 1:
+        return ""
+    count = f"{others} more GPU{'s are' if others > 1 else ' is'}"
+    return f"; {count} there: trainer.devices=auto takes all, hydra/launcher=local a trial on each"
 
 
 def keep_freed_memory() -> None:

@@ -4,7 +4,9 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 
+from cnnlab.checkpoint import network_weights, read_checkpoint
 from tests.conftest import read, run_process
 
 
@@ -34,3 +36,20 @@ def test_two_processes_train_as_one_with_the_same_global_batch(small: list[str],
     assert more.returncode == 2
     assert "a step of this run sees 32 images, data.batch_size=32 on 1 device; here it would see 64" in more.stderr
     assert read(one / "run.json")["status"] == "completed"
+
+
+def test_frozen_parameters_stay_as_they_are_and_the_others_are_trained(small: list[str], tmp_path: Path):
+    """Processes wait for the gradients of all parameters, also where the optimizer is to leave some alone."""
+    weights = []
+    for devices, size in ((1, 32), (2, 16)):
+        folder = tmp_path / str(devices)
+        run = run_process(
+            *small, "model.batch_norm=false", "trainer.accelerator=cpu", f"data.batch_size={size}",
+            f"trainer.devices={devices}", "callbacks=[default,freeze]", "callbacks.figures=null",
+            "callbacks.freeze.from_epoch=1", "callbacks.freeze.parameters=[body.features.*]",
+            f"hydra.run.dir={folder}",
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        weights.append(network_weights(read_checkpoint(folder / "checkpoints" / "last.ckpt")))
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5)

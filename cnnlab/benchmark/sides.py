@@ -312,7 +312,10 @@ class DataLoaderSide:
         """Train a block of steps with a new Trainer and return the seconds a step."""
         patches.install()
         clock = Clock(steps)
+        device = self.plain.device
+        self.plain.network.to(device)  # Lightning takes it back to the CPU after each block
         trainer = Trainer(
+            accelerator=device.type, devices=1 if device.index is None else [device.index],
             max_steps=WARM_UP + steps, max_epochs=-1, callbacks=[clock], enable_model_summary=False,
             logger=TensorBoardLogger(self.folder), default_root_dir=self.folder,
         )  # fmt: skip

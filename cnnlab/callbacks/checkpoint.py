@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from cnnlab.checkpoint import Loaded, read_checkpoint, write_checkpoint
 from cnnlab.errors import Stopped
+from cnnlab.files import copy_or_link
 from cnnlab.record import LAST
 
 
@@ -98,11 +99,13 @@ class Checkpoint(lightning_callbacks.Checkpoint):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.monitor not in trainer.callback_metrics:
+        monitored = self.monitor in trainer.callback_metrics
+        if not monitored:
             # Noted before the state is saved: a run that is resumed from it may have nothing left but the test.
             self.best_metrics = as_numbers(trainer.callback_metrics)
-            self._save(trainer, self.best)
         self._save(trainer, self.last)
+        if not monitored and trainer.is_global_zero:
+            copy_or_link(self.last, self.best)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -47,6 +47,12 @@ class Freeze(Callback):
         self._apply(trainer)
 
     @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._frozen:
+            for parameter in self._chosen:
+                parameter.grad = None
+
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for parameter in self._chosen:
             parameter.requires_grad = True
@@ -59,8 +65,10 @@ class Freeze(Callback):
         epoch = trainer.current_epoch
         frozen = self.from_epoch <= epoch and (self.until_epoch is None or epoch < self.until_epoch)
         for parameter in self._chosen:
-            # Without a gradient the optimizer leaves it alone, momentum and weight decay included.
-            parameter.requires_grad = not frozen
+            # Without a gradient the optimizer leaves it alone, momentum and weight decay included. Several processes
+            # wait for each other's gradients, though, of all parameters that had one in the beginning.
+            parameter.requires_grad = not frozen or trainer.world_size > 1
+        self._frozen = frozen
         if not frozen:
             for optimizer in trainer.optimizers:
                 self._begin_momentum(optimizer)

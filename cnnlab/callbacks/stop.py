@@ -16,10 +16,14 @@ class StopOnSignal(Callback):
 
     Args:
         validation_grace_seconds: How long a validation under way may take to its end.
+        agree_every: Batches after which several processes ask each other for signals: each time they wait for one
+            another, and for the device.
     """
 
-    def __init__(self, validation_grace_seconds: float = 5.0) -> None:
+    def __init__(self, validation_grace_seconds: float = 5.0, agree_every: int = 10) -> None:
         self.validation_grace_seconds = validation_grace_seconds
+        self.agree_every = agree_every
+        self._batches = 0
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -30,12 +34,12 @@ class StopOnSignal(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if resumable(trainer, batch_idx):
-            stop_together(trainer, signals.received(), between_steps=True)
+            self._stop_now_and_then(trainer, signals.received(), between_steps=True)
 
     @override
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         # After the validation the epoch's state is saved; before a validation that takes longer, a state was saved.
-        stop_together(trainer, signals.received() if signals.waited(self.validation_grace_seconds) else 0)
+        self._stop_now_and_then(trainer, signals.received() if signals.waited(self.validation_grace_seconds) else 0)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -48,12 +52,18 @@ class StopOnSignal(Callback):
 
     @override
     def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        stop_together(trainer, signals.received())
+        self._stop_now_and_then(trainer, signals.received())
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         signals.defer(False)
         signals.raise_if_received()
+
+    def _stop_now_and_then(self, trainer: Trainer, signum: int, *, between_steps: bool = False) -> None:
+        self._batches += 1
+        # Every process counts the same batches, so all of them ask after the same one.
+        if trainer.world_size == 1 or self._batches % self.agree_every == 0:
+            stop_together(trainer, signum, between_steps=between_steps)
 
 
 def stop_together(trainer: Trainer, signum: int, *, between_steps: bool = False) -> None:
