@@ -107,3 +107,43 @@ def test_mixed_seeds_of_neighbours_are_unrelated():
     assert all(0 <= seed < 2**63 for seed in seeds)
     flipped = [bin(mix_seed(0, step) ^ mix_seed(0, step + 1)).count("1") for step in range(500)]
     assert 28 < sum(flipped) / len(flipped) < 35
+
+
+def test_a_balanced_epoch_shows_each_class_equally_often_and_resumes():
+    targets = torch.tensor([0] * 3 + [1] * 40 + [3] * 17)
+    images = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1, 1)
+
+    def balanced(**options) -> Batches:
+        return Batches(images, targets, batch_size=8, shuffle=True, sampler="balanced", **options)
+
+    batches = balanced()
+    order = batches.order(0)
+    assert len(order) == 60
+    assert torch.bincount(targets[order]).tolist() == [20, 20, 0, 20]
+    counts = torch.bincount(order, minlength=60)
+    assert sorted(counts[:3].tolist()) == [6, 7, 7]  # none again before all of its class
+    assert counts[3:43].max() == 1
+    assert len({*batches.order(4).tolist(), *batches.order(5).tolist()} & set(range(3, 43))) == 40
+    shares = [balanced(rank=rank, world_size=2).order(0) for rank in range(2)]
+    assert torch.equal(torch.stack(shares, 1).flatten(), order)
+    batches.set_epoch(2)
+    expected = [batch.indices.tolist() for batch in batches]
+    first, second = balanced(), balanced()
+    first.set_epoch(2)
+    head = [batch.indices.tolist() for batch in itertools.islice(first, 3)]
+    second.load_state_dict(first.state_dict())
+    second.set_epoch(2)
+    assert head + [batch.indices.tolist() for batch in second] == expected
+
+
+def test_a_fixed_stream_repeats_its_first_epoch():
+    batches = stream(shuffle=True, fixed=True)
+    assert seen(batches, epoch=3) == seen(batches, epoch=0) == seen(stream(shuffle=True), epoch=0)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_smaller_last_batch_is_dropped(world_size: int):
+    for rank in range(world_size):
+        batches = stream(count=23, shuffle=True, drop_last=True, rank=rank, world_size=world_size)
+        assert [len(batch.targets) for batch in batches] == [4] * len(batches)
+        assert len(batches) == -(-23 // world_size) // 4

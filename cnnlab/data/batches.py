@@ -29,7 +29,7 @@ class Stream:
         shuffle: Whether each epoch has an order of its own.
         seed: Decides the orders.
         balance: The class of each sample, for epochs of the same length that show each class equally often. A class
-            with fewer samples than that repeats them, one with more shows others in the next epoch.
+            with fewer samples than that repeats them, one with more shows the others in the next epochs.
         fixed: Whether each epoch has the order of the first.
         drop_last: Whether a smaller last batch is left out.
         rank: This process' number among `world_size`.
@@ -87,11 +87,10 @@ class Stream:
         """Return this process' positions in the split, in the order of `epoch`; -1 stands for padding."""
         count, epoch = self.count, 0 if self.fixed else epoch
         if self.shuffle:
-            generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
             if self.balance is None:
-                positions = torch.randperm(count, generator=generator)
+                positions = _permutation(count, self.seed, epoch)
             else:
-                positions = _balanced(self.balance, generator)
+                positions = _balanced(self.balance, self.seed, epoch)
         else:
             positions = torch.arange(count)
         missing = -count % self.world_size
@@ -180,14 +179,24 @@ class Batches(Stream):
             yield batch
 
 
-def _balanced(targets: Int64[Tensor, "n"], generator: torch.Generator) -> Int64[Tensor, "n"]:
-    """Return as many positions as there are, each class equally often (or one more), in random order."""
-    classes = torch.unique(targets)
+def _balanced(targets: Int64[Tensor, "n"], seed: int, epoch: int) -> Int64[Tensor, "n"]:
+    """Return as many positions as there are, each class equally often (or one more), in random order.
+
+    A class goes on through its samples in the next epoch: none is shown again before all were shown.
+    """
+    classes = torch.unique(targets).tolist()
     chosen = []
-    for number, label in enumerate(classes[torch.randperm(len(classes), generator=generator)]):
+    for number, label in enumerate(classes):
         members = (targets == label).nonzero().flatten()
-        wanted = (len(targets) - number - 1) // len(classes) + 1
-        rounds = [torch.randperm(len(members), generator=generator) for _ in range(math.ceil(wanted / len(members)))]
-        chosen += [members[torch.cat(rounds)[:wanted]]] if wanted else []
+        quota = (len(targets) - number - 1) // len(classes) + 1
+        first, end = epoch * quota, (epoch + 1) * quota
+        rounds = range(first // len(members), -(-end // len(members)))
+        shuffled = [_permutation(len(members), seed, label, number) for number in rounds]
+        start = first - rounds.start * len(members)
+        chosen.append(members[torch.cat(shuffled)[start : start + quota]])
     positions = torch.cat(chosen)
-    return positions[torch.randperm(len(positions), generator=generator)]
+    return positions[_permutation(len(positions), seed, epoch)]
+
+
+def _permutation(count: int, *seeds: int) -> Int64[Tensor, "count"]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mix_seed(*seeds)))
