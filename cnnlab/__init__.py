@@ -1,6 +1,12 @@
 """A laboratory for convolutional networks.
 
-From Python, without a config:
+A run from Python, as `python train.py` makes it, and a table of runs:
+
+    import cnnlab
+    run = cnnlab.train(["experiment=quickstart", "optimizer.lr=0.1"])
+    cnnlab.runs("outputs")
+
+The parts, without a config:
 
     from pytorch_lightning import Trainer
     from cnnlab import Classifier, ConvNet, ImageData, normalised
@@ -14,6 +20,7 @@ if TYPE_CHECKING:
     from cnnlab.classifier import Classifier
     from cnnlab.data import Batches, ImageData
     from cnnlab.model import ConvNet, ResNet, WideResNet, normalised
+    from cnnlab.notebook import runs, train
 
 _HOME = {
     "Batch": "cnnlab.batch",
@@ -24,9 +31,22 @@ _HOME = {
     "ResNet": "cnnlab.model",
     "WideResNet": "cnnlab.model",
     "normalised": "cnnlab.model",
+    "runs": "cnnlab.notebook",
+    "train": "cnnlab.notebook",
 }
 
-__all__ = ["Batch", "Batches", "Classifier", "ConvNet", "ImageData", "ResNet", "WideResNet", "normalised"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "Classifier",
+    "ConvNet",
+    "ImageData",
+    "ResNet",
+    "WideResNet",
+    "normalised",
+    "runs",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

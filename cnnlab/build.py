@@ -3,8 +3,12 @@
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from hydra.core.hydra_config import HydraConfig
@@ -54,6 +58,28 @@ class Lab(NamedTuple):
     trainer: Trainer
 
 
+@dataclass
+class Session:
+    """A training that Python code asked for: objects in place of what the config would build, and what was built."""
+
+    objects: Mapping[str, Any]
+    folder: Path = Path()
+    lab: Lab | None = None
+
+
+_session: ContextVar[Session | None] = ContextVar("session", default=None)
+
+
+@contextmanager
+def using(objects: Mapping[str, Any]) -> Iterator[Session]:
+    """Build labs in the block with these objects: `data`, `network` (without its normalisation) or `loss`."""
+    token = _session.set(session := Session(objects))
+    try:
+        yield session
+    finally:
+        _session.reset(token)
+
+
 def build_lab(cfg: DictConfig, images: DataModule | None = None, *, rollbacks: int = 0, resumed: bool = False) -> Lab:
     """Build a run from its config.
 
@@ -72,18 +98,30 @@ def build_lab(cfg: DictConfig, images: DataModule | None = None, *, rollbacks: i
     keep_freed_memory()
     check_accelerator(cfg.trainer.accelerator)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    images = images or build_data(cfg)
+    session = _session.get() or Session({})
+    images = images or build_data(cfg, session.objects.get("data"))
     network = build_network(
-        cfg.model, classes=images.classes, image_shape=images.image_shape, mean=images.mean, std=images.std
-    )
+        cfg.model, classes=images.classes, image_shape=images.image_shape, mean=images.mean, std=images.std,
+        body=session.objects.get("network"),
+    )  # fmt: skip
     if not resumed:
         initialise(network, cfg, images)
     trainer = build_trainer(cfg, validate=images.count("val") > 0, rollbacks=rollbacks)
-    return Lab(images, build_classifier(cfg, network, images), trainer)
+    classifier = build_classifier(cfg, network, images, session.objects)
+    session.folder, session.lab = Path(trainer.default_root_dir), Lab(images, classifier, trainer)
+    return session.lab
 
 
-def build_classifier(cfg: DictConfig, network: nn.Module, images: DataModule) -> LightningModule:
+def build_classifier(
+    cfg: DictConfig, network: nn.Module, images: DataModule, objects: Mapping[str, Any]
+) -> LightningModule:
     """Build the LightningModule around a network.
+
+    Args:
+        cfg: The run's config.
+        network: With its normalisation.
+        images: What it is trained on.
+        objects: From Python, in place of what the config would build.
 
     Raises:
         ConfigError: What `classifier._target_` names is none.
@@ -92,7 +130,7 @@ def build_classifier(cfg: DictConfig, network: nn.Module, images: DataModule) ->
         cfg.classifier, "classifier",
         network=network,
         num_classes=images.num_classes,
-        loss=build_loss(cfg, images),
+        loss=objects.get("loss") or build_loss(cfg, images),
         metrics=build_metrics(cfg.metrics),
         optimizer=partial(build_optimizer, cfg),
         schedule=build_schedule(cfg),
@@ -108,15 +146,16 @@ def build_classifier(cfg: DictConfig, network: nn.Module, images: DataModule) ->
             "config": OmegaConf.to_container(cfg, resolve=True),
             "classes": list(images.classes),
             "image_shape": list(images.image_shape),
+            "objects": sorted(objects),
         },
         logger=False,
     )
     return classifier
 
 
-def build_data(cfg: DictConfig) -> DataModule:
-    """Build the data module, with its augmentation."""
-    images = instantiate_part(cfg.data, "data")
+def build_data(cfg: DictConfig, images: DataModule | None = None) -> DataModule:
+    """Build the data module, unless there is one already, with its augmentation."""
+    images = images or instantiate_part(cfg.data, "data")
     steps = build_list(cfg, "augment", num_classes=images.num_classes, num_images=images.count("train"))
     images.augment = Compose(steps) if steps else None
     return images
@@ -129,6 +168,7 @@ def build_network(
     image_shape: tuple[int, int, int],
     mean: Sequence[float],
     std: Sequence[float],
+    body: nn.Module | None = None,
 ) -> nn.Sequential:
     """Build the network for images of (height, width, channels), their normalisation in front.
 
@@ -138,9 +178,10 @@ def build_network(
         image_shape: Of the images, (height, width, channels).
         mean: Of each channel of the training images scaled to 0-1.
         std: Likewise.
+        body: The network, if there is one already.
     """
     height, width, channels = image_shape
-    body = instantiate_part(
+    body = body or instantiate_part(
         model, "model", without=("channels_last", "compile"),
         in_channels=channels, image_size=(height, width), num_classes=len(classes),
     )  # fmt: skip

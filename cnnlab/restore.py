@@ -65,6 +65,11 @@ def restore(name: str, trusted: Sequence[str] = ()) -> Restored:
         raise CheckpointError(
             f"{checkpoint} does not say which network it holds: train.py did not write it."
         ) from error
+    if "network" in hyper.get("objects", ()):
+        raise ConfigError(
+            f"{checkpoint} holds a network that was given to cnnlab.train from Python, which the config does not "
+            "describe: use the classifier that cnnlab.train returned."
+        )
     trust.check(model, "model", trusted)
     if "pretrained" in model:  # the checkpoint brings the weights: none are fetched
         model = {**model, "pretrained": False}

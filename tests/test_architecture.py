@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 ROWS = [
     {"train", "cli"},
-    {"commands"},
+    {"commands", "notebook"},
     {"sweep"},
     {"benchmark", "export", "comparison", "report"},
     {"evaluation", "prediction", "rehearsal", "distillation"},

@@ -69,6 +69,12 @@ def parse_all(lines: Iterable[str]) -> tuple[list[Override], list[str]]:
     return overrides, mistakes
 
 
+def value_of(key: str, lines: Iterable[str]) -> object:
+    """Return the value that overrides give a key last; None where they do not."""
+    overrides, _ = parse_all(line for line in lines if not line.startswith("-"))
+    return next((override.value() for override in reversed(overrides) if sets(override, key)), None)
+
+
 def text_of(override: Override) -> str:
     """Return an override as it was typed."""
     return str(override.input_line)

@@ -19,7 +19,7 @@ from cnnlab.errors import UnsafeError
 from cnnlab.record import Record, check_links, find_run
 
 
-def preflight(argv: Sequence[str], *, verify_presence: bool = False) -> list[str]:
+def preflight(argv: Sequence[str], *, verify_presence: bool = False, objects: Sequence[str] = ()) -> list[str]:
     """Check the command line of train.py, and return the one that Hydra is to get.
 
     With `resume=` it is the run's own command line, changed by the overrides beside it, in the run's folder. With
@@ -28,6 +28,7 @@ def preflight(argv: Sequence[str], *, verify_presence: bool = False) -> list[str
     Args:
         argv: The arguments, without the program's name.
         verify_presence: Whether the classes and the data that it names must be there.
+        objects: What Python code gives in place of what the config names.
 
     Raises:
         ConfigError: Something is wrong; the message has one line for each mistake.
@@ -43,6 +44,7 @@ def preflight(argv: Sequence[str], *, verify_presence: bool = False) -> list[str
         words = [*words, "--multirun"]
     folder = _folder_to_resume(overrides, multirun)
     if folder:
+        _check_objects(folder, objects)
         overrides = _resumed(folder, overrides, multirun)
     else:
         overrides = [_with_current_state(override) for override in overrides]
@@ -129,6 +131,14 @@ def _folder_to_resume(overrides: Sequence[Override], multirun: bool) -> Path | N
     if not isinstance(values[-1], str) or not values[-1]:
         raise refusal(f"resume must be a run's folder, or `last`, got {shown(values[-1])}")
     return find_sweep(values[-1]) if multirun else find(values[-1])
+
+
+def _check_objects(folder: Path, objects: Sequence[str]) -> None:
+    """Check that a run gets the objects again that Python code gave it."""
+    before = Record(folder).run.get("objects") or []
+    if list(objects) != before:
+        names = ", ".join(map(str, before)) or "none"
+        raise refusal(f"resume={folder}: the run was given objects from Python ({names}): resume it with cnnlab.train")
 
 
 def _resumed(folder: Path, overrides: Sequence[Override], multirun: bool) -> list[Override]:
