@@ -34,7 +34,8 @@ def main(cfg: DictConfig) -> float | None:
             lab = attempt.lab
             with attempt:
                 lab.trainer.fit(lab.classifier, lab.data, ckpt_path=attempt.checkpoint)
-        return run.finish(fit.test(lab), cfg.objective.metric)
+        result = fit.test(lab)
+        return run.finish(result.metrics, cfg.objective.metric, best=result.best)
     return None
 
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import Checkpoint as LightningCheckpoint
 from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.plugins.precision import DoublePrecision, HalfPrecision
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,7 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from cnnlab import patches, trust
 from cnnlab.augment import Compose
-from cnnlab.callbacks import AtomicCheckpointIO, Dashboard, Divergence, Figures, History, Progress, StopOnSignal
+from cnnlab.callbacks import AtomicCheckpointIO, Dashboard, Divergence, Figures, History, Progress, StopOnSignal, Timer
 from cnnlab.data import DataModule
 from cnnlab.errors import CnnlabError, ConfigError, MachineError, first_line
 from cnnlab.machine import (
@@ -108,6 +109,9 @@ def build_lab(cfg: DictConfig, images: DataModule | None = None, *, rollbacks: i
         initialise(network, cfg, images)
     trainer = build_trainer(cfg, validate=images.count("val") > 0, rollbacks=rollbacks)
     classifier = build_classifier(cfg, network, images, session.objects)
+    if isinstance(trainer.precision_plugin, (DoublePrecision, HalfPrecision)):
+        # Before a checkpoint is read, whose float64 weights would pass through float32.
+        trainer.precision_plugin.convert_module(classifier)
     session.folder, session.lab = Path(trainer.default_root_dir), Lab(images, classifier, trainer)
     return session.lab
 
@@ -296,12 +300,15 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0)
         callbacks = [callback for callback in callbacks if not isinstance(callback, LightningCheckpoint)]
     if not cfg.trainer.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, (Progress, ProgressBar))]
+    max_time = cfg.trainer.max_time
+    timers = [Timer(dict(max_time) if isinstance(max_time, DictConfig) else max_time)] if max_time else []
     plugins = [AtomicCheckpointIO(), *([cfg.trainer.plugins] if cfg.trainer.plugins else [])]
     try:
         trainer = instantiate(
             cfg.trainer,
             # StopOnSignal comes last: the others have recorded the batch by then.
-            callbacks=[Divergence(rollbacks=rollbacks), *callbacks, StopOnSignal()],
+            callbacks=[Divergence(rollbacks=rollbacks), *callbacks, *timers, StopOnSignal()],
+            max_time=None,
             logger=loggers or False,
             plugins=plugins,
             precision=cfg.trainer.precision and precision_of(cfg),  # Lightning warns of the short spellings
@@ -314,6 +321,7 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0)
         cause = error.__cause__ or error
         text = f"trainer: {' '.join(str(cause).split())}"
         raise (MachineError if "machine only has" in text else ConfigError)(text) from error
+    patches.count_epochs(trainer)
     if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         # The other processes would be started with the sweep's command line, not with this run's.
         raise ConfigError("-m runs on one device at a time so far: give trainer.devices=1, or one run without -m.")

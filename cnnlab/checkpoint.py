@@ -40,8 +40,13 @@ class Loaded(NamedTuple):
     content: dict[str, Any]
 
 
-def write_checkpoint(content: dict[str, Any], path: Path) -> None:
+def write_checkpoint(content: dict[str, Any], path: Path, *, keep_previous: bool = True) -> None:
     """Write containers and tensors as a sealed checkpoint; at every moment a whole file stands at `path`.
+
+    Args:
+        content: The containers and tensors.
+        path: The file.
+        keep_previous: Whether the `last.ckpt` that is replaced becomes `previous.ckpt`.
 
     Raises:
         MachineError: What arrived on the disk is not what was written.
@@ -52,11 +57,11 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     # Into memory first: torch would turn a full disk into another error.
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_sealed(path, buffer.getvalue())
+    write_sealed(path, buffer.getvalue(), keep_previous=keep_previous)
 
 
-def write_sealed(path: Path, content: bytes) -> None:
-    """Put what `torch.save` made in the place of a checkpoint, in one step; the `last.ckpt` before it is kept.
+def write_sealed(path: Path, content: bytes, *, keep_previous: bool = True) -> None:
+    """Put what `torch.save` made in the place of a checkpoint, in one step: see `write_checkpoint`.
 
     Raises:
         MachineError: What arrived on the disk is not what was written.
@@ -70,7 +75,7 @@ def write_sealed(path: Path, content: bytes) -> None:
             raise MachineError(
                 f"{path} was not written as it should be: the disk returns other bytes. The old one stays."
             )
-        if path.name == LAST and path.exists():
+        if path.name == LAST and keep_previous and path.exists():
             previous = path.with_name(PREVIOUS)
             remove_leftovers(previous)
             rename_or_link(path, previous)

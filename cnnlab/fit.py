@@ -4,14 +4,14 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from cnnlab.build import Lab, build_lab, composition
-from cnnlab.callbacks import AtomicCheckpointIO, Checkpoint, Divergence
-from cnnlab.callbacks.checkpoint import as_numbers
-from cnnlab.checkpoint import Loaded, read_last
+from cnnlab.callbacks import AtomicCheckpointIO, Divergence
+from cnnlab.callbacks.checkpoint import as_numbers, find_checkpoint
+from cnnlab.checkpoint import Loaded, read_checkpoint, read_last
 from cnnlab.errors import ConfigError, DivergedError, MachineError, is_out_of_memory
 from cnnlab.machine import describe_device
 from cnnlab.record import Record
@@ -57,7 +57,7 @@ class Attempt:
         if isinstance(error, DivergedError):
             if self.cfg.on_divergence != "rollback" or self.rollbacks == MOST_ROLLBACKS:
                 return False
-            if not isinstance(self.lab.trainer.checkpoint_callback, Checkpoint):
+            if find_checkpoint(self.lab.trainer) is None:
                 raise DivergedError(
                     f"{error}\non_divergence=rollback found no checkpoint to go back to: give "
                     "trainer.enable_checkpointing=true and callbacks=[default], or on_divergence=stop."
@@ -102,25 +102,57 @@ def attempts(cfg: Any, run: Run, *, resume: bool = False) -> Iterator[Attempt]:
         log.warning(f"{attempt.diverged}")
         log.warning(f"rollback {rollbacks} of {MOST_ROLLBACKS}: optimizer.lr times {0.5**rollbacks:g}")
         run.describe(rollbacks=rollbacks)
-        loaded = read_last(Record(run.folder), completed=run.was_completed)
+        loaded = read_last_scheduled(Record(run.folder))
 
 
-def test(lab: Lab) -> dict[str, float]:
-    """Test the best state of the fitted classifier; return its validation and test metrics."""
-    metrics = as_numbers(lab.trainer.callback_metrics)
-    if not is_overridden("test_step", lab.classifier):
-        log.info(f"no test: {type(lab.classifier).__name__} has no test_step")
-        return metrics
-    checkpoint = lab.trainer.checkpoint_callback
-    if isinstance(checkpoint, Checkpoint) and checkpoint.best.exists():
-        lab.trainer.test(lab.classifier, lab.data, ckpt_path=checkpoint.best, verbose=False)
-        # As best.ckpt itself has them, which has just been loaded: a rollback leaves the best state where it is
-        # and goes back to metrics from before it.
-        metrics = checkpoint.best_metrics
+def read_last_scheduled(record: Record) -> Loaded | None:
+    """Read the checkpoint that a run goes back to when it diverges; None is its beginning.
+
+    A state that was saved since a signal came may be one of those in which the weights blow up: without the signal
+    there would be no such state, but the one before it.
+    """
+    loaded = read_last(record)
+    if loaded is None or not loaded.content["callbacks"]["Checkpoint"]["is_interrupted"]:
+        return loaded
+    return Loaded(record.previous, read_checkpoint(record.previous)) if record.previous.is_file() else None
+
+
+class Result(NamedTuple):
+    """What a run comes to.
+
+    Attributes:
+        metrics: The validation and test metrics of the state that was tested, by name.
+        best: Which state that is: `epoch` (from 0, as in history.csv), `step`, `metric` and its `value`, which is None
+            where it was never measured; empty where no checkpoint is kept, and the last state is tested.
+    """
+
+    metrics: dict[str, float]
+    best: dict[str, Any]
+
+
+def test(lab: Lab) -> Result:
+    """Test the best state of the fitted classifier, as its checkpoint has it and every command will read it."""
+    checkpoint = find_checkpoint(lab.trainer)
+    metrics, best = as_numbers(lab.trainer.callback_metrics), {}
+    if checkpoint is not None and checkpoint.best.exists():
+        # Not by `ckpt_path`: callbacks that average weights would put the raw ones back over those of the file.
+        content = read_checkpoint(checkpoint.best)
+        lab.classifier.load_state_dict(content["state_dict"])
+        # As best.ckpt itself has them: a rollback leaves the best state where it is and goes back to metrics from
+        # before it.
+        kept = content["callbacks"]["Checkpoint"]
+        metrics = kept["best_metrics"]
+        best = {
+            "epoch": kept["best_epoch"], "step": kept["best_step"], "metric": checkpoint.monitor,
+            "value": kept["best_score"],
+        }  # fmt: skip
     else:
         log.info("no checkpoint was kept: the last state is tested")
-        lab.trainer.test(lab.classifier, lab.data, verbose=False)
-    return as_numbers(lab.trainer.callback_metrics) | metrics
+    if not is_overridden("test_step", lab.classifier):
+        log.info(f"no test: {type(lab.classifier).__name__} has no test_step")
+        return Result(metrics, best)
+    lab.trainer.test(lab.classifier, lab.data, verbose=False)
+    return Result(as_numbers(lab.trainer.callback_metrics) | metrics, best)
 
 
 def facts(lab: Lab) -> dict[str, Any]:

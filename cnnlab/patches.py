@@ -95,6 +95,32 @@ def write_summary(writer: SummaryWriter, summary: Summary) -> None:
     writer._get_file_writer().add_summary(summary)
 
 
+def count_epochs(trainer: Trainer) -> None:
+    """Let a run that has `max_steps` resume as any other.
+
+    With `max_steps`, Lightning takes every resumed run for one that stopped inside an epoch, so that an epoch that was
+    complete is trained again, without batches or with those of another epoch. Lightning 2.6.6,
+    `_FitLoop._iteration_based_training`.
+    """
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+
+
+def reopen_epoch(checkpoint: dict[str, Any]) -> None:
+    """Make a state that was saved at the end of an epoch one from inside the epoch, whose other batches are to come.
+
+    Lightning counts an epoch that `max_steps` or a callback cut short as complete: a run that is resumed with more
+    steps would never see its other batches. Lightning 2.6.6, the loops' `state_dict`.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+    for counter in (progress["total"], progress["current"]):
+        counter["processed"] = counter["completed"]
+
+
+def may_stop(trainer: Trainer) -> bool:
+    """Whether `min_epochs` and `min_steps` are reached. Lightning 2.6.6, `_FitLoop._can_stop_early`."""
+    return trainer.fit_loop._can_stop_early
+
+
 class NoProfiler(Profiler):
     """Measure nothing, at the least cost.
 

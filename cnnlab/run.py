@@ -118,7 +118,9 @@ class Run:
         self.record |= facts
         self._save()
 
-    def finish(self, metrics: Mapping[str, float], objective: str) -> float | None:
+    def finish(
+        self, metrics: Mapping[str, float], objective: str, *, best: Mapping[str, Any] | None = None
+    ) -> float | None:
         """Write metrics.json and mark the run as completed; return the objective, None if it was not measured."""
         signals.raise_if_received()  # one that Python dropped
         value = metrics.get(objective)
@@ -126,7 +128,7 @@ class Run:
             log.warning(f"objective: {objective} was not measured; measured: {', '.join(sorted(metrics))}")
         if self.primary:
             write_json(self.folder / "metrics.json", {**metrics, "objective": value})
-        self.record["status"] = "completed"
+        self.record |= {"status": "completed", "best": dict(best) if best else None}
         self._save()
         if self.primary:
             log.info(self._summary(metrics))
@@ -142,6 +144,9 @@ class Run:
             values = {name.removeprefix(f"{split}/"): v for name, v in metrics.items() if name.startswith(f"{split}/")}
             if values:
                 table.add_row(split, ", ".join(f"{name} {value:.4f}" for name, value in sorted(values.items())))
+        if best := self.record["best"]:
+            value = f", {best['metric']} {best['value']:.4f}" if best["value"] is not None else ""
+            table.add_row("best", f"epoch {best['epoch'] + 1}, step {best['step']}{value}")
         speed = [float(row["images_per_second"]) for row in read_csv(self.folder / "history.csv")]
         trained = f", training at {statistics.median(speed):,.0f} images/s" if speed else ""
         table.add_row("time", f"{self.record['seconds']:.0f} s{trained}")

@@ -3,19 +3,23 @@
 from cnnlab.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from cnnlab.callbacks.dashboard import Dashboard
 from cnnlab.callbacks.divergence import Divergence
+from cnnlab.callbacks.early_stopping import EarlyStopping
+from cnnlab.callbacks.ema import EMA
 from cnnlab.callbacks.figures import Figures
 from cnnlab.callbacks.freeze import Freeze
 from cnnlab.callbacks.history import History
 from cnnlab.callbacks.lookahead import Lookahead
 from cnnlab.callbacks.progress import Progress
 from cnnlab.callbacks.prune import Prune
-from cnnlab.callbacks.stop import StopOnSignal
+from cnnlab.callbacks.stop import StopOnSignal, Timer
 
 __all__ = [
+    "EMA",
     "AtomicCheckpointIO",
     "Checkpoint",
     "Dashboard",
     "Divergence",
+    "EarlyStopping",
     "Figures",
     "Freeze",
     "History",
@@ -23,4 +27,5 @@ __all__ = [
     "Progress",
     "Prune",
     "StopOnSignal",
+    "Timer",
 ]

@@ -14,7 +14,11 @@ from typing_extensions import override
 from cnnlab.checkpoint import Loaded, read_checkpoint, write_checkpoint
 from cnnlab.errors import Stopped
 from cnnlab.files import copy_or_link
+from cnnlab.patches import may_stop, reopen_epoch
 from cnnlab.record import LAST
+
+WATCHERS = ("checkpoint", "history", "progress", "figures", "dashboard")
+"""Callbacks that never end a training."""
 
 
 class Checkpoint(lightning_callbacks.Checkpoint):
@@ -23,9 +27,12 @@ class Checkpoint(lightning_callbacks.Checkpoint):
     Lightning's ModelCheckpoint numbers its files, keeps a state whose metric is NaN, and trains on when it may not
     write.
 
+    Where two states are equally good, the one with the lower `val/loss` is the best, and then the later one. A state
+    that was never validated is the best only as long as none was: then it is the last one.
+
     Args:
-        monitor: The metric that says which state is best, as in `val/accuracy`. Where it is not measured, as without
-            validation, the last state is the best.
+        monitor: The metric that says which state is best. Those of `train/` are measured at an epoch's end, all others
+            by a validation.
         mode: Whether more (`max`) or less (`min`) is better.
         every_n_seconds: Save `last.ckpt` inside an epoch when so many seconds have passed since it was last saved.
         every_n_steps: Likewise after so many optimizer steps.
@@ -51,8 +58,14 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self.every_n_steps = every_n_steps or math.inf
         self.best_score: float | None = None
         self.best_metrics: dict[str, float] = {}
+        self.best_epoch: int | None = None
+        self.best_step: int | None = None
         self.folder = Path("checkpoints")
+        self.is_interrupted = False  # whether last.ckpt was saved since a signal came
+        self._validation: dict[str, float] = {}  # the metrics of this epoch's last validation
         self._validation_seconds: float | None = None
+        self._epoch_ends = False
+        self._was_stopped = False
 
     @property
     def best(self) -> Path:
@@ -69,16 +82,25 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self.folder = Path(trainer.default_root_dir) / "checkpoints"
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run that early stopping ended, and that was killed in its test, has nothing left to train.
+        trainer.should_stop = trainer.should_stop or self._was_stopped
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation = {}
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if resumable(trainer, batch_idx) and (self._is_due(trainer) or self._is_before_long(trainer, batch_idx)):
-            self._save(trainer, self.last)
+            self._save_last(trainer)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,38 +111,65 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._validation_seconds = time.monotonic() - self._validation_began
-        score = trainer.callback_metrics.get(self.monitor)
-        if score is not None and self._improves(float(score)):
-            self.best_score = float(score)
-            # Those of training are still the last epoch's.
-            metrics = as_numbers(trainer.callback_metrics)
-            self.best_metrics = {name: metrics[name] for name in metrics if name.startswith("val/")}
-            self._save(trainer, self.best)
+        metrics = as_numbers(trainer.callback_metrics)
+        # Those of training are still the last epoch's.
+        self._validation = {name: metrics[name] for name in metrics if name.startswith("val/")}
+        if not self.monitor.startswith("train/"):
+            self._keep_if_best(trainer, metrics.get(self.monitor), self._validation)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        monitored = self.monitor in trainer.callback_metrics
-        if not monitored:
-            # Noted before the state is saved: a run that is resumed from it may have nothing left but the test.
-            self.best_metrics = as_numbers(trainer.callback_metrics)
-        self._save(trainer, self.last)
-        if not monitored and trainer.is_global_zero:
-            copy_or_link(self.last, self.best)
+        self._epoch_ends = True
+        try:
+            metrics = as_numbers(trainer.callback_metrics)
+            train = {name: metrics[name] for name in metrics if name.startswith("train/")}
+            if self.monitor.startswith("train/"):
+                self._keep_if_best(trainer, train.get(self.monitor), train | self._validation)
+            if self.best_score is None:
+                # Noted before the state is saved: a run that is resumed from it may have nothing left but the test.
+                self._note_best(trainer, None, train | self._validation)
+            self._save_last(trainer)
+            if self.best_score is None and trainer.is_global_zero:
+                copy_or_link(self.last, self.best)
+        finally:
+            self._epoch_ends = False
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Elsewhere a step is half done, or a validation has a moving average's weights in place of the network's.
         if isinstance(exception, Stopped) and exception.between_steps:
-            self._save(trainer, self.last)
+            # The state before the signal stays as previous.ckpt: a run that diverges goes back to that one, as it
+            # would have done without the signal.
+            keep_previous = not self.is_interrupted
+            self.is_interrupted = True
+            self._save(trainer, self.last, keep_previous=keep_previous)
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["was_stopped"] = trainer.should_stop
+        if self._epoch_ends and is_cut_short(trainer):
+            reopen_epoch(checkpoint)
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Where what ended the training was changed, it decides anew.
+        before, now = (stoppers(hyper) for hyper in (checkpoint.get("hyper_parameters", {}), pl_module.hparams))
+        self._was_stopped = bool(checkpoint.get("was_stopped")) and before == now
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score, "best_metrics": self.best_metrics}
+        names = ("best_score", "best_metrics", "best_epoch", "best_step", "is_interrupted")
+        return {"validation": self._validation} | {name: getattr(self, name) for name in names}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score = state_dict["best_score"]
         self.best_metrics = dict(state_dict["best_metrics"])
+        # Not in the files of earlier versions.
+        self.best_epoch = state_dict.get("best_epoch")
+        self.best_step = state_dict.get("best_step")
+        self.is_interrupted = state_dict.get("is_interrupted", False)
+        self._validation = dict(state_dict.get("validation", {}))
 
     def _is_due(self, trainer: Trainer) -> bool:
         if trainer.global_step - self._saved_step >= self.every_n_steps:
@@ -143,15 +192,30 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         # Processes save together, and their clocks differ.
         return bool(trainer.strategy.broadcast(expected > self.LONG_SECONDS))
 
-    def _improves(self, score: float) -> bool:
+    def _keep_if_best(self, trainer: Trainer, score: float | None, metrics: Mapping[str, float]) -> None:
+        if score is not None and self._improves(score, metrics.get("val/loss", math.inf)):
+            self._note_best(trainer, score, metrics)
+            self._save(trainer, self.best)
+
+    def _improves(self, score: float, loss: float) -> bool:
         if not math.isfinite(score):
             return False
         if self.best_score is None:
             return True
+        if score == self.best_score:
+            return not loss > self.best_metrics.get("val/loss", math.inf)
         return score > self.best_score if self.mode == "max" else score < self.best_score
 
-    def _save(self, trainer: Trainer, path: Path) -> None:
-        trainer.save_checkpoint(path)
+    def _note_best(self, trainer: Trainer, score: float | None, metrics: Mapping[str, float]) -> None:
+        self.best_score, self.best_metrics = score, dict(metrics)
+        self.best_epoch, self.best_step = trainer.current_epoch, trainer.global_step
+
+    def _save_last(self, trainer: Trainer) -> None:
+        self.is_interrupted = False
+        self._save(trainer, self.last)
+
+    def _save(self, trainer: Trainer, path: Path, keep_previous: bool = True) -> None:
+        trainer.save_checkpoint(path, storage_options=None if keep_previous else {"keep_previous": False})
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step
 
@@ -169,7 +233,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        write_checkpoint(checkpoint, Path(path))
+        write_checkpoint(checkpoint, Path(path), **(storage_options or {}))
 
     @override
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> Any:
@@ -179,22 +243,49 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path), map_location)
 
 
+def find_checkpoint(trainer: Trainer) -> Checkpoint | None:
+    """Return the trainer's callback of this kind, wherever it stands among others that save; None without one."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, Checkpoint)), None)
+
+
+def stoppers(hyper: Mapping[str, Any]) -> Any:
+    """Return the part of a run's settings that may end its training before `max_epochs` and `max_steps`."""
+    config = hyper.get("config", {})
+    callbacks = {name: node for name, node in (config.get("callbacks") or {}).items() if name not in WATCHERS}
+    return callbacks, config.get("trainer", {}).get("max_time")
+
+
 def resumable(trainer: Trainer, batch_idx: int) -> bool:
     """Whether a run resumed from a state saved after this training batch comes to the same bits.
 
     Gradients that are still being accumulated are in no checkpoint, and Lightning skips the validation that was due
-    after the batch it resumes from.
+    after the batch it resumes from. After the run's last batch there is nothing to resume, but the epoch's end is
+    still to come.
     """
     if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        return False
+    if 0 <= trainer.max_steps <= trainer.global_step or (trainer.should_stop and may_stop(trainer)):
         return False
     batches, every = validation_rhythm(trainer, batch_idx)
     return batches % every != 0
 
 
+def is_cut_short(trainer: Trainer) -> bool:
+    """Whether an epoch that ends has batches left, as where `max_steps` or a callback ended the run inside it."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return not progress.is_last_batch and progress.current.ready < trainer.num_training_batches
+
+
 def validation_rhythm(trainer: Trainer, batch_idx: int) -> tuple[int, float]:
     """Return the number of batches that count towards the next validation, and how many of them make one due."""
-    batches = batch_idx + 1 if trainer.check_val_every_n_epoch is not None else trainer.fit_loop.total_batch_idx + 1
-    return batches, (trainer.val_check_batch or math.inf) if trainer.enable_validation else math.inf
+    if not trainer.enable_validation:
+        return batch_idx + 1, math.inf
+    if trainer.check_val_every_n_epoch is None:
+        return trainer.fit_loop.total_batch_idx + 1, trainer.val_check_batch or math.inf
+    if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
+        return batch_idx + 1, math.inf
+    return batch_idx + 1, trainer.val_check_batch or math.inf
 
 
 def as_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from typing_extensions import override
 
-from cnnlab.callbacks.checkpoint import Checkpoint, as_numbers
+from cnnlab.callbacks.checkpoint import as_numbers, find_checkpoint
 from cnnlab.callbacks.figures import data_of, first_batch, gathered
 from cnnlab.callbacks.history import writers
 from cnnlab.classifier import Classifier
@@ -67,8 +67,8 @@ class Dashboard(Callback):
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        checkpoint = trainer.checkpoint_callback
-        best = checkpoint.best_metrics if isinstance(checkpoint, Checkpoint) else {}
+        checkpoint = find_checkpoint(trainer)
+        best = checkpoint.best_metrics if checkpoint else {}
         # Not as `val/...`: that name is a curve's, and this would be its last point.
         results = {f"best/{name}": value for name, value in best.items() if name.startswith("val/")}
         results |= as_numbers(trainer.callback_metrics)

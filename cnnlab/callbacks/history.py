@@ -49,7 +49,7 @@ class History(Callback):
         self._pending: list[tuple[Tensor, Tensor, Tensor, float]] = []
         self._sums = [0.0, 0.0, 0.0]  # over the epoch so far: loss times images, correct images, images
         self._seconds = 0.0
-        self._validated = False
+        self._validation: dict[str, float] = {}  # the metrics of this epoch's last validation
         self._clock = time.perf_counter()
 
     @override
@@ -74,7 +74,7 @@ class History(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._sums = [0.0, 0.0, 0.0]
         self._seconds = 0.0
-        self._validated = False
+        self._validation = {}
         self._clock = time.perf_counter()
 
     @override
@@ -95,7 +95,8 @@ class History(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validated = True
+        metrics = trainer.callback_metrics
+        self._validation = {name: float(metrics[name]) for name in metrics if name.startswith("val/")}
         self._clock = time.perf_counter()
 
     @override
@@ -110,9 +111,7 @@ class History(Callback):
         if not math.isnan(correct):
             train["train/accuracy"] = correct / images
         pl_module.log_dict(train, logger=False)  # so that an objective or early stopping can be about them
-        # An epoch without a validation leaves the metrics of the last validation standing.
-        metrics = trainer.callback_metrics if self._validated else {}
-        val = {name: float(metrics[name]) for name in metrics if name.startswith("val/")}
+        val = self._validation
         # A LightningModule of the user's own logs what it likes.
         logged = trainer.callback_metrics
         train |= {name: float(logged[name]) for name in logged if not name.startswith(("val/", "test/"))}
@@ -121,7 +120,8 @@ class History(Callback):
         row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": lr}
         measured = train | val | speed
         row |= {column: measured.pop(column, None) for column in COLUMNS[len(row) :]} | measured
-        self.rows.append(row)
+        # A run that is resumed inside an epoch that `max_steps` had cut short has a row of its beginning.
+        self.rows = [*(before for before in self.rows if before["epoch"] < row["epoch"]), row]
         if trainer.is_global_zero:
             self._write()
             self._log_epoch(train | val | speed)
@@ -138,9 +138,9 @@ class History(Callback):
             "losses": torch.tensor(self.losses),
             "lrs": torch.tensor(self.lrs, dtype=torch.float64),
             "rows": self.rows,
-            "sums": self._sums,
+            "sums": gather(self._trainer, self._sums),
             "seconds": self._seconds,
-            "validated": self._validated,
+            "validation": self._validation,
         }
 
     @override
@@ -149,9 +149,14 @@ class History(Callback):
         # Checkpoints of before have none: a picture of the rest of the run would be taken for the whole.
         self.lrs = state_dict["lrs"].tolist() if "lrs" in state_dict else [math.nan] * len(self.losses)
         self.rows = list(state_dict["rows"])
-        self._sums = list(state_dict["sums"])
+        sums = state_dict["sums"]
+        rank, world_size = self._trainer.global_rank, self._trainer.world_size
+        if len(sums) == world_size:
+            self._sums = list(sums[rank])
+        else:  # on another number of processes, the first one has what all of them had
+            self._sums = [sum(column) for column in zip(*sums, strict=True)] if rank == 0 else [0.0, 0.0, 0.0]
         self._seconds = state_dict["seconds"]
-        self._validated = state_dict["validated"]
+        self._validation = dict(state_dict["validation"])
 
     def _pause(self) -> None:
         now = time.perf_counter()
@@ -223,6 +228,14 @@ def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             yield logger.experiment
+
+
+def gather(trainer: Trainer, sums: list[float]) -> list[list[float]]:
+    """Return the sums of each process, so that each has its own back when the run is resumed."""
+    if trainer.world_size == 1:
+        return [sums]
+    everyone = trainer.strategy.all_gather(torch.tensor(sums, dtype=torch.float64, device=trainer.strategy.root_device))
+    return everyone.tolist()
 
 
 def describe(row: Mapping[str, Any], max_epochs: int | None) -> str:

@@ -7,6 +7,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from cnnlab.callbacks.ema import split_by_kind
+
 
 class Lookahead(Callback):
     """Pull the weights back to their slow average every few steps, and once more at the run's last step.
@@ -40,7 +42,7 @@ class Lookahead(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        fast = averaged(pl_module)
+        fast, _ = split_by_kind(pl_module)
         if self.slow is None:
             self.slow = [value.clone() for value in fast]
         self.slow = [slow.to(value.device) for slow, value in zip(self.slow, fast, strict=True)]
@@ -60,7 +62,7 @@ class Lookahead(Callback):
         if step % self.every_n_steps and not at_end:
             return
         assert self.slow is not None
-        fast = averaged(pl_module)
+        fast, _ = split_by_kind(pl_module)
         if not at_end:
             share = 1 - self.momentum**self.every_n_steps * (step / self._total_steps) ** 3
             torch._foreach_lerp_(self.slow, fast, share)
@@ -73,8 +75,3 @@ class Lookahead(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.slow = state_dict.get("slow")
-
-
-def averaged(module: LightningModule) -> list[Tensor]:
-    """Return the parameters and buffers that an average is taken of: those with fractions."""
-    return [value.detach() for value in (*module.parameters(), *module.buffers()) if value.is_floating_point()]

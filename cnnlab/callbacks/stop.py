@@ -1,14 +1,36 @@
 """Stop between steps when a signal came, so that no step is cut in half."""
 
+import logging
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import callbacks as lightning_callbacks
 from typing_extensions import override
 
 from cnnlab import signals
 from cnnlab.callbacks.checkpoint import resumable
 from cnnlab.errors import Stopped
+
+log = logging.getLogger(__name__)
+
+
+class Timer(lightning_callbacks.Timer):
+    """Stop when the time is up, and say so in the log.
+
+    Lightning's own ends a run that is resumed after its time without the end of the epoch: no row in the history, no
+    validation. Here one more step is made.
+    """
+
+    @override
+    def on_fit_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None: ...
+
+    @override
+    def _check_time_remaining(self, trainer: Trainer) -> None:
+        was_stopped = trainer.should_stop
+        super()._check_time_remaining(trainer)
+        if trainer.should_stop and not was_stopped:
+            log.info(f"trainer.max_time is up in epoch {trainer.current_epoch + 1}, after step {trainer.global_step}")
 
 
 class StopOnSignal(Callback):

@@ -37,6 +37,7 @@ MAY_CHANGE = (
     "callbacks.dashboard",
     "callbacks.dashboard.*",
     "callbacks.checkpoint.every_n_*",
+    "callbacks.early_stopping.patience",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
