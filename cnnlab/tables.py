@@ -1,53 +1,157 @@
-"""Tables that fit the terminal."""
+"""Tables that fit the terminal: the columns that matter stay, long cells are shortened, what is left out is named."""
 
 import io
 import sys
+import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from rich.cells import cell_len
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
-
-from cnnlab.console import rich_console
 from cnnlab.files import printable
 
-MAX_LETTERS = 40  # of a cell
-LOG_WIDTH = 200  # where there is no terminal
+LEAST_WIDTH = 12
+GAP = 2  # between columns: the padding, and what the box draws
 
 
-def shorten(text: str, letters: int = MAX_LETTERS) -> str:
-    """Return a text of so many letters at most, its middle left out: what tells names apart stands at their ends."""
-    if len(text) <= letters:
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: Its head.
+        cells: Its texts.
+        number: Whether it holds numbers, which are set to the right and never shortened.
+        least: Characters to which a longer text may be shortened.
+    """
+
+    name: str
+    cells: Sequence[str]
+    number: bool = False
+    least: int = LEAST_WIDTH
+
+    @property
+    def width(self) -> int:
+        """The characters that its longest text takes on a terminal."""
+        from rich.cells import cell_len
+
+        return max(map(cell_len, (self.name, *self.cells)))
+
+    @property
+    def least_width(self) -> int:
+        """The characters to which it may be shortened."""
+        return self.width if self.number else min(self.width, max(self.least, len(self.name)))
+
+
+def format_value(value: Any) -> str:
+    """Return a value of a config or a record as people read it: numbers with up to six significant digits."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+SHARES = ("accuracy", "f1", "precision", "recall", "share")
+"""Endings of metrics that are shares."""
+
+
+def format_metric(name: str, value: float | None) -> str:
+    """Return a metric as people read it: a share in per cent, anything else with four significant digits."""
+    if value is None:
+        return format_value(value)
+    return f"{value:.2%}" if name.endswith(SHARES) else f"{value:.4g}"
+
+
+def shorten(text: str, width: int = 40) -> str:
+    """Return a text that takes at most `width` characters of a terminal, with its middle left out if it is longer."""
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= width:
         return text
-    tail = (letters - 1) // 2
-    return f"{text[: letters - 1 - tail]}…{text[len(text) - tail :]}"
+    head = (width - 1) // 2
+    tail = width - 1 - head
+    # What is kept of the end is the longest suffix that fits: letters may take two characters each.
+    start = next(index for index in range(len(text) + 1) if cell_len(text[index:]) <= tail)
+    return set_cell_size(text, head).rstrip() + "…" + text[start:]
 
 
-def draw(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], width: int | None = None) -> str:
-    """Return a table that fits the terminal: long cells are shortened, the last columns left out and named below.
+def fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[str]]:
+    """Choose the columns that fit a width, and shorten their cells.
 
     Args:
-        title: What stands above it.
-        header: The columns' names, those that matter most first.
-        lines: A cell for each column.
-        width: In letters; by default the terminal's.
+        columns: Those that matter most first.
+        width: Of the terminal, in characters.
+
+    Returns:
+        The columns that are shown, and the names of the others.
     """
-    terminal = Console(file=sys.stdout or io.StringIO())
-    width = width or (terminal.width if terminal.is_terminal else LOG_WIDTH)
-    columns = [[shorten(printable(cell, keep="")) for cell in column] for column in zip(header, *lines, strict=True)]
-    count, needed = 0, 1
-    while count < len(columns) and (count == 0 or needed + max(map(cell_len, columns[count])) + 3 <= width):
-        needed += max(map(cell_len, columns[count])) + 3
-        count += 1
-    grid = Table(*(Column(escape(column[0]), no_wrap=True) for column in columns[:count]))
-    for cells in zip(*(column[1:] for column in columns[:count]), strict=True):
-        grid.add_row(*map(escape, cells))
-    console = rich_console(file=io.StringIO(), width=width, force_terminal=terminal.is_terminal, highlight=False)
+    shown: list[Column] = []
+    widths: list[int] = []
+    dropped = []
+    for column in columns:
+        if not shown or sum(widths) + GAP * len(widths) + column.least_width <= width:
+            shown.append(column)
+            widths.append(column.least_width)
+        else:
+            dropped.append(column.name)
+    spare = width - sum(widths) - GAP * (len(widths) - 1)
+    while spare > 0 and (short := [index for index, column in enumerate(shown) if widths[index] < column.width]):
+        # The column that is furthest from its full width gets the next character.
+        widths[max(short, key=lambda index: shown[index].width / widths[index])] += 1
+        spare -= 1
+    widths[0] = min(widths[0], width)
+    cut = [
+        replace(column, name=shorten(column.name, size), cells=[shorten(cell, size) for cell in column.cells])
+        for column, size in zip(shown, widths, strict=True)
+    ]
+    return cut, dropped
+
+
+def draw(
+    columns: Sequence[Column], *, title: str = "", wide: bool = False, elsewhere: str = "--wide, --csv and --json"
+) -> str:
+    """Return a table as text: of the terminal's width on a terminal; in a file, or if it is `wide`, every cell whole.
+
+    Args:
+        columns: Those that matter most first.
+        title: Stands above.
+        wide: Whether to show all of it, however wide that is.
+        elsewhere: Where the reader finds what was left out.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column as Head
+    from rich.table import Table
+
+    # A cell may be a stranger's: no line breaks, nothing that commands the terminal.
+    columns = [
+        replace(column, name=printable(column.name, ""), cells=[printable(cell, "") for cell in column.cells])
+        for column in columns
+    ]
+    terminal = Console(file=sys.stdout)
+    dropped: list[str] = []
+    if terminal.is_terminal and not wide:
+        columns, dropped = fit(columns, terminal.width)
+    heads = [
+        Head(escape(column.name), justify="right" if column.number else "left", no_wrap=True) for column in columns
+    ]
+    table = Table(*heads, box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), show_edge=False, pad_edge=False)
+    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*map(escape, row))
+    width = sum(column.width + GAP for column in columns)
+    console = Console(file=io.StringIO(), width=width, force_terminal=terminal.is_terminal, highlight=False)
     with console.capture() as capture:
-        console.print(title, markup=False)
-        console.print(grid)
-        if count < len(columns):
-            names = ", ".join(column[0] for column in columns[count:])
-            console.print(f"left out for want of width: {names}", markup=False)
-    return capture.get().rstrip("\n")
+        console.print(table)
+    parts = [title] if title else []
+    parts += [line.rstrip() for line in capture.get().splitlines()]
+    if dropped:
+        parts.append(textwrap.fill(f"not shown: {', '.join(dropped)} ({elsewhere})", terminal.width))
+    return "\n".join(parts)
+
+
+def print_table(
+    columns: Sequence[Column], *, title: str = "", wide: bool = False, elsewhere: str = "--wide, --csv and --json"
+) -> None:
+    """Print a table on standard output, see `draw`."""
+    print(draw(columns, title=title, wide=wide, elsewhere=elsewhere))

@@ -1,5 +1,7 @@
+import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -157,14 +159,18 @@ def test_debug_shows_the_traceback_before_the_error(call, args):
 def test_check_shows_what_a_file_holds(call, npz):
     code, out, err = call("data", "check", npz)
     assert (code, err) == (0, "")
-    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines()]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines()]
     assert ["X_train", "uint8", "20 × 5 × 4 × 3"] in rows
     assert ["y_test", "int64", "2"] in rows
     assert ["1", "1", "7", "35.0", "0", "0.0"] in rows
     assert ["within train", "1", "1"] in rows
     assert ["within test", "0", "0"] in rows
     assert ["test images in train", "1", "0"] in rows
-    assert "Look: 1 of the 2 test images are among the training images" in out
+    assert "note: 1 of 2 test images are in the training set too" in out
+    assert "Usable, but see the notes." in out
+    content = json.loads(call("data", "check", npz, "--json")[1])
+    assert content["duplicates"][2] == {"where": "test images in train", "copies": 1, "with another label": 0}
+    assert len(content["notes"]) == 1
     assert f"cnnlab train data=npz data.path={npz}" in out
 
 

@@ -44,7 +44,10 @@ def test_two_equal_runs_are_no_evidence_of_a_difference(pair, call, tmp_path: Pa
     assert (code, err) == (0, "")
     assert "no evidence of a difference in accuracy between" in out
     assert "McNemar's exact test over 100 test images, p = 1;" in out
-    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    (figure,) = (pair[0] / "figures").glob("comparison-*.png")
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert f"curves: {figure}" in out
+    assert not list(tmp_path.iterdir()), "nothing of an earlier comparison is overwritten"
     code, out, _ = call(*pair, "--json", "--figure", "curves.png")
     told = json.loads(out)
     assert told["config"] == {"seed": [0, 7]}
@@ -153,4 +156,4 @@ def test_mistakes_are_answered(tmp_path: Path, call, words: list[str], message: 
     code, _, err = call(*words)
     assert code == 2
     assert message in err
-    assert not (tmp_path / "comparison.png").exists()
+    assert not list(tmp_path.rglob("*.png"))

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
 
 from cnnlab.config import composed
+from cnnlab.console import say
 from cnnlab.errors import ConfigError
 from cnnlab.files import write_text
+from cnnlab.tables import Column, print_table
 
 app = typer.Typer(add_completion=False)
 
@@ -66,53 +67,54 @@ def run(
         from cnnlab import plots
 
         figure.write_bytes(plots.to_png(plots.step_parts(content)))
-    console.print(_sweep_table(content) if sweep is not None else _table(content), soft_wrap=True)
-    if sweep is not None:
+    if sweep is None:
+        _print_step(content)
+    else:
+        _print_sweep(content)
         fastest = " ".join(content["best"]) or "nothing is faster than the config as it is"
-        console.print(f"Fastest: {fastest}", markup=False, highlight=False, soft_wrap=True)
+        say(f"Fastest: {fastest}")
 
 
-def _table(content: dict[str, Any]) -> Table:
+def _print_step(content: dict[str, Any]) -> None:
     hardware = content["hardware"]
-    table = Table(
-        "", Column(justify="right"), "",
-        title=f"{hardware['cpu']}, {hardware['device']}", title_justify="left", show_header=False,
-    )  # fmt: skip
-    table.add_row("training", f"{content['images_per_second']:,.0f}", "images/s")
-    table.add_row("a step", f"{content['step_ms']:.2f}", f"ms, {content['batch_size']} images")
-    for name, part in content["parts_ms"].items():
-        table.add_row(f"  {name}", f"{part:.2f}", f"ms, {part / content['step_ms']:.0%}")
-    table.add_row(
-        "arithmetic", f"{content['flops_per_second'] / 1e9:,.0f}",
-        f"GFLOP/s, {content['share_of_matmul_rate']:.0%} of a matrix product's on this machine",
-    )  # fmt: skip
-    table.add_row("evaluation", f"{content['evaluation_images_per_second']:,.0f}", "images/s")
-    for size, taken in content["prediction_ms"].items():
-        table.add_row("prediction", f"{taken:.2f}", f"ms, batch of {size}")
-    table.add_row("peak memory", f"{content['peak_mib']:,.0f}", "MiB")
-    for name, taken in content["start_up_seconds"].items():
-        table.add_row(f"start-up: {name}", f"{taken:.2f}", "s")
+    share = f"GFLOP/s, {content['share_of_matmul_rate']:.0%} of a matrix product's on this machine"
+    rows = [
+        ("training", f"{content['images_per_second']:,.0f}", "images/s"),
+        ("a step", f"{content['step_ms']:.2f}", f"ms, {content['batch_size']} images"),
+        *(
+            (f"  {name}", f"{part:.2f}", f"ms, {part / content['step_ms']:.0%}")
+            for name, part in content["parts_ms"].items()
+        ),
+        ("arithmetic", f"{content['flops_per_second'] / 1e9:,.0f}", share),
+        ("evaluation", f"{content['evaluation_images_per_second']:,.0f}", "images/s"),
+        *(("prediction", f"{ms:.2f}", f"ms, batch of {size}") for size, ms in content["prediction_ms"].items()),
+        ("peak memory", f"{content['peak_mib']:,.0f}", "MiB"),
+        *((f"start-up: {name}", f"{seconds:.2f}", "s") for name, seconds in content["start_up_seconds"].items()),
+    ]
     for kind, other in content["against"].items():
         rounds = other["ratio_rounds"]
-        table.add_row(
-            f"against {kind}", f"{other['ratio']:.2f}",
-            f"of its {other['step_ms']:.2f} ms ({len(rounds)} rounds: {min(rounds):.2f}–{max(rounds):.2f})",
-        )  # fmt: skip
-    return table
+        spread = f"{len(rounds)} rounds: {min(rounds):.2f}–{max(rounds):.2f}"
+        rows.append((f"against {kind}", f"{other['ratio']:.2f}", f"of its {other['step_ms']:.2f} ms ({spread})"))
+    names, values, units = zip(*rows, strict=True)
+    columns = [Column("what", names), Column("value", values, number=True), Column("unit", units)]
+    print_table(columns, title=f"{hardware['cpu']}, {hardware['device']}", elsewhere="--json")
 
 
-def _sweep_table(content: dict[str, Any]) -> Table:
-    """Return the table of what was tried; each setting stands beside the best one so far, measured in turn with it."""
-    speeds = [Column(name, justify="right") for name in ("images/s", "baseline", "ratio")]
-    table = Table("setting", *speeds, "")
+def _print_sweep(content: dict[str, Any]) -> None:
+    """Print what was tried; each setting stands beside the best one so far, measured in turn with it."""
+    rows = []
     measured = [attempt for attempt in content["tried"] if attempt["ratio"] is not None]
     if measured:
-        table.add_row(
-            "the config as it is", f"{measured[0]['baseline_images_per_second']:,.0f}", "", "1.00", "baseline"
-        )
+        speed = f"{measured[0]['baseline_images_per_second']:,.0f}"
+        rows.append(("the config as it is", speed, "", "1.00", "baseline"))
     for attempt in content["tried"]:
-        numbers = [attempt["images_per_second"], attempt["baseline_images_per_second"]]
-        cells = ["" if number is None else f"{number:,.0f}" for number in numbers]
+        speeds = [attempt["images_per_second"], attempt["baseline_images_per_second"]]
+        numbers = ["" if speed is None else f"{speed:,.0f}" for speed in speeds]
         ratio = "" if attempt["ratio"] is None else f"{attempt['ratio']:.2f}"
-        table.add_row(" ".join(attempt["overrides"]), *cells, ratio, attempt["verdict"])
-    return table
+        rows.append((" ".join(attempt["overrides"]), *numbers, ratio, attempt["verdict"]))
+    settings, images, baselines, ratios, verdicts = zip(*rows, strict=True)
+    columns = [
+        Column("setting", settings), Column("images/s", images, number=True),
+        Column("baseline", baselines, number=True), Column("ratio", ratios, number=True), Column("verdict", verdicts),
+    ]  # fmt: skip
+    print_table(columns, elsewhere="--json")

@@ -1,5 +1,6 @@
 """`cnnlab compare`: how runs differ, and whether it is more than chance."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnlab.commands import Trust
+from cnnlab.commands import AsJson, Trust, Wide
+from cnnlab.console import say
 from cnnlab.errors import CnnlabError, ConfigError, DataError
+from cnnlab.tables import Column, format_metric, format_value, print_table
 
 if TYPE_CHECKING:
     from cnnlab.comparison import ComparedRun
@@ -28,8 +31,11 @@ def compare(
     data: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Test on the test images of this npz file instead.")
     ] = None,
-    figure: Annotated[Path, typer.Option(metavar="FILE.png", help="Where the curves go.")] = Path("comparison.png"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Where the curves go. [default: the first run's figures]")
+    ] = None,
+    wide: Wide = False,
+    as_json: AsJson = False,
     trust: Trust = None,
 ) -> None:
     """Compare runs: config, code, environment, metrics, curves, and whether the difference is real.
@@ -62,6 +68,7 @@ def compare(
     words = [verdict.words(*names) for verdict, *names in verdicts.values()]
     curves = comparison.read_curves(compared)
     if curves:
+        figure = figure or _figure_path(compared)
         _draw(curves, [0] * len(first) + [1] * len(second) if second else list(range(len(compared))), figure)
     if as_json:
         content = {
@@ -72,10 +79,10 @@ def compare(
         }  # fmt: skip
         print(json.dumps(content, indent=1))
     else:
-        _print(compared, tables)
-        print(*words, *([f"curves: {figure}"] if curves else []), sep="\n")
+        _print(compared, tables, wide)
+        say(*words, *([f"curves: {figure}"] if curves else []), sep="\n")
         if verdicts and not second:
-            print(f"This is about these networks. About their recipes, give several seeds of each, with {AGAINST}.")
+            say(f"This is about these networks. About their recipes, give several seeds of each, with {AGAINST}.")
     if not second and missing is not None:
         raise missing
 
@@ -96,32 +103,30 @@ def _groups(words: list[str]) -> tuple[list[str], list[str]]:
     return first, second
 
 
-def _print(compared: "Sequence[ComparedRun]", tables: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Column, Table
-
-    console = Console()
+def _print(compared: "Sequence[ComparedRun]", tables: Mapping[str, Mapping[str, Sequence[Any]]], wide: bool) -> None:
     for title, rows in tables.items():
         if not rows:
-            console.print(f"{title}: no difference", highlight=False)
+            say(f"{title}: no difference")
             continue
-        heads = [Column(escape(run.label), overflow="fold") for run in compared]
-        table = Table(
-            "", *heads, title=title, title_justify="left",
-            box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
-        )  # fmt: skip
-        for name, values in rows.items():
-            # What is the same everywhere need not be read once a run.
-            same = title == "Environment" and all(value == values[0] for value in values)
-            cells = [_cell(values[0]), *["″"] * (len(values) - 1)] if same else [_cell(value) for value in values]
-            table.add_row(escape(name), *map(escape, cells))
-        console.print(table)
+        columns = [Column(title.lower(), list(rows), least=28)]
+        for index, run in enumerate(compared):
+            cells = []
+            for name, values in rows.items():
+                # What is the same in every run is printed once.
+                same = index and title == "Environment" and all(value == values[0] for value in values)
+                value = values[index]
+                text = format_metric(name, value) if title == "Metrics" else format_value(value)
+                cells.append("″" if same else text)
+            columns.append(Column(run.label, cells, least=9))
+        print_table(columns, wide=wide, elsewhere="--wide and --json")
+        say("")
 
 
-def _cell(value: Any) -> str:
-    return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+def _figure_path(compared: "Sequence[ComparedRun]") -> Path:
+    """Return a picture's path in the first run's folder that belongs to this comparison alone."""
+    names = "\n".join(str(run.checkpoint.resolve()) for run in compared)
+    digest = hashlib.blake2b(names.encode(), digest_size=4).hexdigest()
+    return compared[0].record.folder / "figures" / f"comparison-{digest}.png"
 
 
 def _draw(curves: Mapping[str, Mapping[str, Sequence[float]]], groups: list[int], path: Path) -> None:

@@ -1,20 +1,21 @@
 """`cnnlab data`: fetch a data set, pack a folder of pictures, check a file."""
 
 import hashlib
+import json
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
+from cnnlab.commands import AsJson, Wide
+from cnnlab.console import say
 from cnnlab.data import archive, cifar, folder, npz, pictures, splits
 from cnnlab.errors import ConfigError, PartialError
+from cnnlab.tables import Column, print_table
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -86,24 +87,33 @@ def check(
             help=f"An array's name in the file, where it differs: {', '.join(archive.KEYS)}. Repeatable.",
         ),
     ] = None,
+    wide: Wide = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what an npz file holds, and say whether it can be trained on (exit 3 or 8 if not)."""
-    keys = dict(_parsed(text) for text in key or ())
-    console = Console()
-    console.print(_array_table(file))
+    keys = dict(_parse_key(text) for text in key or ())
+    content: dict[str, Any] = {"file": str(file), "arrays": _describe_arrays(file)}
+    if not as_json:
+        _print("In the file", content["arrays"], wide)
     data = archive.read(file, keys)
     # As a run would, with the settings of data=npz.
     splits.divide(
         data.targets["train"], seed=0, val_size=0.1, test_size=0 if "test" in data.images else 0.2, groups=data.groups
     )
-    repeated = sum(map(set(_digests(data.images["train"])).__contains__, _digests(data.images.get("test", ()))))
-    console.print(_image_table(data), _class_table(data), _duplicate_table(data))
-    if repeated:
-        count = len(data.images["test"])
-        console.print(
-            f"Look: {repeated} of the {count} test images are among the training images, which flatters the test."
-        )
-    console.print("Usable. Train:", _command("npz", file, keys), markup=False, soft_wrap=True)
+    duplicates = _describe_duplicates(data)
+    content |= {
+        "images": _describe_images(data), "classes": _describe_classes(data), "duplicates": duplicates,
+        "notes": _note_leaks(duplicates, data), "command": _command("npz", file, keys),
+    }  # fmt: skip
+    if as_json:
+        print(json.dumps(content, indent=1))
+        return
+    _print("Images", content["images"], wide)
+    _print("Classes", content["classes"], wide)
+    _print("Exact duplicates", duplicates, wide)
+    for note in content["notes"]:
+        say(f"note: {note}")
+    say("Usable, but see the notes." if content["notes"] else "Usable.", "Train:", content["command"])
 
 
 def _command(option: str, path: Path, keys: Mapping[str, str] | None = None) -> str:
@@ -115,71 +125,91 @@ def _command(option: str, path: Path, keys: Mapping[str, str] | None = None) -> 
     return shlex.join(["cnnlab", "train", f"data={option}", *overrides])
 
 
-def _parsed(text: str) -> tuple[str, str]:
+def _parse_key(text: str) -> tuple[str, str]:
     role, equals, name = text.partition("=")
     if not equals or role not in archive.KEYS:
         raise ConfigError(f"--key must be ROLE=NAME with one of {', '.join(archive.KEYS)}, got {text!r}.")
     return role, name
 
 
-def _array_table(file: Path) -> Table:
-    table = Table("array", "type", "shape", title="In the file", title_justify="left")
-    for name, layout in npz.layouts(file).items():
-        table.add_row(escape(name), str(layout.dtype), " × ".join(map(str, layout.shape)))
-    return table
+def _print(title: str, rows: list[dict[str, Any]], wide: bool) -> None:
+    columns = [
+        Column(name, [str(row[name]) for row in rows], number=isinstance(rows[0][name], int | float))
+        for name in (rows[0] if rows else {})
+    ]
+    print_table(columns, title=title, wide=wide, elsewhere="--wide and --json")
+    say("")
 
 
-def _image_table(data: archive.Archive) -> Table:
-    table = Table("split", _number("images"), "size", "values", "mean", "sd", title="Images", title_justify="left")
+def _describe_arrays(file: Path) -> list[dict[str, Any]]:
+    return [
+        {"array": name, "type": str(layout.dtype), "shape": " × ".join(map(str, layout.shape))}
+        for name, layout in npz.layouts(file).items()
+    ]
+
+
+def _describe_images(data: archive.Archive) -> list[dict[str, Any]]:
     height, width, channels = data.image_shape
+    rows = []
     for split, images in data.images.items():
         mean, std = archive.channel_statistics(images)
-        table.add_row(
-            split,
-            str(len(images)),
-            f"{height} × {width} × {channels}",
-            f"{images.min():.6g}–{images.max():.6g}",
-            " ".join(f"{value:.3f}" for value in mean),
-            " ".join(f"{value:.3f}" for value in std),
+        rows.append(
+            {
+                "split": split,
+                "images": len(images),
+                "size": f"{height} × {width} × {channels}",
+                "values": f"{images.min():.6g}–{images.max():.6g}",
+                "mean": " ".join(f"{value:.3f}" for value in mean),
+                "sd": " ".join(f"{value:.3f}" for value in std),
+            }
         )
-    return table
+    return rows
 
 
-def _class_table(data: archive.Archive) -> Table:
-    columns = [name for split in data.targets for name in (split, f"{split} %")]
-    table = Table("label", "class", *columns, title="Classes", title_justify="left")
-    counts = [np.bincount(targets, minlength=data.num_classes) for targets in data.targets.values()]
+def _describe_classes(data: archive.Archive) -> list[dict[str, Any]]:
+    counts = {split: np.bincount(targets, minlength=data.num_classes) for split, targets in data.targets.items()}
+    rows: list[dict[str, Any]] = []
     for label, name in enumerate(data.classes):
-        cells = [cell for count in counts for cell in (str(count[label]), f"{100 * count[label] / count.sum():.1f}")]
-        table.add_row(str(label), escape(name), *cells)
-    return table
+        rows.append({"label": label, "class": name})
+        for split, count in counts.items():
+            rows[-1] |= {split: int(count[label]), f"{split} %": round(float(100 * count[label] / count.sum()), 1)}
+    return rows
 
 
-def _duplicate_table(data: archive.Archive) -> Table:
+def _describe_duplicates(data: archive.Archive) -> list[dict[str, Any]]:
     samples = {
         split: list(zip(_digests(images), data.targets[split].tolist(), strict=True))
         for split, images in data.images.items()
     }
     # The label of each picture's first appearance: of equal keys, a dict keeps the last value.
     first = {split: dict(reversed(pairs)) for split, pairs in samples.items()}
-    table = Table(
-        "where", *map(_number, ("copies", "with another label")), title="Exact duplicates", title_justify="left"
-    )
-    rows = [
+    places = [
         (f"within {split}", len(pairs) - len(first[split]), pairs, first[split]) for split, pairs in samples.items()
     ]
     for split, pairs in samples.items():
         if split != "train":
             copies = sum(digest in first["train"] for digest, _ in pairs)
-            rows.append((f"{split} images in train", copies, pairs, first["train"]))
-    for where, copies, pairs, labels in rows:
-        other_label = sum(labels.get(digest, label) != label for digest, label in pairs)
-        table.add_row(where, str(copies), str(other_label))
-    return table
+            places.append((f"{split} images in train", copies, pairs, first["train"]))
+    return [
+        {
+            "where": where,
+            "copies": copies,
+            "with another label": sum(labels.get(digest, label) != label for digest, label in pairs),
+        }
+        for where, copies, pairs, labels in places
+    ]
 
 
-def _number(header: str) -> Column:
-    return Column(header, justify="right")
+def _note_leaks(duplicates: list[dict[str, Any]], data: archive.Archive) -> list[str]:
+    """Return what is to be known before a result on this file is believed."""
+    copies = {row["where"]: row["copies"] for row in duplicates}
+    notes = []
+    for split, images in data.images.items():
+        leaks = copies.get(f"{split} images in train", 0)
+        if leaks:
+            part = f"every {split} image is" if leaks == len(images) else f"{leaks} of {len(images)} {split} images are"
+            notes.append(f"{part} in the training set too: a result on them flatters the network.")
+    return notes
 
 
 def _digests(images: Iterable[np.ndarray]) -> Iterator[bytes]:

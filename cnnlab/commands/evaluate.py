@@ -1,11 +1,14 @@
 """`cnnlab evaluate`: how good a run's network is."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from cnnlab.commands import RunName, Trust
+from cnnlab.commands import AsJson, RunName, Trust, Wide
+from cnnlab.console import say
+from cnnlab.tables import Column, format_metric, print_table
 from cnnlab.tta import TTA
 
 app = typer.Typer(add_completion=False)
@@ -26,6 +29,8 @@ def evaluate(
     precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed, ... [default: the run's]")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time. [default: the run's]")] = None,
     figures: Annotated[bool, typer.Option(help="Draw confusion matrix, calibration and worst mistakes.")] = True,
+    wide: Wide = False,
+    as_json: AsJson = False,
     trust: Trust = None,
 ) -> None:
     """Evaluate a run: metrics with their uncertainty, confusion matrix, calibration, worst mistakes.
@@ -36,42 +41,52 @@ def evaluate(
     from cnnlab.data import archive, npz
     from cnnlab.evaluation import evaluate
 
-    done = evaluate(
+    evaluation = evaluate(
         run, data=data, split=split, tta=tta, accelerator=accelerator, precision=precision,
         batch_size=batch_size, figures=figures, trusted=trust or (),
     )  # fmt: skip
-    _show(done.content)
+    content = evaluation.content
+    if as_json:
+        print(json.dumps(content | {"path": str(evaluation.path)}, indent=1))
+        return
+    _print(content, wide)
     if data is not None and archive.CLASSES not in npz.layouts(data):
-        print(
-            f"note: {data} has no class names that could be compared, only labels up to {done.targets.max()}: "
-            f"they are taken for the network's {len(done.content['classes'])} classes in their order."
+        say(
+            f"note: {data} has no class names that could be compared, only labels up to {evaluation.targets.max()}: "
+            f"they are taken for the network's {len(content['classes'])} classes in their order."
         )
-    print(f"written: {done.path}, {done.content['answers']}", *done.content["figures"], sep="\n         ")
+    say(f"written: {evaluation.path}, {content['answers']}", *content["figures"], sep="\n         ")
 
 
-def _show(content: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Column, Table
-
-    console = Console()
-    low, high = content["accuracy_interval"]
-    how = "" if content["tta"] == "none" else f", {content['tta']}"
-    table = Table(
-        "metric", Column("value", justify="right"), "95 % interval", title_justify="left",
-        title=f"{content['count']:,} {content['split']} images{how}, {content['images_per_second']:,.0f} a second",
-    )  # fmt: skip
-    for name, value in content["metrics"].items():
-        table.add_row(name, f"{value:.4f}", f"{low:.4f} – {high:.4f}" if name == "accuracy" else "")
-    console.print(table)
-    rows = content["per_class"]
+def _print(content: dict[str, Any], wide: bool) -> None:
+    low, high = (f"{100 * share:.2f}" for share in content["accuracy_interval"])
+    tta = "" if content["tta"] == "none" else f", {content['tta']}"
+    metrics = content["metrics"]
+    print_table(
+        [
+            Column("metric", list(metrics)),
+            Column("value", [format_metric(name, value) for name, value in metrics.items()], number=True),
+            Column("95 % interval", [f"{low} – {high}%" if name == "accuracy" else "" for name in metrics]),
+        ],
+        title=f"{content['count']:,} {content['split']} images{tta}, {content['images_per_second']:,.0f} a second",
+        wide=wide,
+        elsewhere="--wide and --json",
+    )
+    say("")
+    classes = content["per_class"]
     title = "Classes"
-    if len(rows) > 20:
-        rows = sorted((row for row in rows if row["f1"] is not None), key=lambda row: row["f1"])[:10]
+    if len(classes) > 20:
+        classes = sorted((row for row in classes if row["f1"] is not None), key=lambda row: row["f1"])[:10]
         title = "The ten classes with the lowest F1"
-    number = [Column(name, justify="right") for name in ("images", "precision", "recall", "F1")]
-    table = Table("class", *number, title=title, title_justify="left")
-    for row in rows:
-        shares = ("–" if row[name] is None else f"{row[name]:.3f}" for name in ("precision", "recall", "f1"))
-        table.add_row(escape(row["class"]), str(row["count"]), *shares)
-    console.print(table)
+    print_table(
+        [
+            Column("class", [row["class"] for row in classes]),
+            Column("F1", [format_metric("f1", row["f1"]) for row in classes], number=True),
+            Column("precision", [format_metric("precision", row["precision"]) for row in classes], number=True),
+            Column("recall", [format_metric("recall", row["recall"]) for row in classes], number=True),
+            Column("images", [str(row["count"]) for row in classes], number=True),
+        ],
+        title=title,
+        wide=wide,
+        elsewhere="--wide and --json",
+    )

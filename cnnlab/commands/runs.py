@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,12 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from cnnlab import ledger
+from cnnlab.commands import open_file
+from cnnlab.console import say
 from cnnlab.errors import ConfigError
+from cnnlab.files import csv_cell
 from cnnlab.record import RUNS
+from cnnlab.tables import LEAST_WIDTH, Column, format_metric, format_value, print_table
 
 app = typer.Typer(add_completion=False)
 
-COLUMNS = ("run", "status", "started", "model", "val/accuracy", "test/accuracy", "changes")
+# Those that matter most first: a narrow terminal shows as many as it can.
+COLUMNS = ("run", "val/accuracy", "test/accuracy", "status", "changes", "model", "started", "tags", "note")
 
 
 @app.command()
@@ -27,58 +33,56 @@ def runs(
     sort: Annotated[str, typer.Option(metavar="KEY", help="The largest, or newest, first.")] = "started",
     ascending: Annotated[bool, typer.Option("--ascending", help="The smallest first.")] = False,
     show: Annotated[list[str] | None, typer.Option(metavar="KEY", help="A column more. Repeatable.")] = None,
+    wide: Annotated[bool, typer.Option("--wide", help="Print whole cells and all columns.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    open_number: Annotated[
+        int | None, typer.Option("--open", min=1, metavar="N", help="Open the report of the run in row N.")
+    ] = None,
 ) -> None:
     """List runs: what each was, how it ended, what it reached.
 
-    A KEY is a fact of run.json (status, seed, seconds), a group (model=resnet18), a metric (val/accuracy), or a key
-    of the config (optimizer.lr).
+    A KEY is a fact of run.json (status, seed, seconds, tags), a group (model=resnet18), a metric (val/accuracy), or a
+    key of the config (optimizer.lr).
     """
     if as_json and as_csv:
         raise ConfigError("--json and --csv: give one of them.")
     rows = ledger.list_runs(folder, where or (), sort, ascending)
-    columns = list(dict.fromkeys([*COLUMNS, *(condition for condition in show or ()), *([sort] if sort else [])]))
+    if open_number is not None:
+        _open(rows, open_number)
+        return
+    first, *others = COLUMNS
+    columns = list(dict.fromkeys([first, *(show or ()), *([] if sort == "started" else [sort]), *others]))
     if as_json:
-        print(json.dumps([{name: row.get(name) for name in columns} for row in rows], indent=1))
+        # All that is at hand, and what was asked for.
+        print(json.dumps([{**row, **{name: row.get(name) for name in columns}} for row in rows], indent=1))
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows([row.get(name) for name in columns] for row in rows)
+        writer.writerows([csv_cell(row.get(name)) for name in columns] for row in rows)
     else:
-        _print(rows, columns, folder)
+        _print(rows, columns, folder, wide)
 
 
-def _print(rows: list[ledger.Row], columns: list[str], folder: Path) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Column, Table
-
+def _print(rows: list[ledger.Row], columns: list[str], folder: Path, wide: bool) -> None:
     columns = [name for name in columns if any(row.get(name) is not None for row in rows)] or ["run"]
-    cells = {name: [_cell(name, row.get(name)) for row in rows] for name in columns}
-    # What was changed gets the room that is left: all else is short, and the point of the table.
-    heads = [
-        Column(name, no_wrap=True, ratio=1)
-        if name == "changes"
-        else Column(
-            name, min_width=min(30, max(map(len, [name, *cells[name]]))), overflow="fold",
-            justify="right" if any(isinstance(row.get(name), float | int) for row in rows) else "left",
-        )
-        for name in columns
-    ]  # fmt: skip
-    table = Table(
-        *heads,
+    numbers = [name for name in columns if any(isinstance(row.get(name), float | int) for row in rows)]
+    print_table(
+        [
+            Column("", [str(number + 1) for number in range(len(rows))], number=True),
+            *(
+                Column(
+                    name,
+                    [_cell(name, row.get(name)) for row in rows],
+                    number=name in numbers,
+                    least=20 if name == "run" else LEAST_WIDTH,
+                )
+                for name in columns
+            ),
+        ],
         title=f"{len(rows)} runs below {folder}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        wide=wide,
     )
-    for row in zip(*cells.values(), strict=True):
-        table.add_row(*map(escape, row))
-    console = Console()
-    # A file has room for all columns.
-    Console(width=console.width if console.is_terminal else 200).print(table)
 
 
 def _cell(name: str, value: Any) -> str:
@@ -88,4 +92,15 @@ def _cell(name: str, value: Any) -> str:
         return f"{value:,.0f}"
     if name == "started":
         return str(value)[5:16].replace("T", " ")
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return format_metric(name, value) if isinstance(value, float) else format_value(value)
+
+
+def _open(rows: list[ledger.Row], number: int) -> None:
+    if number > len(rows):
+        raise ConfigError(f"--open must be a row of the table, 1 to {len(rows)}, got {number}.")
+    folder = rows[number - 1].record.folder
+    page = folder / "report.html"
+    if not page.is_file():
+        raise ConfigError(f"{folder} has no report yet: cnnlab report {shlex.quote(str(folder))}")
+    open_file(page)
+    say(page)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,14 +10,12 @@ import numpy as np
 import typer
 from jaxtyping import UInt8
 from PIL import Image
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
 from cnnlab import tutorial
-from cnnlab.commands import RunName, Trust
+from cnnlab.commands import RunName, Trust, check_screen, open_file
 from cnnlab.data import archive, pictures, shapes, splits
 from cnnlab.errors import ConfigError, DataError, MachineError
+from cnnlab.tables import Column, print_table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -252,7 +249,7 @@ def model(
         net, image_shape = _build_untrained(_compose(words))
         place = Path("show_model.png")
     layers = anatomy.list_layers(net, image_shape)
-    Console().print(_layer_table(layers))
+    _print_layers(layers)
     # Layers that only reshape or cut off have no row of their own in the picture of a deep network.
     drawn = layers if len(layers) <= 30 else [layer for layer in layers if layer.flops]
     figure = network.layers(
@@ -265,14 +262,23 @@ def model(
     return _write(figure, output or place, open)
 
 
-def _layer_table(layers: "list[anatomy.Layer]") -> Table:
-    table = Table("layer", "kind", "output", *(Column(name, justify="right") for name in ("parameters", "FLOPs")))
-    for layer in layers:
-        cells = (f"{number:,}" if number else "" for number in (layer.parameters, layer.flops))
-        table.add_row(escape(layer.name), escape(layer.kind), _size(layer.shape), *cells)
-    table.add_section()
-    table.add_row("all", "", "", *(f"{number:,}" for number in _totals(layers)))
-    return table
+def _print_layers(layers: "list[anatomy.Layer]") -> None:
+    totals = _totals(layers)
+    print_table(
+        [
+            Column("layer", [*(layer.name for layer in layers), "all"]),
+            Column("output", [*(_size(layer.shape) for layer in layers), ""]),
+            *(
+                Column(name, [f"{number:,}" if number else "" for number in (*numbers, total)], number=True)
+                for name, numbers, total in (
+                    ("parameters", [layer.parameters for layer in layers], totals[0]),
+                    ("FLOPs", [layer.flops for layer in layers], totals[1]),
+                )
+            ),
+            Column("kind", [*(layer.kind for layer in layers), ""]),
+        ],
+        elsewhere="a wider terminal",
+    )
 
 
 def _totals(layers: "list[anatomy.Layer]") -> tuple[int, int]:
@@ -380,8 +386,8 @@ def _write(figure: "plots.Figure", path: Path, open: bool) -> Path:
     """Write the picture, and print its path."""
     from cnnlab import plots
 
-    if open and sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise MachineError("--open: there is no screen here. Leave it out; the picture is a file in any case.")
+    if open:
+        check_screen()
     content = plots.to_png(figure)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -390,5 +396,5 @@ def _write(figure: "plots.Figure", path: Path, open: bool) -> Path:
         raise MachineError(f"cannot write {path}: {error.strerror}. Choose another --output.") from error
     print(path)
     if open:
-        typer.launch(str(path))
+        open_file(path)
     return path

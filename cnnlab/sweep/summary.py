@@ -38,7 +38,11 @@ def write(folder: Path, *, any_length: bool = False, pictures: bool = True) -> T
 def describe(table: Table) -> str:
     """Return what a person at the terminal sees: the table, the winner's command, where everything is, what is next."""
     header, lines = _group_lines(table) if table.has_means else _row_lines(table)
-    parts = [tables.draw(_counts_line(table), header, lines[:TERMINAL_ROWS])]
+    columns = [
+        tables.Column(name, cells, number=all(_is_number(cell.rstrip("%").replace(",", "")) for cell in cells if cell))
+        for name, *cells in zip(header, *lines[:TERMINAL_ROWS], strict=True)
+    ]
+    parts = [tables.draw(columns, title=_counts_line(table), elsewhere="sweep.csv")]
     parts += [f"{len(lines) - TERMINAL_ROWS} more in sweep.md"] if len(lines) > TERMINAL_ROWS else []
     parts += [f"failed  {row.name}: {row.error}" for row in table.failed]
     parts += [f"length  {line}" for line in _incomparable_lines(table)]

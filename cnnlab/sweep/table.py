@@ -15,6 +15,7 @@ from cnnlab.record import SWEEP_RECORD, TRIAL, Record, typed
 from cnnlab.stats import mean_interval
 from cnnlab.sweep.folder import LIMITS, read_record
 from cnnlab.sweep.trial import Metrics, Note, RunFacts, split_override
+from cnnlab.tables import format_metric
 
 NOT_STARTED = "not started"
 
@@ -207,10 +208,8 @@ def read(folder: Path, *, any_length: bool = False) -> Table:
 
 
 def as_text(metric: str, value: float | None) -> str:
-    """Return a metric's value as people read it: shares in per cent, four significant digits."""
-    if value is None:
-        return ""
-    return f"{value:.2%}" if metric.rpartition("/")[2] == "accuracy" else f"{value:.4g}"
+    """Return a metric's value as people read it; nothing where it was not measured."""
+    return "" if value is None else format_metric(metric, value)
 
 
 def _limits(record: Mapping[str, Any]) -> dict[str, Any]:
