@@ -145,9 +145,12 @@ def build_classifier(
     if not isinstance(classifier, LightningModule):
         raise ConfigError(f"classifier._target_={cfg.classifier._target_} must be a LightningModule.")
     # Plain containers, so that a checkpoint holds no code and can be used without its run's folder.
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    if isinstance(path := config["data"].get("path"), str):
+        config["data"]["path"] = str(Path(path).expanduser())  # who reads the checkpoint expands nothing
     classifier.save_hyperparameters(
         {
-            "config": OmegaConf.to_container(cfg, resolve=True),
+            "config": config,
             "classes": list(images.classes),
             "image_shape": list(images.image_shape),
             "objects": sorted(objects),
@@ -224,7 +227,7 @@ def build_loss(cfg: DictConfig, images: DataModule) -> Callable[[Tensor, Tensor]
         )
     section = dict(cast(dict[str, Any], OmegaConf.to_container(cfg.loss, resolve=True)))
     # What the option asks nothing with is not for a loss of the user's own, which stands in its place.
-    accepted = accepted_arguments(locate("loss", section["_target_"]))
+    accepted = trust.accepted_arguments(locate("loss", section["_target_"]))
     neutral = {name for name, value in section.items() if name in ("label_smoothing", "class_weights") and not value}
     without = tuple(neutral - accepted)
     return instantiate_part(section, "loss", without, num_classes=images.num_classes, class_counts=counts)
@@ -379,7 +382,7 @@ def instantiate_part(
     """
     node: Any = OmegaConf.to_container(section, resolve=True) if isinstance(section, DictConfig) else section
     node = {name: value for name, value in node.items() if name not in without}
-    accepted = accepted_arguments(locate(key, node["_target_"]))
+    accepted = trust.accepted_arguments(locate(key, node["_target_"]))
     try:
         # Hydra builds what stands in the config; what is offered are objects, which it would copy.
         construct = instantiate(node, _partial_=True, _convert_="all")
@@ -391,19 +394,6 @@ def instantiate_part(
         if isinstance(cause, CnnlabError):
             raise cause from error
         raise ConfigError(f"{key}: {first_line(cause or error)}") from error
-
-
-def accepted_arguments(target: Callable[..., Any]) -> set[str]:
-    """Return the names that a constructor takes, with those that it hands on to its base class by `**options`."""
-    names: set[str] = set()
-    for place in target.__mro__ if isinstance(target, type) else (target,):
-        if isinstance(target, type) and "__init__" not in vars(place):
-            continue
-        parameters = inspect.signature(place).parameters.values()
-        names |= {parameter.name for parameter in parameters}
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return names
 
 
 def locate(key: str, target: str) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 TAG = b"cnnlab sha256 "
 _LENGTH = len(TAG) + 64
+MOST_REPEATED_BYTES = 64 << 20
 # A zip file without a comment ends in the comment's length, two bytes (APPNOTE.TXT 4.3.16).
 _NO_COMMENT = b"\0\0"
 
@@ -180,20 +182,23 @@ def load_plain(path: Path, map_location: Any = "cpu") -> Any:
     """
     import torch
 
+    _check_archive(path)
     try:
         # True whatever the environment says: a checkpoint is data.
-        return torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         if re.search(r"(?i)unsupported|not an allowed global", str(error)):
             raise UnsafeError(f"{path} holds more than tensors and plain containers and was not loaded.") from error
         raise CheckpointError(f"{path} is damaged and cannot be loaded. {_alternative(path)}") from error
     except Exception as error:  # torch promises nothing about which ones, for a damaged file
         raise CheckpointError(f"{path} is damaged ({first_line(error)}). {_alternative(path)}") from error
+    _check_tensors(content, path)
+    return content
 
 
 def _load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     content = load_plain(path, map_location)
-    if not isinstance(content, dict) or "state_dict" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise CheckpointError(f"{path} must be a checkpoint that cnnlab wrote; it has no state_dict.")
     written, installed = str(content.get("pytorch-lightning_version", "0")), version("pytorch-lightning")
     if _release(written) > _release(installed):
@@ -201,6 +206,39 @@ def _load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
             f"{path} was written by pytorch-lightning {written}, and this is {installed}: install that one."
         )
     return content
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a zip file whose content is larger than it: torch compresses nothing, and reads what the directory says.
+
+    A file that is no zip file is torch's to judge.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > path.stat().st_size:
+        raise UnsafeError(f"{path} is packed, or claims to hold more than its size: torch.save writes no such file.")
+
+
+def _check_tensors(content: Any, path: Path) -> None:
+    """Refuse tensors that claim to be larger than their bytes in the file, as those that repeat one value can."""
+    import torch
+
+    containers: list[Any] = [[content]]
+    seen: set[int] = set()
+    while containers:
+        container = containers.pop()
+        for value in container.values() if isinstance(container, dict) else container:
+            if isinstance(value, dict | list | tuple) and id(value) not in seen:
+                seen.add(id(value))
+                containers.append(value)
+            elif isinstance(value, torch.Tensor) and value.layout == torch.strided:
+                claimed = value.numel() * value.element_size()
+                if claimed > max(MOST_REPEATED_BYTES, value.untyped_storage().nbytes()):
+                    raise UnsafeError(f"{path} holds a tensor of {claimed:,} bytes that repeats a few of them.")
 
 
 def _alternative(path: Path) -> str:

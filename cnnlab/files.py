@@ -27,7 +27,10 @@ MOST_BYTES = 64 << 20
 FLOAT_MAX = sys.float_info.max
 
 MOST_DEPTH = 50
-"""The deepest nesting of a YAML file; Hydra's own have about eight levels."""
+"""The deepest nesting of settings; Hydra's own have about eight levels."""
+
+MOST_ELEMENTS = 200_000
+"""The most values and containers that settings hold; the names of 100,000 classes are among them."""
 
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
     code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))
@@ -293,6 +296,37 @@ def _damaged(path: Path, error: Exception) -> DamagedError:
         if isinstance(error, DamagedError)
         else DamagedError(f"{path} can't be read: it is damaged ({type(error).__name__}).")
     )
+
+
+def plain(content: Any, place: str) -> Any:
+    """Return what a stranger's file holds as dicts, lists, texts and numbers, whatever containers it came in.
+
+    Args:
+        content: Containers and scalars of any kind; sets, bytes and tensors are refused.
+        place: The file, and where in it the content stands.
+
+    Raises:
+        DamagedError: It holds anything else, a key that is no text, or more than a config ever does.
+    """
+    elements = 0
+
+    def copy(value: Any, place: str, depth: int) -> Any:
+        nonlocal elements
+        elements += 1
+        if elements > MOST_ELEMENTS or depth > MOST_DEPTH:
+            raise DamagedError(f"{place} holds more than a run's settings do: it is damaged.")
+        if isinstance(value, Mapping):
+            for name in value:
+                if type(name) is not str:
+                    raise DamagedError(f"{place} has a key that is no text, {reprlib.repr(name)}: it is damaged.")
+            return {name: copy(element, f"{place}: {name}", depth + 1) for name, element in value.items()}
+        if isinstance(value, list | tuple):
+            return [copy(element, place, depth + 1) for element in value]
+        if value is None or type(value) in (str, bool, float) or (type(value) is int and abs(value) < 2**63):
+            return value
+        raise DamagedError(f"{place} must be a text, a number, a list or a mapping, got {type(value).__name__}.")
+
+    return copy(content, place, 0)
 
 
 def flatten(config: Any, prefix: str = "", *, sections: bool = False, lists: bool = False) -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,10 @@
 """A run's folder read back, as data: whoever made it, nothing in it is executed."""
 
 import logging
+import os
 import re
 import shlex
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -232,17 +234,28 @@ def runs(folder: Path) -> Iterator[Record]:
 
 
 def check_links(folder: Path) -> None:
-    """Check that nothing in a run's folder, which may be a stranger's, makes us write elsewhere.
+    """Check that nothing in a run's folder, which may be a stranger's, makes us write elsewhere, or wait for ever.
 
     Raises:
-        UnsafeError: A link leads out of it.
+        UnsafeError: A link leads out of it, a log is another file too, or there is a pipe, a socket or a device.
     """
-    inside = folder.resolve()
+    inside = os.path.realpath(folder)
     for path in folder.rglob("*"):
-        # W&B's folder has links to its log in the user's cache; nothing of ours is written there.
-        ours = path.relative_to(folder).parts[0] != "wandb"
-        if ours and path.is_symlink() and not path.resolve().is_relative_to(inside):
-            raise UnsafeError(f"{path} is a link that leads out of the run's folder: put what it leads to there.")
+        try:
+            facts = path.lstat()
+        except FileNotFoundError:  # of a run that is under way
+            continue
+        if stat.S_ISLNK(facts.st_mode):
+            # W&B has links to its logs in the user's cache; it replaces them, and writes nothing through them.
+            of_wandb = len(parts := path.relative_to(folder).parts) > 1 and parts[0] == "wandb" and not path.is_dir()
+            if not of_wandb and not Path(os.path.realpath(path)).is_relative_to(inside):
+                raise UnsafeError(f"{path} is a link that leads out of the run's folder: put what it leads to there.")
+        elif stat.S_ISREG(facts.st_mode):
+            # Everything else is replaced and never written into.
+            if facts.st_nlink > 1 and (path.suffix == ".log" or path.name == ".lock"):
+                raise UnsafeError(f"{path} is a hard link, and the run would write into the file: put a copy there.")
+        elif not stat.S_ISDIR(facts.st_mode):
+            raise UnsafeError(f"{path} is a pipe, a socket or a device, which no run makes: remove it.")
 
 
 def _is_number(cell: str) -> bool:

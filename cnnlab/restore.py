@@ -1,21 +1,69 @@
 """A trained network, and the images it was trained on, from a run's folder."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cnnlab import trust
-from cnnlab.build import build_metrics, build_network
+from cnnlab.build import build_network
 from cnnlab.checkpoint import network_weights, read_checkpoint
 from cnnlab.data import ImageData, archive, folder, npz
-from cnnlab.errors import CheckpointError, ConfigError, DataError, first_line
+from cnnlab.errors import CheckpointError, ConfigError, DamagedError, DataError, first_line, is_out_of_memory
+from cnnlab.files import check_type, plain
 from cnnlab.metrics import MetricBuilder
-from cnnlab.record import Record, find_run
+from cnnlab.record import Record, find_run, precision_of
+from cnnlab.tta import TTA
 
 SIZES = ("test_size", "train_size", "folds", "fold", "label_noise")
 """Settings that decide, with `val_size` and `split_seed`, which images a split has."""
+
+
+PRECISIONS = (
+    "64-true", "32-true", "16-true", "16-mixed", "bf16-true", "bf16-mixed", "transformer-engine",
+    "transformer-engine-float16",
+)  # fmt: skip
+MOST_PIXELS = 2**14  # along a side of an image, and its channels
+
+
+class ModelSettings(TypedDict):
+    """Which network; the class's own arguments are among the keys."""
+
+    _target_: str
+    channels_last: bool
+
+
+class EvalSettings(TypedDict, total=False):
+    """How the run was tested."""
+
+    tta: TTA
+
+
+class TrainerSettings(TypedDict, total=False):
+    """What is used of the trainer's settings."""
+
+    precision: Any
+
+
+class Config(TypedDict):
+    """What is used of a run's config."""
+
+    model: ModelSettings
+    eval: NotRequired[EvalSettings]
+    trainer: NotRequired[TrainerSettings]
+    metrics: NotRequired[dict[str, dict[str, Any] | None] | None]
+
+
+class Settings(TypedDict):
+    """What a checkpoint says of its run, under `hyper_parameters`."""
+
+    config: Config
+    classes: list[str]
+    image_shape: list[int]
+    objects: NotRequired[list[str]]
 
 
 class Restored(NamedTuple):
@@ -57,26 +105,30 @@ def restore(name: str, trusted: Sequence[str] = ()) -> Restored:
     """
     checkpoint, record = find_run(name)
     content = read_checkpoint(checkpoint)
-    hyper: Any = content.get("hyper_parameters")
-    try:
-        config, classes, (height, width, channels) = hyper["config"], hyper["classes"], hyper["image_shape"]
-        model = config["model"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{checkpoint} does not say which network it holds: train.py did not write it."
-        ) from error
-    if "network" in hyper.get("objects", ()):
+    place = f"{checkpoint}: hyper_parameters"
+    settings = plain(content.get("hyper_parameters"), place)
+    check_type(settings, Settings, place)
+    config, classes, (height, width, channels) = settings["config"], settings["classes"], _shape(settings, place)
+    if "network" in settings.get("objects", ()):
         raise ConfigError(
             f"{checkpoint} holds a network that was given to cnnlab.train from Python, which the config does not "
             "describe: use the classifier that cnnlab.train returned."
         )
-    trust.check(model, "model", trusted)
-    if "pretrained" in model:  # the checkpoint brings the weights: none are fetched
-        model = {**model, "pretrained": False}
+    if precision_of(config) not in PRECISIONS:
+        raise DamagedError(f"{place}: trainer.precision must be one of {', '.join(PRECISIONS)}: it is damaged.")
+    trust.check(config["model"], "model", trusted)
     unknown = [0.5] * channels  # the checkpoint brings mean and standard deviation
-    network = build_network(
-        {**model, "compile": False}, classes=classes, image_shape=(height, width, channels), mean=unknown, std=unknown
-    )
+
+    def build() -> nn.Module:
+        body = trust.build(
+            {name: value for name, value in config["model"].items() if name not in ("channels_last", "compile")},
+            "model", trusted, in_channels=channels, image_size=(height, width), num_classes=len(classes),
+        )  # fmt: skip
+        return build_network(
+            {**config["model"], "compile": False}, classes=classes, image_shape=(height, width, channels),
+            mean=unknown, std=unknown, body=body,
+        )  # fmt: skip
+
     weights = network_weights(content)
     if not weights and content["state_dict"]:
         raise ConfigError(
@@ -84,11 +136,31 @@ def restore(name: str, trusted: Sequence[str] = ()) -> Restored:
             f"holds {', '.join(sorted({str(name).partition('.')[0] for name in content['state_dict']})[:5])}."
         )
     try:
+        if not trusted:  # no memory is taken for a network that the weights do not fill
+            with torch.device("meta"):
+                _check_fit(build().state_dict(), weights)
+        network = build()
         network.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(f"{checkpoint} is another network's: {' '.join(str(error).split())[:300]}") from error
     network.eval()
     return Restored(network, config, tuple(classes), (height, width, channels), checkpoint, record)
+
+
+def _shape(settings: Any, place: str) -> tuple[int, int, int]:
+    shape = settings["image_shape"]
+    if len(shape) != 3 or not all(0 < size <= MOST_PIXELS for size in shape) or not settings["classes"]:
+        raise DamagedError(f"{place}: classes and image_shape must be those of images, got {shape}: it is damaged.")
+    return shape[0], shape[1], shape[2]
+
+
+def _check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    for name in {**expected, **weights}:
+        shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (expected, weights)]
+        if shapes[0] != shapes[1]:
+            raise RuntimeError(f"{name} must have the shape {shapes[0]}, the file has {shapes[1]}")
 
 
 def restore_metrics(run: Restored, trusted: Sequence[str] = ()) -> Mapping[str, MetricBuilder] | None:
@@ -101,9 +173,11 @@ def restore_metrics(run: Restored, trusted: Sequence[str] = ()) -> Mapping[str, 
     if section is None:
         return None
     trust.check(section, "metrics", trusted)
-    if not isinstance(section, Mapping):
-        raise CheckpointError(f"{run.checkpoint}: metrics must be a mapping of names, got {section!r:.100}.")
-    return build_metrics(section)
+    return {
+        name: partial(trust.build, node, f"metrics.{name}", trusted)
+        for name, node in section.items()
+        if node is not None
+    }
 
 
 def restore_data(run: Restored, path: str | Path | None = None, *, eval_batch_size: int | None = None) -> ImageData:
@@ -126,12 +200,12 @@ def restore_data(run: Restored, path: str | Path | None = None, *, eval_batch_si
         classes = section["classes"] and [str(name) for name in section["classes"]]
         sizes: dict[str, Any] = {"val_size": _number(section["val_size"]), "split_seed": int(section["split_seed"])}
         eval_batch_size = eval_batch_size or max(1, int(section["eval_batch_size"]))
-        recorded = Path(section["path"]).expanduser()
+        recorded = Path(section["path"])
         if path is None:
             sizes |= {name: _number(section[name]) for name in SIZES if section.get(name) is not None}
             if section.get("exclude") is not None:
                 sizes["exclude"] = _locate(Path(section["exclude"]), run)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{run.checkpoint} does not say how its data is read: {first_line(error)}") from error
     resident: Literal["auto", "disk"] = "disk" if section.get("resident") == "disk" else "auto"
     if path is None:

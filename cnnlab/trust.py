@@ -1,10 +1,12 @@
 """What a config that somebody else wrote may have built: classes that are known to be harmless, and nothing else."""
 
 import importlib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-from cnnlab.errors import UnsafeError
+from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, UnsafeError, first_line, is_out_of_memory
 from cnnlab.files import flatten
 
 KNOWN = (
@@ -17,6 +19,10 @@ KNOWN = (
     "pytorch_lightning.Trainer",
 )
 """Where the classes stand that cnnlab's own configs name, and their like."""
+
+
+SPECIAL = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
+"""Keys of a section that are no arguments."""
 
 
 class Kind(NamedTuple):
@@ -38,7 +44,7 @@ KINDS = {
     "model": MODULE,
     "init": Kind(("cnnlab.init.",)),
     "loss": Kind(("cnnlab.loss.", "torch.nn.modules.loss."), "torch.nn.modules.module.Module"),
-    "metrics": Kind(("torchmetrics.",), "torchmetrics.metric.Metric"),
+    "metrics": Kind(("torchmetrics.classification.",), "torchmetrics.metric.Metric"),
     "classifier": Kind(("cnnlab.classifier.Classifier.", "cnnlab.distillation.Distillation.")),
     "optimizer": Kind(("cnnlab.optimizer.", "torch.optim."), "torch.optim.optimizer.Optimizer"),
     "schedule": Kind(("cnnlab.schedule.", "torch.optim.lr_scheduler.")),
@@ -81,14 +87,64 @@ def check(config: Any, key: str, trusted: Sequence[str] = ()) -> None:
         if isinstance(value, str) and "${" in value:
             raise UnsafeError(f"{place}={value[:100]} would be computed when it is read, and was not.")
     for place, target in targets(config, key):
-        if isinstance(target, str) and any(target.startswith(f"{package}.") for package in trusted):
-            continue
-        if not _is_harmless(target, KINDS.get(key.partition(".")[0])):
-            package = target.split(".")[0] if isinstance(target, str) else "PACKAGE"
-            raise UnsafeError(
-                f"{place}={str(target)[:100]} is none of the classes that a run's folder may name there. If you know "
-                f"where the run comes from: trusted=[{package}] (train.py), --trust {package} (commands)."
-            )
+        _check_target(target, place, trusted)
+
+
+def build(section: Any, key: str, trusted: Sequence[str] = (), **offered: Any) -> Any:
+    """Build what a stranger's file describes: a class, called with the values beside its name.
+
+    No config library has a part in it: nothing is resolved, and nothing is called but what was checked. `_args_` and
+    `_partial_` mean what they do for Hydra.
+
+    Args:
+        section: Of `files.plain`; sections of their own may be among the values.
+        key: Where it stands: the group, and what is below it.
+        trusted: Packages and modules that the person at the keyboard vouches for.
+        offered: Arguments that the file does not hold, for a constructor that names them.
+
+    Raises:
+        UnsafeError: A class is not one that may stand there.
+        CheckpointError: A class does not take the values.
+    """
+    if isinstance(section, list):
+        return [build(element, f"{key}.{index}", trusted) for index, element in enumerate(section)]
+    if not isinstance(section, dict):
+        return section
+    values = {name: build(value, f"{key}.{name}", trusted) for name, value in section.items() if name not in SPECIAL}
+    if "_target_" not in section:
+        return values
+    _check_target(section["_target_"], f"{key}._target_", trusted)
+    try:
+        constructor = import_target(section["_target_"])
+        accepted = accepted_arguments(constructor)
+        values |= {name: value for name, value in offered.items() if name in accepted}
+        if "pretrained" in accepted:  # the checkpoint brings the weights: none are fetched
+            values["pretrained"] = False
+        positional = build(section.get("_args_", []), f"{key}._args_", trusted)
+        if positional and section["_target_"].startswith("cnnlab."):
+            raise UnsafeError(f"{key}._args_ must be empty: cnnlab's classes take their arguments by name.")
+        if section.get("_partial_"):
+            return partial(constructor, *positional, **values)
+        return constructor(*positional, **values)
+    except ConfigError as error:
+        raise CheckpointError(f"{key}: {error}") from error
+    except (CnnlabError, MemoryError):
+        raise
+    except Exception as error:  # a class of torch's raises what it comes across, for values of chance
+        if is_out_of_memory(error):
+            raise
+        raise CheckpointError(f"{key}: {section['_target_']} can't be built: {first_line(error)}") from error
+
+
+def _check_target(target: Any, place: str, trusted: Sequence[str]) -> None:
+    if isinstance(target, str) and any(target.startswith(f"{package}.") for package in trusted):
+        return
+    if not _is_harmless(target, KINDS.get(place.partition(".")[0])):
+        package = target.split(".")[0] if isinstance(target, str) else "PACKAGE"
+        raise UnsafeError(
+            f"{place}={str(target)[:100]} is none of the classes that a run's folder may name there. If you know "
+            f"where the run comes from: trusted=[{package}] (train.py), --trust {package} (commands)."
+        )
 
 
 def import_target(target: str) -> Any:
@@ -104,6 +160,19 @@ def import_target(target: str) -> Any:
             importlib.import_module(".".join(target.split(".")[:depth]))
         thing = getattr(thing, part)
     return thing
+
+
+def accepted_arguments(target: Callable[..., Any]) -> set[str]:
+    """Return the names that a constructor takes, with those that it hands on to its base class by `**options`."""
+    names: set[str] = set()
+    for place in target.__mro__ if isinstance(target, type) else (target,):
+        if isinstance(target, type) and "__init__" not in vars(place):
+            continue
+        parameters = inspect.signature(place).parameters.values()
+        names |= {parameter.name for parameter in parameters}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return names
 
 
 def targets(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,12 +1,16 @@
 """A run's folder is enough to have its network again."""
 
+import io
+import shutil
+import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 
-from cnnlab.checkpoint import read_checkpoint, write_checkpoint
-from cnnlab.errors import CheckpointError, UnsafeError
+from cnnlab.checkpoint import read_checkpoint, write_checkpoint, write_sealed
+from cnnlab.errors import CheckpointError, DamagedError, UnsafeError
 from cnnlab.restore import restore
 from tests.conftest import Train
 
@@ -40,3 +44,98 @@ def test_what_a_strangers_checkpoint_may_have_built(train: Train):
         restore(altered(path, extra={"_target_": "builtins.eval"}))
     with pytest.raises(CheckpointError, match="another network's"):
         restore(altered(path, hidden=[7]))
+
+
+@pytest.fixture
+def best(trained: Path, tmp_path: Path) -> Path:
+    """A checkpoint to alter."""
+    return Path(shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "best.ckpt"))
+
+
+CALL = {"_target_": "os.system", "command": "true"}
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        (CALL,), ((CALL,),), [[(CALL,)]], {"x": (CALL,)}, OrderedDict(CALL), OrderedDict(x=(OrderedDict(CALL),)),
+        [{"_target_": "torch.nn.Sequential", "_args_": (CALL,)}],
+        [{"_target_": "torch.nn.Linear", "_partial_": True, "in_features": CALL}],
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_no_container_hides_a_call(best: Path, hidden: object, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.system", lambda command: pytest.fail("it was called"))
+    with pytest.raises(UnsafeError, match=r"os\.system"):
+        restore(altered(best, extra=hidden))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "named"),
+    [
+        (("config", "eval", "tta"), "${oc.env:HOME}", "tta"),
+        (("config", "eval", "tta"), "unknown", "tta"),
+        (("config", "trainer", "precision"), "${oc.env:HOME}", "precision"),
+        (("config", "model"), None, "model"),
+        (("config", "model", "channels_last"), "yes", "channels_last"),
+        (("config", "model", "x"), {1: 2}, "key"),
+        (("config", "model", "x"), {1, 2}, "set"),
+        (("config", "model", "x"), b"x", "bytes"),
+        (("config", "model", "x"), 10**400, "int"),
+        (("config", "model", "x"), torch.zeros(1), "Tensor"),
+        (("config",), "text", "config"),
+        (("classes",), [], "classes"),
+        (("classes",), [1, 2], "classes"),
+        (("image_shape",), [32, 32], "image_shape"),
+        (("image_shape",), [32, 32, 10**9], "image_shape"),
+        (("image_shape",), [-1, 32, 3], "image_shape"),
+        ((), None, "hyper_parameters"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_settings_of_other_types_are_named_with_their_file_and_key(
+    best: Path, keys: tuple[str, ...], value: object, named: str
+):
+    content = read_checkpoint(best)
+    *parents, last = ("hyper_parameters", *keys)
+    section = content
+    for key in parents:
+        section = section[key]
+    section[last] = value
+    write_checkpoint(content, best)
+    with pytest.raises(DamagedError, match=rf"best\.ckpt.*{named}"):
+        restore(str(best))
+
+
+def test_settings_nested_without_end_are_refused(best: Path):
+    endless: list[object] = []
+    endless.append(endless)
+    laughs: list[object] = ["ha"]
+    for _ in range(40):
+        laughs = [laughs] * 10
+    for value in (endless, laughs):
+        with pytest.raises(DamagedError, match="more than a run's settings do"):
+            restore(altered(best, extra=value))
+
+
+def test_no_memory_is_taken_for_a_network_that_the_file_does_not_hold(best: Path):
+    with pytest.raises(CheckpointError, match="another network's"):
+        restore(altered(best, hidden=[2**30, 2**30]))
+
+
+def test_a_packed_checkpoint_is_refused_before_it_takes_memory(best: Path):
+    stored, packed = zipfile.ZipFile(best), io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in stored.namelist():
+            archive.writestr(name, stored.read(name))
+    write_sealed(best, packed.getvalue())
+    with pytest.raises(UnsafeError, match="packed"):
+        restore(str(best))
+
+
+def test_a_tensor_that_claims_more_than_its_bytes_is_refused(best: Path):
+    content = read_checkpoint(best)
+    content["optimizer_states"] = [{"state": {0: {"exp_avg": torch.zeros(1).expand(2**40)}}}]
+    write_checkpoint(content, best)
+    with pytest.raises(UnsafeError, match="repeats"):
+        restore(str(best))

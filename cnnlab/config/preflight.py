@@ -18,6 +18,9 @@ from cnnlab.config.words import refusal, shown
 from cnnlab.errors import UnsafeError
 from cnnlab.record import Record, check_links, find_run
 
+LOCAL_LOGGERS = ("tensorboard", "csv", "none")
+"""Those that a run's folder may choose."""
+
 
 def preflight(argv: Sequence[str], *, verify_presence: bool = False, objects: Sequence[str] = ()) -> list[str]:
     """Check the command line of train.py, and return the one that Hydra is to get.
@@ -184,6 +187,15 @@ def _changes(folder: Path, flags: argparse.Namespace, overrides: Sequence[Overri
         UnsafeError: The folder asks for something that only the person at the keyboard may.
     """
     typed = [override for override in parse_all(flags.overrides)[0] if not sets(override, "resume")]
+    for override in overrides:
+        value = override.value()
+        names = value if isinstance(value, list) else [value]
+        given = override.is_delete() or text_of(override) in map(text_of, typed)
+        if sets(override, "logger") and not given and any(name not in LOCAL_LOGGERS for name in names):
+            raise UnsafeError(
+                f"{shown(text_of(override))}, as the run's folder has it, sends what it sees to others, or is none of "
+                "cnnlab's: if it is meant, give it again."
+            )
     vouched = Command(flags, [*(other for other in overrides if command.is_choice(other)), *typed], False)
     vouched.mistakes()
     check_origin(command.config, vouched.config)

@@ -7,11 +7,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from cnnlab import trust
 from cnnlab.config.checks import Unresolved, get, resolved
-from cnnlab.config.lines import quote
+from cnnlab.config.lines import parse, quote
 from cnnlab.config.words import refusal, shown
 from cnnlab.errors import DataError, UnsafeError
 from cnnlab.files import flatten
@@ -53,6 +51,13 @@ MAY_CHANGE = (
     "trainer.profiler",
     "trainer.detect_anomaly",
 )
+
+
+WRITERS = ("logger.", "trainer.", "callbacks.")
+"""Sections whose objects write files."""
+
+MOST_SIGNS = 10_000
+"""Of a run's overrides, besides letters and digits: Hydra's parser takes a second or two for so many."""
 
 
 def find(named: str) -> Path:
@@ -107,6 +112,8 @@ def expand(folder: Path, given: list[str]) -> list[str]:
         ConfigError: The run's record of its overrides can't be read.
     """
     own = Record(folder).overrides
+    if len(re.findall(r"\W", "".join(own))) > MOST_SIGNS:
+        raise UnsafeError(f"{folder}/.hydra/overrides.yaml would take minutes to read: more than {MOST_SIGNS} signs.")
     path = quote(folder)
     place = [f"resume={path}", f"hydra.run.dir={path}", "hydra.output_subdir=null"]
     return [
@@ -118,7 +125,7 @@ def expand(folder: Path, given: list[str]) -> list[str]:
 
 def _is_own(line: str, folder: Path) -> bool:
     try:
-        override = OverridesParser.create().parse_override(line)
+        override = parse(line)
     except Exception as error:
         raise refusal(f"{folder}/.hydra/overrides.yaml: {shown(line)} can't be read: it is damaged") from error
     places = (override.key_or_group, override.package or "")
@@ -156,16 +163,21 @@ def check_origin(config: Mapping[str, Any], vouched: Mapping[str, Any]) -> None:
 
 
 def _check_value(value: Any, key: str, trusted: list[str], writes: bool) -> None:
-    if key.rpartition(".")[2] == "_target_":
+    name = key.rpartition(".")[2]
+    writes_files = key.startswith(WRITERS) and name not in ("monitor", "metric")
+    if name == "_target_":
         trust.check({"_target_": value}, key.removesuffix("._target_"), trusted)
-    elif not isinstance(value, str) or key in STATES:  # of which only tensors are read
+    elif key in STATES:  # of which only tensors are read
         return
     elif key == "data.path":
-        if writes and re.search(r"^[/\\~]|\.\.", value) and not Path(value).is_file():
+        if writes and re.search(r"^[/\\~]|\.\.", str(value)) and not Path(str(value)).is_file():
             raise DataError(f"{key}={shown(value)}, as the run's folder has it, does not exist: give data.path=FILE.")
-    elif "${" in value and not re.fullmatch(r"\$\{\.*(?!hydra\b)\w+(\.\w+)*\}", value):
+    elif isinstance(value, str) and "${" in value and not re.fullmatch(r"\$\{\.*(?!hydra\b)\w+(\.\w+)*\}", value):
         raise UnsafeError(f"{key}={shown(value)} would be computed when it is read: if it is meant, give it again.")
-    elif re.search(r"[/\\]|^~|^\.\.", value) or re.search(r"(dir|path|file|filename|root|journal)$", key):
+    elif re.search(r"(dir|path|file|filename|root|journal)$", key) or (
+        # What Lightning and its loggers are told may become a part of a path, variables replaced.
+        writes_files and isinstance(value, str) and re.search(r"[/\\]|^~|^\.\.|\$(?!\{)", value)
+    ):
         raise UnsafeError(
             f"{key}={shown(value)}, as the run's folder has it, is a place: if it is meant, give it again."
         )
