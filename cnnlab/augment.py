@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Generator, Tensor, nn
 
 from cnnlab.batch import Batch
+from cnnlab.bounds import NonNegativeInt, PositiveFloat, Seed, Share
 from cnnlab.errors import ConfigError, MachineError
 
 Images = UInt8[Tensor, "batch channel height width"] | Float[Tensor, "batch channel height width"]
@@ -55,7 +56,7 @@ class FlipCrop:
     Source: He et al. 2015, arXiv:1512.03385, section 4.2, with reflection in place of zeros.
     """
 
-    padding: int = 4
+    padding: NonNegativeInt = 4
     flip: bool = True
 
     def __post_init__(self) -> None:
@@ -85,8 +86,8 @@ class AlternatingFlip:
     Source: Jordan 2024, arXiv:2404.00498, section 3.6.
     """
 
-    padding: int = 0
-    seed: int = 0
+    padding: NonNegativeInt = 1
+    seed: Seed = 0
     num_images: int | None = None
 
     def __post_init__(self) -> None:
@@ -119,8 +120,8 @@ class Cutout:
     Source: DeVries & Taylor 2017, arXiv:1708.04552, section 3.
     """
 
-    size: int = 8
-    fill: float = 0.5
+    size: NonNegativeInt = 8
+    fill: Share = 0.5
 
     def __post_init__(self) -> None:
         _check("cutout.size", self.size, self.size >= 0, "at least 0")
@@ -159,7 +160,7 @@ class Mixup:
     """
 
     num_classes: int
-    alpha: float = 0.2
+    alpha: PositiveFloat = 0.2
 
     def __post_init__(self) -> None:
         _check("mixup.alpha", self.alpha, self.alpha > 0, "above 0")
@@ -191,7 +192,7 @@ class CutMix:
     """
 
     num_classes: int
-    alpha: float = 1.0
+    alpha: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
         _check("cutmix.alpha", self.alpha, self.alpha > 0, "above 0")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from cnnlab.batch import Batch
+from cnnlab.bounds import PositiveFloat, Share
 from cnnlab.classifier import Classifier
 from cnnlab.errors import ConfigError
 from cnnlab.restore import restore
@@ -37,8 +38,8 @@ class Distillation(Classifier):
         network: nn.Module,
         num_classes: int,
         teacher: str | Path | nn.Module,
-        temperature: float = 4.0,
-        share: float = 0.9,
+        temperature: PositiveFloat = 4.0,
+        share: Share = 0.9,
         trusted: tuple[str, ...] = (),
         **options: Any,
     ) -> None:

@@ -5,11 +5,13 @@ Each class is called with the network and normalised training images, and change
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cnnlab.bounds import Bounds, NonNegativeFloat
 from cnnlab.errors import ConfigError
 
 
@@ -30,8 +32,8 @@ class Whiten:
     Source: Jordan 2024, arXiv:2404.00498, section 3.2.
     """
 
-    count: int = 5000
-    eps: float = 5e-4
+    count: Annotated[int, Bounds(low=2, high=5000)] = 5000
+    eps: NonNegativeFloat = 5e-4
 
     def __post_init__(self) -> None:
         if not 2 <= self.count <= 5000:

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from cnnlab.bounds import NonNegativeFloat, Share
 from cnnlab.errors import ConfigError
 
-ClassWeights = Literal["balanced"] | Sequence[float] | None
+ClassWeights = Literal["balanced"] | Sequence[NonNegativeFloat] | None
 
 
 class CrossEntropy(nn.Module):
@@ -34,7 +35,7 @@ class CrossEntropy(nn.Module):
 
     def __init__(
         self,
-        label_smoothing: float = 0.0,
+        label_smoothing: Share = 0.0,
         class_weights: ClassWeights = None,
         *,
         num_classes: int | None = None,
@@ -79,7 +80,7 @@ class Focal(nn.Module):
 
     def __init__(
         self,
-        gamma: float = 2.0,
+        gamma: NonNegativeFloat = 2.0,
         class_weights: ClassWeights = None,
         *,
         num_classes: int | None = None,

@@ -7,8 +7,9 @@ longer. From the end of the run on the factor no longer changes.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
+from cnnlab.bounds import Bounds, NonNegativeFloat, PositiveShare, ShareBelowOne
 from cnnlab.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ class Step:
         ConfigError: An argument is out of its range.
     """
 
-    every: float
-    gamma: float = 0.1
+    every: PositiveShare
+    gamma: NonNegativeFloat = 0.1
 
     def __post_init__(self) -> None:
         _check("every", self.every, 0 < self.every <= 1, "above 0 and at most 1")
@@ -65,8 +66,8 @@ class MultiStep:
     Source: He et al. 2015, arXiv:1512.03385, section 4.2: a tenth at 32,000 and 48,000 of 64,000 steps.
     """
 
-    milestones: Sequence[float]
-    gamma: float = 0.1
+    milestones: Sequence[Annotated[float, Bounds(above=0, below=1)]]
+    gamma: NonNegativeFloat = 0.1
 
     def __post_init__(self) -> None:
         milestones = list(self.milestones)
@@ -92,8 +93,8 @@ class Linear:
         ConfigError: An argument is negative.
     """
 
-    start_factor: float = 1.0
-    end_factor: float = 0.0
+    start_factor: NonNegativeFloat = 1.0
+    end_factor: NonNegativeFloat = 0.0
 
     def __post_init__(self) -> None:
         _check("start_factor", self.start_factor, self.start_factor >= 0, "at least 0")
@@ -120,9 +121,9 @@ class Cosine:
     Goyal et al. 2017, arXiv:1706.02677, section 2.2.
     """
 
-    warmup: float = 0.0
-    start_factor: float = 0.01
-    end_factor: float = 0.0
+    warmup: ShareBelowOne = 0.0
+    start_factor: NonNegativeFloat = 0.01
+    end_factor: NonNegativeFloat = 0.0
 
     def __post_init__(self) -> None:
         _check("warmup", self.warmup, 0 <= self.warmup < 1, "at least 0 and below 1")
@@ -154,9 +155,9 @@ class OneCycle:
     end_factor=0.07 is airbench94's (Jordan 2024, arXiv:2404.00498).
     """
 
-    warmup: float = 0.3
-    start_factor: float = 0.04
-    end_factor: float = 0.0
+    warmup: ShareBelowOne = 0.3
+    start_factor: NonNegativeFloat = 0.04
+    end_factor: NonNegativeFloat = 0.0
     anneal: Literal["linear", "cosine"] = "cosine"
 
     def __post_init__(self) -> None:

@@ -42,7 +42,7 @@ ROWS = [
     {"batch", "patches", "record", "trust", "lock", "study", "tables", "tutorial", "tta", "stats"},
     {"console"},
     {"signals", "files"},
-    {"errors"},
+    {"errors", "bounds"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(reversed(ROWS)) for room in rooms}
 ONLY_IN = {

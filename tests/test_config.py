@@ -17,11 +17,14 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab import lock
+from cnnlab import lock, trust
 from cnnlab.config import CONF, ROOT, check, preflight, quote
+from cnnlab.config.checks import TAKEN_BY_BUILD
 from cnnlab.config.rules import RULES
-from cnnlab.config.tree import chosen, content, groups, options
+from cnnlab.config.source import COMPUTED, REQUIRED, signature
+from cnnlab.config.tree import OPTIONAL, chosen, content, groups, options
 from cnnlab.errors import ConfigError, DamagedError, DataError, MachineError, UnsafeError
+from cnnlab.files import flatten
 
 COMPOSED: dict[tuple, DictConfig] = {}
 
@@ -485,7 +488,7 @@ def random_overrides(count: int) -> list[str]:
     chance = random.Random(0)
     grammar = "abz.=,:'\"[]{}()$\\+~@/ -_019\t%*?#&é\u202e"
     right = [
-        *("seed=1", "optimizer.lr=0.1", "data.classes=[a,'b c']", "+model.x={a: 1}", "~trainer.benchmark"),
+        *("seed=1", "optimizer.lr=0.1", "data.classes=[a,'b c']", "+optimizer.maximize=true", "~trainer.benchmark"),
         *("trainer.max_epochs=range(1,9)", "model=lenet", "augment=[flip_crop,cutout]", "hydra.run.dir=x"),
         *("data.path=${oc.env:HOME}", "data@a.b=shapes", "experiment=glob(*)", "++trainer.x=choice(1,2)"),
     ]
@@ -515,7 +518,7 @@ def test_strings_of_chance_are_refused_or_valid_but_never_a_traceback(flag):
 
 def test_strings_of_chance_that_pass_alone_are_what_hydra_takes():
     passed = 0
-    for line in random_overrides(120):
+    for line in random_overrides(300):
         if "=" not in line or "[" in line:
             continue  # hardly ever a right one
         try:
@@ -604,7 +607,7 @@ FOREIGN = {
     "+callbacks.x={_target_: os.system, command: ls}": r"callbacks\.x\._target_=os\.system",
     "model._target_=mynet.Net": r"trusted=\[mynet\]",
     "trainer.plugins={_target_: os.system}": r"trainer\.plugins\._target_",
-    "+optimizer.x=${oc.env:HOME}": "would be computed",
+    "+optimizer.maximize=${oc.env:HOME}": "would be computed",
     "logger.tensorboard.save_dir=/tmp/x": "is a place",
     "trainer.default_root_dir=../x": "is a place",
     "logger.tensorboard.save_dir=conf": "is a place",
@@ -843,3 +846,151 @@ def test_contents_of_the_tree_are_those_that_hydra_composes(group):
     for option in options(group):
         whole: Any = OmegaConf.to_container(composed(f"{group}={option}"), resolve=False)
         assert content(group, option) == whole[group]
+
+
+# --- arguments of classes --------------------------------------------------------------------------------
+
+
+def arguments_in_conf() -> list[tuple[str, str, str, object]]:
+    """List the arguments that the options give to their classes: option, key, class, value."""
+    rows = []
+
+    def walk(option: str, key: tuple[str, ...], value: object) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                if "_target_" in value and name not in ("_target_", *TAKEN_BY_BUILD.get(".".join(key), ())):
+                    rows.append((option, ".".join((*key, name)), value["_target_"], inner))
+                walk(option, (*key, name), inner)
+
+    for group in groups():
+        for option in options(group) if group not in OPTIONAL else ():
+            walk(f"{group}={option}", (group,), content(group, option))
+    return rows
+
+
+# What the package behind an open constructor (**kwargs) takes.
+OPEN = {"logger.tensorboard.max_queue"}
+
+
+def test_every_key_of_the_tree_has_a_rule_or_an_annotated_parameter():
+    unruled = []
+    for option, key, target, _ in arguments_in_conf():
+        called = signature(target) if target != "???" else None
+        parameter = called.parameters.get(key.rpartition(".")[2]) if called else None
+        if key not in RULES and key not in OPEN and (parameter is None or parameter.annotation is Any):
+            unruled.append(f"{option}: {key}")
+    assert not unruled
+    lonely = [
+        key for key, _ in flatten(OmegaConf.to_container(composed())) if key.split(".")[0] not in (*groups(), "hydra")
+    ]
+    assert not set(lonely) - set(RULES)
+
+
+def test_where_yaml_and_constructor_have_a_default_they_agree():
+    differing = []
+    for option, key, target, value in arguments_in_conf():
+        called = signature(target) if target.startswith("cnnlab.") else None
+        default = called.parameters[key.rpartition(".")[2]].default if called else REQUIRED
+        default = list(default) if isinstance(default, tuple) else default
+        name = key.rpartition(".")[2]
+        values = [
+            other for _, place, cls, other in arguments_in_conf() if (place.rpartition(".")[2], cls) == (name, target)
+        ]
+        is_reference = isinstance(value, str) and "${" in value
+        if default in (REQUIRED, COMPUTED) or is_reference or key == "data.keys":
+            continue
+        if default in values and values[0] != values[-1]:
+            continue  # of several options of one class each says something else
+        if value != default:
+            differing.append(f"{option}: {key} is {value}, {target} has {default}")
+    assert not differing
+
+
+OWN = """
+import torch  # must not be imported by the check
+from collections.abc import Sequence
+from typing import Literal
+from cnnlab.bounds import Share
+from cnnlab.optimizer import Muon
+raise SystemExit("imported")
+
+Sizes = int | Sequence[int]
+
+class Base:
+    def __init__(self, share: Share, mode: Literal["luma", "mean"] = "mean", sizes: Sizes = 3) -> None: ...
+
+class Grey(Base):
+    pass
+
+class Open(Base):
+    def __init__(self, *, depth: "int | None" = None, **kwargs): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ("{_target_: own.Grey, share: 2}", ".share must be a number of at least 0 and of at most 1, got 2"),
+        (
+            "{_target_: own.Grey, share: 0.5, mode: lum}",
+            ".mode must be one of luma, mean; got lum; did you mean luma?",
+        ),
+        (
+            "{_target_: own.Grey, sizes: [1, x]}",
+            ".sizes must be a whole number, or a list of values, each a whole number; got [1, x]",
+        ),
+        (
+            "{_target_: own.Grey, shares: 1}",
+            ".shares is no argument of own.Grey; did you mean augment.grey.share?",
+        ),
+        ("{_target_: own.Open, depth: 1.5}", ".depth must be a whole number, or null; got 1.5"),
+        ("{_target_: own.Open, anything: 1}", None),
+        ("{_target_: own.Grey, share: 1, sizes: [1, 2]}", None),
+        ("{_target_: own.Missing, anything: 1}", None),
+    ],
+)
+def test_arguments_of_a_users_class_are_checked_without_importing_it(tmp_path, monkeypatch, settings, line):
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    argv = ["augment=flip_crop", f"+augment.grey={settings}"]
+    if line is None:
+        preflight(argv)
+    else:
+        (answer,) = mistakes(*argv)
+        assert answer.startswith(f"augment.grey{line}")
+
+
+def test_an_argument_that_the_class_does_not_take_is_told_with_where_it_comes_from():
+    (line,) = mistakes("experiment=quickstart", "schedule=constant")
+    assert line == (
+        "schedule.warmup is no argument of cnnlab.schedule.Constant, but experiment=quickstart sets it: take it out by "
+        "~schedule.warmup"
+    )
+    preflight(["experiment=quickstart", "schedule=constant", "~schedule.warmup"])
+    (line,) = mistakes("+model.width=3")
+    assert line.startswith("model.width is no argument of cnnlab.model.ConvNet, which takes in_channels")
+    assert line.endswith("take it out by ~model.width")
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    ["torch.optim.Adam", "torch.optim.SGD", "torch.optim.Rprop", "torch.optim.NAdam", "torch.optim.Adafactor"],
+)
+def test_signature_read_from_source_is_that_of_the_class(optimizer):
+    expected = inspect.signature(trust.import_target(optimizer)).parameters
+    called = signature(optimizer)
+    assert called is not None
+    assert list(called.parameters) == list(expected)
+
+
+def test_signatures_read_from_source_are_those_of_the_tree_s_classes():
+    for target in sorted({target for _, _, target, _ in arguments_in_conf()} - {"???"}):
+        if "Wandb" in target or "MLFlow" in target:
+            continue  # packages that may be missing
+        expected = dict(inspect.signature(trust.import_target(target)).parameters)
+        is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in expected.values())
+        named = [name for name, parameter in expected.items() if parameter.kind not in (2, 4)]
+        called = signature(target)
+        assert called is not None
+        assert list(called.parameters) == named, target
+        assert called.is_open == is_open, target

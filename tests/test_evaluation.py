@@ -172,7 +172,9 @@ def test_the_answers_are_the_networks_own(npz: Path):
     from cnnlab import ConvNet, ImageData, normalised
 
     data = ImageData(npz, val_size=0)
-    network = normalised(ConvNet(3, 10, (32, 32), channels=[4], kernel_size=3, hidden=[8]), data.mean, data.std)
+    network = normalised(
+        ConvNet(3, 10, (32, 32), channels=[4], kernel_size=3, batch_norm=False, hidden=[8]), data.mean, data.std
+    )
     answers = answer(network, data.batches("test"), 10)
     with torch.inference_mode():
         (batch,) = data.batches("test")

@@ -60,7 +60,9 @@ def test_whitening_needs_a_convolution_with_enough_filters():
     with pytest.raises(ConfigError, match="needs a convolution"):
         Whiten()(nn.Linear(2, 2), smooth_images())
     with pytest.raises(ConfigError, match=r"at least 75 filters in the first convolution.*it has 6"):
-        Whiten()(ConvNet(3, 10, (32, 32), channels=[6, 16], kernel_size=5), smooth_images())
+        Whiten()(
+            ConvNet(3, 10, (32, 32), channels=[6, 16], kernel_size=5, batch_norm=False, hidden=[]), smooth_images()
+        )
 
 
 def test_speednet_begins_whitened_with_frozen_filters_and_scales():

@@ -88,17 +88,19 @@ def test_pooling_before_relu_is_pooling_after_it_to_the_bit_gradients_too():
 
 
 def test_average_pooling_comes_after_relu():
-    network: Any = ConvNet(1, 2, (4, 4), channels=[3], kernel_size=3, padding=1, pool="avg")
+    network: Any = ConvNet(
+        1, 2, (4, 4), channels=[3], kernel_size=3, padding=1, pool="avg", batch_norm=False, hidden=[]
+    )
     images = images_of(2, 1, 4, 4)
     expected = F.avg_pool2d(F.relu(network.features.conv1(images)), 2)
     assert torch.equal(network.features(images), expected)
 
 
 def test_stages_take_a_scalar_or_one_value_each():
-    one = ConvNet(3, 10, (32, 32), channels=[4, 8], kernel_size=3, padding=1, pool="max", batch_norm=True)
+    one = ConvNet(3, 10, (32, 32), channels=[4, 8], kernel_size=3, padding=1, pool="max", batch_norm=True, hidden=[])
     each = ConvNet(
         3, 10, (32, 32), channels=[4, 8], kernel_size=[3, 3], padding=[1, 1], pool=["max", "max"],
-        batch_norm=[True, True],
+        batch_norm=[True, True], hidden=[],
     )  # fmt: skip
     assert str(one) == str(each)
 
@@ -108,7 +110,7 @@ def test_stages_take_a_scalar_or_one_value_each():
 @pytest.mark.parametrize("pool", ["max", "avg", "none", ["none", "avg", "max"]])
 def test_convnet_takes_any_size_and_depth(channels: int, size: tuple[int, int], pool: Any):
     network = ConvNet(
-        channels, 7, size, channels=[4, 6, 8], padding=1, pool=pool, batch_norm=[True, False, False],
+        channels, 7, size, channels=[4, 6, 8], kernel_size=3, padding=1, pool=pool, batch_norm=[True, False, False],
         hidden=[5], dropout=0.5,
     )  # fmt: skip
     images = images_of(2, channels, *size).contiguous(memory_format=torch.channels_last)
@@ -127,7 +129,7 @@ def test_image_too_small_for_the_stages_names_stage_and_size():
     with pytest.raises(ConfigError, match=r"10×10 pixels are 3×3 at stage 2.*kernel_size 5"):
         ConvNet(3, 10, (10, 10), **LENET)
     with pytest.raises(ConfigError, match="at stage 3"):
-        ConvNet(3, 10, (32, 32), channels=[4, 4, 4], kernel_size=[1, 1, 9])
+        ConvNet(3, 10, (32, 32), channels=[4, 4, 4], kernel_size=[1, 1, 9], batch_norm=False, hidden=[])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from cnnlab.weights import begin_with
 
 def network(num_classes: int = 10) -> nn.Sequential:
     torch.manual_seed(num_classes)
-    body = ConvNet(3, num_classes, image_size=(32, 32), channels=[6, 16], kernel_size=5, hidden=[120, 84])
+    body = ConvNet(3, num_classes, (32, 32), channels=[6, 16], kernel_size=5, batch_norm=False, hidden=[120, 84])
     return normalised(body, [0.5] * 3, [0.2] * 3)
 
 

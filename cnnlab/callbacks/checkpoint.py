@@ -11,6 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning import callbacks as lightning_callbacks
 from typing_extensions import override
 
+from cnnlab.bounds import PositiveFloat, PositiveInt
 from cnnlab.checkpoint import Loaded, read_checkpoint, write_checkpoint
 from cnnlab.errors import Stopped
 from cnnlab.files import copy_or_link
@@ -47,8 +48,8 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self,
         monitor: str = "val/accuracy",
         mode: Literal["min", "max"] = "max",
-        every_n_seconds: float | None = 300,
-        every_n_steps: int | None = None,
+        every_n_seconds: PositiveFloat | None = 300,
+        every_n_steps: PositiveInt | None = None,
     ) -> None:
         if mode not in ("min", "max"):
             raise ValueError(f"mode must be min or max, got {mode}.")

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from cnnlab import plots
 from cnnlab.batch import PADDING, Batch
+from cnnlab.bounds import NonNegativeInt
 from cnnlab.callbacks.history import History, writers
 from cnnlab.classifier import Classifier
 from cnnlab.data import DataModule, Gallery
@@ -31,7 +32,7 @@ class Figures(Callback):
         batch_count: Images of the augmented batch.
     """
 
-    def __init__(self, count: int = 10, batch_count: int = 32) -> None:
+    def __init__(self, count: NonNegativeInt = 10, batch_count: NonNegativeInt = 32) -> None:
         self.count = count
         self.batch_count = batch_count
 

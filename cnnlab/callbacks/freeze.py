@@ -8,6 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.optim import SGD, Optimizer
 from typing_extensions import override
 
+from cnnlab.bounds import NonNegativeInt, PositiveInt
 from cnnlab.errors import ConfigError
 
 
@@ -24,7 +25,12 @@ class Freeze(Callback):
         ConfigError: No parameter has such a name.
     """
 
-    def __init__(self, parameters: Sequence[str], from_epoch: int = 0, until_epoch: int | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[str],
+        from_epoch: NonNegativeInt = 0,
+        until_epoch: PositiveInt | None = None,
+    ) -> None:
         self.parameters = list(parameters)
         self.from_epoch = from_epoch
         self.until_epoch = until_epoch

@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from cnnlab.batch import Batch
+from cnnlab.bounds import PositiveInt
 from cnnlab.files import write_text
 from cnnlab.patches import write_event
 
@@ -39,7 +40,7 @@ class History(Callback):
         flush_every: Steps between two readings.
     """
 
-    def __init__(self, flush_every: int = 50) -> None:
+    def __init__(self, flush_every: PositiveInt = 50) -> None:
         if flush_every < 1:
             raise ValueError(f"flush_every must be at least 1, got {flush_every}.")
         self.flush_every = flush_every

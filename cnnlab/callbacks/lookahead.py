@@ -7,6 +7,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from cnnlab.bounds import PositiveInt, ShareBelowOne
 from cnnlab.callbacks.ema import split_by_kind
 
 
@@ -30,7 +31,7 @@ class Lookahead(Callback):
     Source: Zhang et al. 2019, arXiv:1907.08610, with the rising momentum of Jordan 2024, arXiv:2404.00498, section 3.4.
     """
 
-    def __init__(self, every_n_steps: int = 5, momentum: float = 0.95) -> None:
+    def __init__(self, every_n_steps: PositiveInt = 5, momentum: ShareBelowOne = 0.95) -> None:
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}.")
         if not 0 <= momentum < 1:

@@ -17,11 +17,13 @@ from rich.progress import (
 )
 from typing_extensions import override
 
+from cnnlab.bounds import NonNegativeFloat
+
 
 class Progress(Callback):
     """Show how far the training is, ten times a second at most, and only where somebody can see it."""
 
-    def __init__(self, refresh_seconds: float = 0.1) -> None:
+    def __init__(self, refresh_seconds: NonNegativeFloat = 0.1) -> None:
         self.refresh_seconds = refresh_seconds
         self._bar: Bar | None = None
         self._task = TaskID(0)

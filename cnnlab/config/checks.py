@@ -8,8 +8,9 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.config.rules import RULES, Rule, anything, filled, like, null, section
-from cnnlab.config.tree import OPTIONAL, Key, groups, main_file, options, options_with, values_of
+from cnnlab.config.rules import RULES, Rule, anything, filled, like, null, of_type, section
+from cnnlab.config.source import Signature, signature
+from cnnlab.config.tree import OPTIONAL, Key, groups, main_file, options, options_with, origin, values_of
 from cnnlab.config.words import nearest, nearest_key, refusal, shown
 
 # To the classes of the other groups one may hand further arguments, and choose other classes.
@@ -20,6 +21,13 @@ GIVE = {
     "model.name": "resnet18",
     "classifier.teacher": "RUN",
 }
+TAKEN_BY_BUILD = {
+    "model": {"channels_last", "compile"},
+    "optimizer": {"decay_bias_and_norm", "norm_bias_factor"},
+    "schedule": {"interval", "monitor"},
+}
+"""Keys of a group that are not handed to its class."""
+OF_INSTANTIATE = {"_target_", "_args_", "_partial_", "_convert_", "_recursive_"}
 _REFERENCE = re.compile(r"\$\{(\.*)(\w+(?:\.\w+)*)\}")
 
 
@@ -45,9 +53,18 @@ def plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in config.items() if key != "hydra"}
 
 
-def mistakes_in(config: Mapping[str, Any]) -> list[str]:
-    """List what is wrong with a config of plain containers, a line each."""
-    return [*_missing(config), *_in_section((), config, config), *_conflicts(config)]
+def mistakes_in(config: Mapping[str, Any], choices: Mapping[str, Any] | None = None) -> list[str]:
+    """List what is wrong with a config of plain containers, a line each.
+
+    Args:
+        config: The config.
+        choices: The options that it was composed of, by group, so that a line can say where a value comes from.
+    """
+    mistakes = [*_missing(config), *_in_section((), config, config), *_conflicts(config)]
+    for group in groups():
+        if group not in OPTIONAL and not _names_in((group,), config):  # where not every key is judged already
+            mistakes += _wrong_arguments((group,), config.get(group), choices or {})
+    return mistakes
 
 
 def mistakes_at(config: Mapping[str, Any], key: Key) -> list[str]:
@@ -204,8 +221,49 @@ def _rule(key: Key, config: Mapping[str, Any]) -> Rule:
     defaults = list(values_of(key, config))
     if defaults and ".".join(key) in RULES:
         return RULES[".".join(key)]
+    if (rule := _rule_of_argument(key, config)) is not anything:
+        return rule
     rules = {rule.name: rule for rule in map(like, defaults)}
     return reduce(or_, rules.values()) if rules else anything
+
+
+def _rule_of_argument(key: Key, config: Mapping[str, Any]) -> Rule:
+    """Return the rule that the constructor of the class beside a key makes for it."""
+    called = _signature(get(config, *key[:-1], "_target_"))
+    parameter = called.parameters.get(key[-1]) if called else None
+    return of_type(parameter.annotation) if parameter else anything
+
+
+def _signature(target: Any) -> Signature | None:
+    return signature(target) if isinstance(target, str) and re.fullmatch(r"\w+(\.\w+)+", target) else None
+
+
+def _wrong_arguments(key: Key, content: Any, choices: Mapping[str, Any]) -> Iterator[str]:
+    """Say which arguments the classes at a key and below it do not take, and where each comes from."""
+    if isinstance(content, list):
+        for index, element in enumerate(content):
+            yield from _wrong_arguments((*key, str(index)), element, choices)
+    if not isinstance(content, Mapping):
+        return
+    target = content.get("_target_")
+    called = _signature(target)
+    if called and not called.is_open and "_args_" not in content:
+        names = called.parameters.keys()
+        for name in (
+            content.keys() - names - OF_INSTANTIATE - (TAKEN_BY_BUILD.get(key[0], set()) if len(key) == 1 else set())
+        ):
+            dotted = ".".join((*key, str(name)))
+            near = nearest(name, list(names - content.keys()))
+            source = origin((*key, str(name)), choices)
+            yield f"{dotted} is no argument of {target}" + (
+                f"; did you mean {'.'.join((*key, near))}?"
+                if near and not source
+                else f", but {source} sets it: take it out by ~{dotted}"
+                if source
+                else f", which takes {', '.join(names) or 'none'}: take it out by ~{dotted}"
+            )
+    for name, value in content.items():
+        yield from _wrong_arguments((*key, str(name)), value, choices)
 
 
 def _conflicts(config: Mapping[str, Any]) -> Iterator[str]:

@@ -51,6 +51,7 @@ class Command:
         self._is_shown_only = bool(flags.cfg or flags.info)  # and so may be unfinished
         self._trials_are_processes = self._is_remote = False
         self._values: list[Override] = []  # one for each value of each override
+        self._choices: dict[str, Any] = {}  # of the config composed last
         self._misspelt_groups: set[str] = set()  # their keys can't be judged
         self._loader = Loader(flags, overrides)
 
@@ -214,12 +215,13 @@ class Command:
         self.run_dir = str(content["hydra"]["run"]["dir"])
         launcher = get(content, "hydra", "launcher", "_target_")
         self._trials_are_processes, self._is_remote = launcher in ALONE, self._multirun and launcher in REMOTE
+        self._choices = get(content, "hydra", "runtime", "choices") or {}
         return config, self._without_misspelt(mistakes) + self._judge(plain(config))
 
     def _judge(self, config: dict[str, Any], key: Key | None = None) -> list[str]:
         if self._is_shown_only:
             return []
-        mistakes = mistakes_at(config, key) if key else mistakes_in(config)
+        mistakes = mistakes_at(config, key) if key else mistakes_in(config, self._choices)
         if self._multirun and not self._trials_are_processes:
             mistakes += _several_devices(config)
         return self._without_misspelt(mistakes)

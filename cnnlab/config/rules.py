@@ -1,9 +1,17 @@
 """What a value of the config may be: the kinds of rule, and the table of keys."""
 
+import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from cnnlab.bounds import Bounds
 
 
 @dataclass(frozen=True)
@@ -128,29 +136,57 @@ def like(value: object) -> Rule:
             return anything
 
 
+PLAIN = {bool: flag, int: whole(), float: real(), str: text, Path: text, type(None): null}
+
+
+def of_type(kind: Any) -> Rule:
+    """Return the rule that the type of an argument makes; a type that says nothing to a config allows anything."""
+    origin, arguments = get_origin(kind) or kind, get_args(kind)
+    if origin is Annotated:
+        return _within(*arguments) if arguments[0] in (int, float) else of_type(arguments[0])
+    if origin in (Union, UnionType):
+        rules = map(of_type, arguments)
+        # An object that may stand in the place of a plain value can only be given by its class.
+        return reduce(
+            or_, {rule.name: rule for rule in (section if rule is anything else rule for rule in rules)}.values()
+        )
+    if origin is Literal:
+        words = [value for value in arguments if isinstance(value, str | int) and not isinstance(value, bool)]
+        choices = [one_of(*words)] if words else []
+        choices += [flag] if any(isinstance(value, bool) for value in arguments) else []
+        return reduce(or_, choices + ([null] if None in arguments else []))
+    if not isinstance(origin, type) or origin in PLAIN:
+        return PLAIN.get(origin, anything)
+    if issubclass(origin, Mapping):
+        return section
+    if origin is tuple and arguments and arguments[-1] is not ...:
+        alike = all(part == arguments[0] for part in arguments)
+        return each(of_type(arguments[0]) if alike else anything, len(arguments))
+    if issubclass(origin, Iterable):
+        return each(of_type(arguments[0]) if arguments else anything)
+    return anything
+
+
+def _within(kind: type, bounds: Bounds) -> Rule:
+    if kind is float:
+        return real(bounds.low, bounds.high, bounds.above, bounds.below)
+    low = bounds.low if bounds.above is None else math.floor(bounds.above) + 1
+    high = bounds.high if bounds.below is None else math.ceil(bounds.below) - 1
+    return whole(None if low is None else math.ceil(low), None if high is None else math.floor(high))
+
+
 _batches = whole(0) | Rule("a share from 0.0 to 1.0", real(0, 1).accepts)
-_share = Rule("a share below 1.0", real(0, below=1).accepts)
 _time = matching(r"\d+:\d+:\d+:\d+", "a time as DD:HH:MM:SS")
 _mode = one_of("max", "min")
 
 
-def _per_stage(rule: Rule) -> Rule:
-    return rule | each(rule)
-
-
-# A key that is not here follows the type of its default in the conf tree.
+# What annotations cannot say. A key that is not here follows its class's annotation, or else the type of its default in
+# the conf tree.
 RULES: dict[str, Rule] = {
     "seed": whole(0, 2**32 - 1),
     "objective.metric": filled,
     "objective.mode": _mode,
-    # loss
-    "loss.label_smoothing": real(0, 1),
-    "loss.gamma": real(0),
-    "loss.class_weights": one_of("balanced") | each(real(0)) | null,
-    # classifier
     "classifier.teacher": run,
-    "classifier.temperature": real(above=0),
-    "classifier.share": real(0, 1),
     "eval.tta": one_of("none", "mirror", "mirror_translate"),
     "init_from": run | null,
     "resume": run | null,
@@ -168,45 +204,8 @@ RULES: dict[str, Rule] = {
     "search.reduction": whole(2),
     "search.batch": whole(1),
     # data
-    "data.source": one_of("npz", "folder", "cifar10", "cifar100", "shapes"),
     "data.path": filled,
-    "data.classes": each(text) | null,
-    "data.keys": section,
-    "data.batch_size": whole(1),
-    "data.eval_batch_size": whole(1),
-    "data.val_size": whole(0) | _share,
-    "data.test_size": whole(1) | _share,
-    "data.train_size": whole(1) | Rule("a share up to 1.0", real(above=0, high=1).accepts) | null,
-    "data.folds": whole(2) | null,
-    "data.fold": whole(0),
-    "data.exclude": filled | null,
-    "data.sampler": one_of("shuffled", "balanced"),
-    "data.drop_last": flag,
-    "data.label_noise": real(0, below=1),
-    "data.size": whole(1) | null,
-    "data.fit": one_of("crop", "pad", "stretch"),
-    "data.split_seed": whole(0, 2**32 - 1),
-    "data.mean": each(real()) | null,
-    "data.std": each(real(above=0)) | null,
-    "data.resident": one_of("auto", "device", "host", "disk"),
-    "data.seed": whole(0, 2**32 - 1),
-    # model
-    "model.channels": each(whole(1)),
-    "model.kernel_size": _per_stage(whole(1)),
-    "model.padding": _per_stage(whole(0)),
-    "model.pool": _per_stage(one_of("max", "avg", "none")),
-    "model.batch_norm": _per_stage(flag),
-    "model.hidden": each(whole(1)),
-    "model.dropout": real(0, below=1),
-    "model.blocks": each(whole(1)),
-    "model.shortcut": one_of("pad", "projection"),
-    "model.depth": whole(10),
-    "model.width": whole(1),
-    "model.convs": whole(1),
-    "model.residual": flag,
-    "model.whiten_kernel": whole(1),
-    "model.norm_momentum": real(above=0, high=1),
-    "model.logit_scale": real(above=0),
+    # model: what build takes itself
     "model.channels_last": flag,
     "model.compile": flag,
     # optimizer
@@ -217,48 +216,20 @@ RULES: dict[str, Rule] = {
     "optimizer.betas": each(real(0, below=1), 2),
     "optimizer.alpha": real(0, below=1),
     "optimizer.eps": real(0),
-    "optimizer.linear_lr": real(above=0),
-    "optimizer.bias_lr": real(above=0),
-    "optimizer.sgd_momentum": real(0, below=1),
-    "optimizer.ns_steps": whole(1),
-    "optimizer.normalize": flag,
     "optimizer.decay_bias_and_norm": flag,
     "optimizer.norm_bias_factor": real(above=0),
     "optimizer.fused": flag | null,
-    # init
-    "init.whiten.count": whole(2, 5000),
-    "init.whiten.eps": real(0),
-    # schedule
-    "schedule.warmup": real(0, below=1),
-    "schedule.start_factor": real(0),
-    "schedule.end_factor": real(0),
-    "schedule.every": real(above=0, high=1),
-    "schedule.milestones": each(real(above=0, below=1)),
-    "schedule.gamma": real(0),
-    "schedule.anneal": one_of("cosine", "linear"),
-    # augment
-    "augment.flip_crop.padding": whole(0),
-    "augment.alternating_flip.padding": whole(0),
-    "augment.cutout.size": whole(0),
-    "augment.cutout.fill": real(0, 1),
-    "augment.mixup.alpha": real(above=0),
-    "augment.cutmix.alpha": real(above=0),
+    # schedule: what Lightning asks of one of torch's
+    "schedule.interval": one_of("epoch", "step"),
+    "schedule.monitor": filled,
     # callbacks
     "callbacks.checkpoint.monitor": filled | null,
     "callbacks.checkpoint.mode": _mode,
-    "callbacks.checkpoint.every_n_seconds": real(above=0) | null,
-    "callbacks.checkpoint.every_n_steps": whole(1) | null,
     "callbacks.early_stopping.monitor": filled,
     "callbacks.early_stopping.mode": _mode,
     "callbacks.early_stopping.patience": whole(0),
     "callbacks.early_stopping.min_delta": real(0),
-    "callbacks.early_stopping.check_finite": flag,
     "callbacks.ema.decay": real(0, 1),
-    "callbacks.lookahead.every_n_steps": whole(1),
-    "callbacks.lookahead.momentum": real(0, below=1),
-    "callbacks.freeze.parameters": each(filled),
-    "callbacks.freeze.from_epoch": whole(0),
-    "callbacks.freeze.until_epoch": whole(1) | null,
     # trainer: every flag of pytorch_lightning.Trainer
     "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu") | section,
     "trainer.strategy": matching(

@@ -108,14 +108,26 @@ def values_of(key: Key, config: Mapping[str, Any]) -> Iterator[Any]:
             yield value
 
 
+def origin(key: Key, choices: Mapping[str, Any]) -> str | None:
+    """Return the chosen `group=option` whose file gives a key its value; a recipe goes before the other options."""
+    for group, inner in (("experiment", key), (key[0], key[1:])):
+        option = choices.get(group)
+        if isinstance(option, str) and option in options(group) and _holds(content(group, option), inner):
+            return f"{group}={option}"
+    return None
+
+
+def _holds(value: Any, key: Key) -> bool:
+    for part in key:
+        if not isinstance(value, Mapping) or part not in value:
+            return False
+        value = value[part]
+    return True
+
+
 def options_with(key: Key) -> list[str]:
     """List the `group=option` whose file has a key, such as `optimizer=sgd` for (optimizer, momentum)."""
     group, *rest = key
-    choices = []
-    for option in options(group) if group in groups() and rest else ():
-        value: Any = _read(CONF / group / f"{option}.yaml")[1] if group == "experiment" else content(group, option)
-        for part in rest:
-            value = value.get(part, ...) if isinstance(value, Mapping) else ...
-        if value is not ...:
-            choices.append(f"{group}={option}")
-    return choices
+    if group not in groups() or not rest:
+        return []
+    return [f"{group}={option}" for option in options(group) if _holds(content(group, option), tuple(rest))]

@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from typing_extensions import override
 
+from cnnlab.bounds import Bounds, NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, Seed, ShareBelowOne
 from cnnlab.data import archive, cifar, folder, shapes, splits
 from cnnlab.data.batches import Batches, Sampler
 from cnnlab.data.pictures import Fit
@@ -73,25 +74,25 @@ class ImageData(DataModule):
         *,
         keys: Mapping[str, str | None] | None = None,
         classes: Sequence[str] | None = None,
-        batch_size: int = 64,
-        eval_batch_size: int = 1000,
-        val_size: float = 0.1,
-        test_size: float = 0.2,
-        train_size: float | None = None,
-        folds: int | None = None,
-        fold: int = 0,
-        split_seed: int = 0,
+        batch_size: PositiveInt = 64,
+        eval_batch_size: PositiveInt = 1000,
+        val_size: NonNegativeInt | ShareBelowOne = 0.1,
+        test_size: PositiveInt | ShareBelowOne = 0.2,
+        train_size: PositiveInt | PositiveShare | None = None,
+        folds: Annotated[int, Bounds(low=2)] | None = None,
+        fold: NonNegativeInt = 0,
+        split_seed: Seed = 0,
         exclude: str | Path | None = None,
         sampler: Sampler = "shuffled",
         drop_last: bool = False,
-        label_noise: float = 0.0,
+        label_noise: ShareBelowOne = 0.0,
         mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        std: Sequence[PositiveFloat] | None = None,
         resident: Literal["auto", "device", "host", "disk"] = "auto",
-        size: int | None = None,
+        size: PositiveInt | None = None,
         fit: Fit = "crop",
         augment: Augment | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.path = Path(path).expanduser()

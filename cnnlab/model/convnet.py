@@ -2,12 +2,15 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cnnlab.bounds import NonNegativeInt, PositiveInt, ShareBelowOne
 from cnnlab.errors import ConfigError
+
+Pool = Literal["max", "avg", "none"]
 
 
 class ConvNet(nn.Module):
@@ -37,13 +40,13 @@ class ConvNet(nn.Module):
         num_classes: int,
         image_size: tuple[int, int],
         *,
-        channels: Sequence[int],
-        kernel_size: int | Sequence[int] = 3,
-        padding: int | Sequence[int] = 0,
-        pool: str | Sequence[str] = "max",
-        batch_norm: bool | Sequence[bool] = False,
-        hidden: Sequence[int] = (),
-        dropout: float = 0.0,
+        channels: Sequence[PositiveInt],
+        kernel_size: PositiveInt | Sequence[PositiveInt],
+        padding: NonNegativeInt | Sequence[NonNegativeInt] = 0,
+        pool: Pool | Sequence[Pool] = "max",
+        batch_norm: bool | Sequence[bool],
+        hidden: Sequence[PositiveInt],
+        dropout: ShareBelowOne = 0.0,
     ) -> None:
         super().__init__()
         if not channels or min(channels) < 1:

@@ -1,16 +1,18 @@
 """Residual networks in the variants for small images, and wide ones."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cnnlab.bounds import Bounds, PositiveInt, ShareBelowOne
 from cnnlab.errors import ConfigError
 from cnnlab.model.layers import initialise_he
 
 Shortcut = Literal["pad", "projection"]
+Depth = Annotated[int, Bounds(low=10)]
 
 
 class ResNet(nn.Module):
@@ -37,8 +39,8 @@ class ResNet(nn.Module):
         in_channels: int,
         num_classes: int,
         *,
-        blocks: Sequence[int],
-        channels: Sequence[int],
+        blocks: Sequence[PositiveInt],
+        channels: Sequence[PositiveInt],
         shortcut: Shortcut,
     ) -> None:
         super().__init__()
@@ -126,7 +128,9 @@ class WideResNet(nn.Module):
     Source: Zagoruyko & Komodakis 2016, arXiv:1605.07146, table 1 and section 2.4.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, *, depth: int, width: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, in_channels: int, num_classes: int, *, depth: Depth, width: PositiveInt, dropout: ShareBelowOne = 0.0
+    ) -> None:
         super().__init__()
         if depth < 10 or depth % 6 != 4:
             raise ConfigError(f"model.depth must be 6n + 4 (10, 16, 22, 28, ...), got {depth}.")

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cnnlab.bounds import PositiveFloat, PositiveInt, PositiveShare
 from cnnlab.errors import ConfigError
 
 
@@ -39,12 +40,12 @@ class SpeedNet(nn.Module):
         num_classes: int,
         image_size: tuple[int, int],
         *,
-        channels: Sequence[int] = (64, 256, 256),
-        convs: int = 2,
+        channels: Sequence[PositiveInt] = (64, 256, 256),
+        convs: PositiveInt = 2,
         residual: bool = False,
-        whiten_kernel: int = 2,
-        norm_momentum: float = 0.4,
-        logit_scale: float = 1 / 9,
+        whiten_kernel: PositiveInt = 2,
+        norm_momentum: PositiveShare = 0.4,
+        logit_scale: PositiveFloat = 1 / 9,
     ) -> None:
         super().__init__()
         if not channels or min(channels) < 1:

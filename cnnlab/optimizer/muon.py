@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.sgd import sgd
 
+from cnnlab.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, ShareBelowOne
+
 
 class Muon(Optimizer):
     """Step convolution filters along the nearest orthogonal matrix of their momentum; the rest by SGD.
@@ -46,15 +48,15 @@ class Muon(Optimizer):
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 0.02,
-        momentum: float = 0.6,
+        lr: PositiveFloat = 0.02,
+        momentum: ShareBelowOne = 0.6,
         *,
-        linear_lr: float = 0.02,
-        bias_lr: float = 0.01,
-        sgd_momentum: float = 0.85,
-        weight_decay: float = 0.0,
+        linear_lr: PositiveFloat = 0.02,
+        bias_lr: PositiveFloat = 0.01,
+        sgd_momentum: ShareBelowOne = 0.85,
+        weight_decay: NonNegativeFloat = 0.0,
         normalize: bool = True,
-        ns_steps: int = 3,
+        ns_steps: PositiveInt = 3,
     ) -> None:
         for name, rate in {"lr": lr, "linear_lr": linear_lr, "bias_lr": bias_lr}.items():
             if not rate > 0:
