@@ -161,6 +161,7 @@ def facts(lab: Lab) -> dict[str, Any]:
         "device": describe_device(lab.trainer.strategy.root_device),
         "precision": lab.trainer.precision,
         "num_parameters": sum(parameter.numel() for parameter in lab.classifier.parameters()),
+        "images": {split: lab.data.count(split) for split in ("train", "val", "test")},
         "objects": lab.classifier.hparams["objects"],  # given from Python, in place of what the config says
         **composition(lab.classifier.hparams["config"]),
     }

@@ -24,10 +24,9 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 SWEEP = Path(".sweep")
 SWEEP_RECORD = SWEEP / "record.json"
 SWEEP_JOBS = SWEEP / "jobs"
-SWEEP_IMPORTANCE = SWEEP / "importance.json"
 TRIAL = "trial.json"
-"""Files of a sweep: what it was begun with (the mark of its folder), a cluster's jobs, how much each setting mattered,
-and, in each trial's folder, what the sweep notes of it."""
+"""Files of a sweep: what it was begun with (the mark of its folder), a cluster's jobs, and, in each trial's folder,
+what the sweep notes of it."""
 
 
 def program() -> str:
@@ -59,6 +58,7 @@ class Facts(TypedDict, total=False):
     device: str | None
     precision: str | None
     num_parameters: int | None
+    images: dict[str, int]
     versions: dict[str, str]
     git: GitState | None
     seed: int | None

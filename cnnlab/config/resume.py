@@ -21,6 +21,7 @@ STATES = ("init_from", "classifier.teacher")
 # How far a run goes, where it runs, what it shows: nothing that a step's result depends on.
 MAY_CHANGE = (
     "resume",
+    "objective.over",
     "debug",
     "trusted",
     "on_divergence",

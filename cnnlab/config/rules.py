@@ -186,6 +186,7 @@ RULES: dict[str, Rule] = {
     "seed": whole(0, 2**32 - 1),
     "objective.metric": filled,
     "objective.mode": _mode,
+    "objective.over": each(matching(r"[\w.]+", "a key")),
     "classifier.teacher": run,
     "eval.tta": one_of("none", "mirror", "mirror_translate"),
     "init_from": run | null,

@@ -154,10 +154,10 @@ def objective_by_time(
 
 
 def importance(shares: Mapping[str, float]) -> Figure:
-    """Show how much of the objective's variance each setting explains, as a search measured it (shares of 1)."""
+    """Show each setting's share in what made a trial one of the best quarter (shares of 1)."""
     ordered = sorted(shares.items(), key=lambda item: item[1])
     figure = new_figure((WIDTH * 0.75, 0.9 + 0.35 * len(ordered)))
-    axes = named_axes(figure.subplots(), "Share of the objective's variance", "")
+    axes = named_axes(figure.subplots(), "Share in what made a trial one of the best quarter", "")
     places = range(len(ordered))
     axes.barh(places, [share for _, share in ordered], color=BLUE, height=0.6)
     axes.set_yticks(places, shorten_all([key for key, _ in ordered], 40), **plain())

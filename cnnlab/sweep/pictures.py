@@ -1,29 +1,37 @@
 """The pictures of a sweep, from its table."""
 
 import math
+from collections.abc import Mapping
 
 from cnnlab import plots
-from cnnlab.files import read_json
-from cnnlab.record import SWEEP_IMPORTANCE
 from cnnlab.sweep.table import Row, Table
 
 MAX_CURVES = 60  # more of them hide each other
 
 
-def draw(table: Table) -> None:
-    """Write the pictures into the sweep's `figures/`."""
+def draw(table: Table, importance: Mapping[str, float]) -> None:
+    """Write the pictures into the sweep's `figures/`.
+
+    Args:
+        table: The sweep's table.
+        importance: Each setting's share in what made a trial one of the best quarter.
+    """
     folder = table.folder / "figures"
     folder.mkdir(exist_ok=True)
-    ranked = [row for row in table.rows if row.objective is not None]
+    ranked = [row for row in table.rows if row.objective is not None and row.is_comparable]
     values = [row.objective for row in ranked if row.objective is not None]
-    settings = {key: [row.settings.get(key, "") for row in ranked] for key in table.keys}
+    settings = {key: [row.settings.get(key, "") for row in ranked] for key in table.keys if key not in table.over}
     varied = {key: column for key, column in settings.items() if len(set(column)) > 1}
     is_larger_better = table.sign > 0
     figures = {}
     if varied:
         figures["objective_by_value"] = plots.objective_by_value(varied, values, table.metric)
     if len(varied) > 1 and len(ranked) > 2:
-        figures["parallel_coordinates"] = plots.parallel_coordinates(varied, values, table.metric, is_larger_better)
+        # The best trial last, which is the one that is marked where several are equally good.
+        backwards = {key: column[::-1] for key, column in varied.items()}
+        figures["parallel_coordinates"] = plots.parallel_coordinates(
+            backwards, values[::-1], table.metric, is_larger_better
+        )
     curves = {row.name: _curve(row, table.metric) for row in ranked[:MAX_CURVES]}
     curves = {name: curve for name, curve in curves.items() if curve[0]}
     if curves:
@@ -35,8 +43,8 @@ def draw(table: Table) -> None:
         minutes = [(end - begin) / 60 for end in ends]
         objectives = [row.objective or 0 for row in timed]
         figures["objective_by_time"] = plots.objective_by_time(minutes, objectives, table.metric, is_larger_better)
-    if shares := read_json(table.folder / SWEEP_IMPORTANCE):
-        figures["importance"] = plots.importance(shares)
+    if importance:
+        figures["importance"] = plots.importance(importance)
     for name, figure in figures.items():
         (folder / f"{name}.png").write_bytes(plots.to_png(figure))
 

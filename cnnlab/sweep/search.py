@@ -11,8 +11,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cnnlab.config.space import Dimension
 from cnnlab.errors import ConfigError
-from cnnlab.files import write_json
-from cnnlab.record import SWEEP_IMPORTANCE
 from cnnlab.study import NAME, open_study
 from cnnlab.sweep.runner import Runner
 from cnnlab.sweep.trial import Trial, folder_name
@@ -74,7 +72,6 @@ class Search:
         self.runner.board.plan(self.options["n_trials"] * self._each, len(existing) * self._each, pool.size)
         for trial, status in self.runner.run(pool, self._queue()):
             self._tell(trial, status)
-        self._write_importance()
 
     def _queue(self) -> Iterator[Trial | None]:
         while True:
@@ -186,14 +183,6 @@ class Search:
 
     def _study_trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
-
-    def _write_importance(self) -> None:
-        """Write how much each setting mattered, for the picture, as soon as enough trials were completed."""
-        completed = [trial for trial in self._study_trials() if trial.state == TrialState.COMPLETE]
-        values = {trial.value for trial in completed}
-        if len(completed) >= 8 and len(values) > 1 and len(completed[0].params) > 1:
-            shares = optuna.importance.get_param_importances(self.study)
-            write_json(self.folder.path / SWEEP_IMPORTANCE, shares)
 
 
 def _suggested(trial: optuna.Trial, dimensions: Sequence[Dimension]) -> Iterator[str]:

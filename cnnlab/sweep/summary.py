@@ -5,38 +5,57 @@ import io
 import json
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cnnlab import tables
 from cnnlab.files import csv_cell, write_text
-from cnnlab.sweep.table import Group, Table, as_text, read
+from cnnlab.sweep import verdict
+from cnnlab.sweep.table import Table, as_text, read
 
 TERMINAL_ROWS = 30
 
 
-def write(folder: Path, *, any_length: bool = False, pictures: bool = True) -> Table:
+@dataclass(frozen=True)
+class Summary:
+    """A sweep's table, and what it adds up to.
+
+    Attributes:
+        table: The table.
+        lead: Whether the winner's lead over the runner-up is more than chance, in a sentence.
+        importance: Each setting's share in what made a trial one of the best quarter.
+    """
+
+    table: Table
+    lead: str | None
+    importance: Mapping[str, float]
+
+
+def write(folder: Path, *, any_length: bool = False, pictures: bool = True) -> Summary:
     """Write `sweep.csv`, `sweep.json`, `sweep.md` and the pictures; return what they say.
 
     Args:
         folder: The sweep's folder.
         any_length: Whether trials that were trained to other limits than the sweep's count as the others do.
-        pictures: Whether to draw them.
+        pictures: Whether to draw them, and to ask Optuna which setting mattered.
     """
     table = read(folder, any_length=any_length)
+    summary = Summary(table, verdict.lead(table), verdict.importance(table) if pictures else {})
     write_text(folder / "sweep.csv", _csv(table))
-    write_text(folder / "sweep.json", json.dumps(_json(table), indent=2) + "\n")
-    write_text(folder / "sweep.md", _markdown(table))
+    write_text(folder / "sweep.json", json.dumps(_json(summary), indent=2) + "\n")
     if pictures and any(row.objective is not None for row in table.rows):
         from cnnlab.sweep.pictures import draw  # matplotlib
 
-        draw(table)
-    return table
+        draw(table, summary.importance)
+    write_text(folder / "sweep.md", _markdown(summary))
+    return summary
 
 
-def describe(table: Table) -> str:
+def describe(summary: Summary) -> str:
     """Return what a person at the terminal sees: the table, the winner's command, where everything is, what is next."""
+    table = summary.table
     header, lines = _group_lines(table) if table.has_means else _row_lines(table)
     columns = [
         tables.Column(name, cells, number=all(_is_number(cell.rstrip("%").replace(",", "")) for cell in cells if cell))
@@ -46,18 +65,23 @@ def describe(table: Table) -> str:
     parts += [f"{len(lines) - TERMINAL_ROWS} more in sweep.md"] if len(lines) > TERMINAL_ROWS else []
     parts += [f"failed  {row.name}: {row.error}" for row in table.failed]
     parts += [f"length  {line}" for line in _incomparable_lines(table)]
+    parts += [f"lead    {summary.lead}"] if summary.lead else []
+    parts += [f"matters {_importance_line(summary)}"] if summary.importance else []
     parts += [f"winner  {table.winner}"] if table.winner else []
     parts += [f"table   {table.folder / 'sweep.md'}", f"next    cnnlab report {shlex.quote(str(table.folder))}"]
     return "\n".join(parts)
 
 
-def _json(table: Table) -> dict[str, Any]:
+def _json(summary: Summary) -> dict[str, Any]:
+    table = summary.table
     return {
         "command": table.record["command"],
         "objective": table.record["objective"],
         "planned": table.record["planned"],
         "counts": _counts(table),
         "winner": table.winner,
+        "lead": summary.lead,
+        "importance": dict(summary.importance),
         "groups": [
             {
                 "settings": dict(group.settings),
@@ -65,6 +89,7 @@ def _json(table: Table) -> dict[str, Any]:
                 "mean": group.mean,
                 "sd": group.sd,
                 "interval_95": None if group.half is None else [group.mean - group.half, group.mean + group.half],
+                "pooled": None if (pooled := verdict.pooled(table, group)) is None else pooled._asdict(),
                 "test/accuracy": group.test_accuracy,
                 "trials": [row.name for row in group.rows],
             }
@@ -139,6 +164,11 @@ def _incomparable_lines(table: Table) -> list[str]:
     ]
 
 
+def _importance_line(summary: Summary) -> str:
+    shares = ", ".join(f"{key} {share:.0%}" for key, share in summary.importance.items())
+    return f"{shares} (share in what made a trial one of the best quarter)"
+
+
 def _row_lines(table: Table) -> tuple[list[str], list[list[str]]]:
     tests = [name for name in _tests(table) if name == "test/accuracy"]  # sweep.csv has the others
     header = [*_short_names(table.keys), table.metric, *tests, "status", "epochs", "seconds", "images/s", "folder"]
@@ -159,12 +189,12 @@ def _row_lines(table: Table) -> tuple[list[str], list[list[str]]]:
 
 def _group_lines(table: Table) -> tuple[list[str], list[list[str]]]:
     keys = [key for key in table.keys if key not in table.over]
+    pools = [verdict.pooled(table, group) for group in table.groups]
     header = [*_short_names(keys), f"{table.metric}, mean", "sd", "n", "95 % interval", "test/accuracy"]
+    header += ["all folds", "its 95 % interval"] if any(pools) else []
 
-    def interval(group: Group) -> str:
-        if group.half is None:
-            return ""
-        return " to ".join(as_text(table.metric, group.mean + side * group.half) for side in (-1, 1))
+    def interval(low: float, high: float) -> str:
+        return f"{as_text(table.metric, low)} to {as_text(table.metric, high)}"
 
     return header, [
         [
@@ -172,10 +202,12 @@ def _group_lines(table: Table) -> tuple[list[str], list[list[str]]]:
             as_text(table.metric, group.mean),
             as_text(table.metric, group.sd),
             str(len(group.rows)),
-            interval(group),
+            "" if group.half is None else interval(group.mean - group.half, group.mean + group.half),
             as_text("test/accuracy", group.test_accuracy),
+            *([as_text(table.metric, pool.accuracy), interval(pool.low, pool.high)] if pool else []),
+            *(["", ""] if any(pools) and not pool else []),
         ]
-        for group in table.groups
+        for group, pool in zip(table.groups, pools, strict=True)
     ]
 
 
@@ -193,12 +225,19 @@ def _setting(text: str) -> str:
         return text
 
 
-def _markdown(table: Table) -> str:
+def _markdown(summary: Summary) -> str:
+    table = summary.table
     parts = [f"# {table.folder.name}", f"```bash\n{table.record['command']}\n```", _counts_line(table)]
     if table.winner:
         parts.append(f"The winner again:\n\n```bash\n{table.winner}\n```")
     if table.has_means:
         parts.append(f"## Over {', '.join(table.over)}\n\n" + "\n".join(_markdown_table(*_group_lines(table))))
+    parts += [f"{summary.lead}."] if summary.lead else []
+    parts += (
+        [f"What decided whether a trial is among the best quarter: {_importance_line(summary)}."]
+        if summary.importance
+        else []
+    )
     parts.append("## Trials\n\n" + "\n".join(_markdown_table(*_row_lines(table))))
     parts += _incomparable_lines(table)
     if table.failed:

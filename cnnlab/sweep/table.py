@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cnnlab.errors import CnnlabError, ConfigError
-from cnnlab.files import FLOAT_MAX, check_type, read_json
+from cnnlab.errors import CnnlabError, ConfigError, DamagedError
+from cnnlab.files import check_type, read_json
 from cnnlab.record import SWEEP_RECORD, TRIAL, Record, typed
 from cnnlab.stats import mean_interval
 from cnnlab.sweep.folder import LIMITS, read_record
-from cnnlab.sweep.trial import Metrics, Note, RunFacts, split_override
+from cnnlab.sweep.trial import Metrics, Note, split_override
 from cnnlab.tables import format_metric
 
 NOT_STARTED = "not started"
@@ -39,6 +39,7 @@ class Row:
         started: When it began, in seconds since 1970.
         history: The rows of `history.csv`; NaN for what is no number.
         limits: Those that it was trained to (epochs, steps, time), as far as known.
+        images: How many each split had, as far as known.
         is_comparable: Whether it was trained to the sweep's own limits; a trial may have been resumed by itself.
     """
 
@@ -56,6 +57,7 @@ class Row:
     started: float | None = None
     history: Sequence[Mapping[str, float]] = ()
     limits: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, int] = field(default_factory=dict)
     is_comparable: bool = True
 
 
@@ -134,8 +136,8 @@ class Table:
 
     @property
     def over(self) -> Sequence[str]:
-        """The keys that means are taken over."""
-        return self.record["objective"].get("over") or ["seed"]
+        """The keys that means are taken over; folds of one set are always among them."""
+        return [*self.record["objective"].get("over", ["seed"]), "data.fold"]
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -250,13 +252,12 @@ def _read_row(folder: Path) -> Row:
     note = read_json(folder / TRIAL, Note)
     record = Record(folder)
     run, metrics = record.run, record.metrics
-    check_type(run, RunFacts, str(folder / "run.json"))
-    if run.get("status") == "completed" or metrics:
+    if run.get("status") == "completed":
         check_type(metrics, Metrics, str(folder / "metrics.json"))
     status = run.get("status") or ("running" if note.get("starts", 1) else NOT_STARTED)
     if note.get("pruned") is not None and status == "completed":
         status = "pruned"
-    history = [{name: _as_number(text) for name, text in row.items()} for row in record.history]
+    history = _history(record)
     speeds = [row["images_per_second"] for row in history if math.isfinite(row.get("images_per_second", math.nan))]
     return Row(
         name=folder.name,
@@ -266,21 +267,23 @@ def _read_row(folder: Path) -> Row:
         overrides=note["overrides"],
         error=run.get("error") if status == "failed" else None,
         objective=metrics["objective"] if status in ("completed", "pruned") else None,
-        metrics={name: value for name, value in metrics.items() if _is_number(value)},
+        metrics={name: value for name, value in metrics.items() if value is not None},
         epochs=len(history),
-        seconds=run.get("seconds") or 0.0,
+        seconds=run.get("seconds", 0.0),
         images_per_second=statistics.median(speeds) if speeds else None,
         started=_as_timestamp(run.get("started")),
         history=history,
         limits=run.get("limits", {}),
+        images=run.get("images", {}),
     )
 
 
-def _as_number(text: str) -> float:
+def _history(record: Record) -> list[dict[str, float]]:
+    """Return the rows of `history.csv`, NaN for an empty cell; none where it is damaged, which costs no result."""
     try:
-        return float(text)
-    except ValueError:
-        return math.nan
+        return [{name: float(cell or "nan") for name, cell in row.items()} for row in record.history]
+    except DamagedError:
+        return []
 
 
 def _as_timestamp(time: str | None) -> float | None:
@@ -288,7 +291,3 @@ def _as_timestamp(time: str | None) -> float | None:
         return datetime.fromisoformat(time).timestamp() if time else None
     except (OverflowError, ValueError):
         return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= FLOAT_MAX

@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from cnnlab.errors import DamagedError
 from cnnlab.files import read_json, write_json
-from cnnlab.record import TRIAL
+from cnnlab.record import TRIAL, Facts
 
 MAX_LETTERS = 100  # of a folder's name
 
@@ -75,16 +75,6 @@ def grid_trials(points: Iterable[Sequence[str]]) -> list[Trial]:
     return [Trial(name, point, number) for number, (name, point) in enumerate(overrides.items())]
 
 
-class RunFacts(TypedDict, total=False):
-    """What a sweep needs of `run.json`."""
-
-    status: Literal["running", "completed", "failed", "interrupted"]
-    error: str | None
-    seconds: float | None
-    started: str | None
-    limits: dict[str, Any]
-
-
 class Metrics(TypedDict):
     """What a sweep needs of `metrics.json`."""
 
@@ -116,7 +106,7 @@ class TrialFolder:
     @property
     def run(self) -> dict[str, Any]:
         """`run.json` as it is now; empty where it is missing or damaged."""
-        return self._read("run.json", RunFacts)
+        return self._read("run.json", Facts)
 
     @property
     def objective(self) -> float | None:
@@ -175,5 +165,5 @@ class TrialFolder:
             return {}
 
     def _is_damaged(self) -> bool:
-        kinds = {"run.json": RunFacts, "metrics.json": Metrics}
+        kinds = {"run.json": Facts, "metrics.json": Metrics}
         return any((self.path / name).exists() and not self._read(name, kind) for name, kind in kinds.items())
