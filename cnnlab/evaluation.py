@@ -6,6 +6,7 @@
 |---|---|
 | `format` | 1: the version of this layout |
 | `checkpoint`, `data`, `split`, `tta` | what was evaluated, on what, and how |
+| `members` | the checkpoints of an ensemble; empty for a single network |
 | `data_digest` | of the split's images and labels: equal digests, equal images in equal order |
 | `count`, `classes` | number of images; the classes' names in label order |
 | `metrics` | by name, without the split: `accuracy`, `loss`, `macro_f1`, `calibration_error`, `top5_accuracy` |
@@ -143,6 +144,7 @@ def evaluate(
     content = {
         "format": 1,
         "checkpoint": str(state.checkpoint),
+        "members": [str(member) for member in state.members],
         "data": str(images.path),
         "split": split,
         "tta": tta,
@@ -317,6 +319,9 @@ def _stem(state: Restored, split: Split, tta: TTA | None, precision: str | None,
         data: Name and digest of another file, None for the run's.
     """
     parts = ["evaluation"]
+    if state.members:
+        paths = "\n".join(str(path.absolute()) for path in state.members)
+        parts += [f"ensemble{len(state.members)}", hashlib.sha256(paths.encode()).hexdigest()[:6]]
     if state.record is None:
         parts.insert(0, state.checkpoint.stem)
     elif state.checkpoint.stem != "best":

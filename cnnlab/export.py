@@ -104,6 +104,8 @@ def export(
         except ImportError as error:
             raise MachineError(f"--format {format} needs {package}: pip install 'cnnlab[export]'.") from error
     state = restore(run, trusted)
+    if state.members and format == "safetensors":
+        raise ConfigError("--format safetensors holds the weights of one network, not an ensemble's: choose onnx.")
     path = Path(output) if output else _default_path(state, format)
     if output and path.exists() and not overwrite:
         raise ConfigError(f"{path} exists. Choose another name, or pass --overwrite to replace it.")
@@ -128,6 +130,7 @@ def _default_path(state: Restored, format: Format) -> Path:
     if state.record is None:
         return state.checkpoint.with_suffix(ENDINGS[format])
     suffix = "" if state.checkpoint.stem == "best" else f"-{state.checkpoint.stem}"
+    suffix += f"-ensemble{len(state.members)}" if state.members else ""
     return state.record.folder / f"model{suffix}{ENDINGS[format]}"
 
 

@@ -1,5 +1,6 @@
 """A trained network, and the images it was trained on, from a run's folder."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from cnnlab import trust
 from cnnlab.build import build_network
@@ -76,6 +78,7 @@ class Restored(NamedTuple):
         image_shape: (height, width, channels) of the images that it was trained on.
         checkpoint: The file.
         record: The run's folder, unless the file stands alone.
+        members: The files of an ensemble, of which the first is described here; empty for a single network.
     """
 
     network: nn.Module
@@ -84,6 +87,7 @@ class Restored(NamedTuple):
     image_shape: tuple[int, int, int]
     checkpoint: Path
     record: Record | None
+    members: tuple[Path, ...] = ()
 
     @property
     def model(self) -> dict[str, Any]:
@@ -91,11 +95,24 @@ class Restored(NamedTuple):
         return self.config["model"]
 
 
+class Ensemble(nn.Module):
+    """The logarithm of the mean of several networks' probabilities, which serves as logits."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        logs = torch.stack([network(images).float().log_softmax(1) for network in self.networks])
+        return logs.logsumexp(0) - math.log(len(self.networks))
+
+
 def restore(name: str, trusted: Sequence[str] = ()) -> Restored:
     """Build the network that a run trained, with its weights; what the run's folder says is taken for data only.
 
     Args:
-        name: The run: what `record.find_run` takes.
+        name: The run: what `record.find_run` takes. Several, with commas between them, are an ensemble.
         trusted: Packages that the person at the keyboard vouches for, for networks that are none of cnnlab's.
 
     Raises:
@@ -103,6 +120,9 @@ def restore(name: str, trusted: Sequence[str] = ()) -> Restored:
         CheckpointError: Its checkpoint is missing, damaged, or another network's.
         UnsafeError: It asks for code to be run.
     """
+    names = [name] if Path(name).exists() else name.split(",")
+    if len(names) > 1:
+        return _join([restore(part, trusted) for part in names])
     checkpoint, record = find_run(name)
     content = read_checkpoint(checkpoint)
     place = f"{checkpoint}: hyper_parameters"
@@ -161,6 +181,20 @@ def _check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) ->
         shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (expected, weights)]
         if shapes[0] != shapes[1]:
             raise RuntimeError(f"{name} must have the shape {shapes[0]}, the file has {shapes[1]}")
+def _join(members: Sequence[Restored]) -> Restored:
+    """Return several networks as one.
+
+    Raises:
+        ConfigError: They tell other classes apart, or take other images.
+    """
+    first = members[0]
+    for other in members[1:]:
+        if (other.classes, other.image_shape) != (first.classes, first.image_shape):
+            raise ConfigError(
+                f"{other.checkpoint} and {first.checkpoint} are no ensemble: their classes or images are not the same."
+            )
+    network = Ensemble([member.network for member in members]).eval()
+    return first._replace(network=network, members=tuple(member.checkpoint for member in members))
 
 
 def restore_metrics(run: Restored, trusted: Sequence[str] = ()) -> Mapping[str, MetricBuilder] | None:
