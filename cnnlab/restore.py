@@ -181,6 +181,8 @@ def _check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) ->
         shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (expected, weights)]
         if shapes[0] != shapes[1]:
             raise RuntimeError(f"{name} must have the shape {shapes[0]}, the file has {shapes[1]}")
+
+
 def _join(members: Sequence[Restored]) -> Restored:
     """Return several networks as one.
 

@@ -9,14 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-<<<<<<< HEAD
 from cnnlab.checkpoint import read_checkpoint, write_checkpoint, write_sealed
 from cnnlab.errors import CheckpointError, DamagedError, UnsafeError
-=======
-from cnnlab.checkpoint import read_checkpoint, write_checkpoint
-from cnnlab.errors import CheckpointError, UnsafeError
 from cnnlab.evaluation import evaluate
->>>>>>> fb79199 (Several runs with commas between them are an ensemble, for every command that takes a run)
 from cnnlab.restore import restore
 from tests.conftest import Train, read
 
@@ -52,7 +47,6 @@ def test_what_a_strangers_checkpoint_may_have_built(train: Train):
         restore(altered(path, hidden=[7]))
 
 
-<<<<<<< HEAD
 @pytest.fixture
 def best(trained: Path, tmp_path: Path) -> Path:
     """A checkpoint to alter."""
@@ -146,7 +140,8 @@ def test_a_tensor_that_claims_more_than_its_bytes_is_refused(best: Path):
     write_checkpoint(content, best)
     with pytest.raises(UnsafeError, match="repeats"):
         restore(str(best))
-=======
+
+
 def test_an_ensemble_answers_with_the_mean_of_its_members_probabilities(trained: Path, train: Train, tmp_path: Path):
     other = train("seed=1", folder=tmp_path / "other")
     together = restore(f"{trained},{other}")
@@ -157,4 +152,3 @@ def test_an_ensemble_answers_with_the_mean_of_its_members_probabilities(trained:
     content = evaluate(f"{trained},{other}", figures=False).content
     assert content["members"] == [str(folder / "checkpoints" / "best.ckpt") for folder in (trained, other)]
     assert not (trained / "evaluation.json").exists() or read(trained / "evaluation.json")["members"] == []
->>>>>>> fb79199 (Several runs with commas between them are an ensemble, for every command that takes a run)
