@@ -31,7 +31,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ from cnnlab.record import precision_of
 from cnnlab.restore import Restored, restore, restore_data, restore_metrics
 from cnnlab.stats import wilson
 from cnnlab.tta import TTA, average_views
+from cnnlab.wording import channels_note
 
 MISTAKES = 100
 BINS = 15
@@ -165,14 +166,13 @@ def evaluate(
     return _write(stem, content, answers)
 
 
-def _draw(folder: Path, content: dict[str, Any], answers: Answers, images: Any) -> None:
-    classes = content["classes"]
+def _draw(folder: Path, content: dict[str, Any], answers: Answers, gallery: Gallery) -> None:
+    classes, images = content["classes"], cast(Any, gallery)  # an array, as far as drawing goes
+    guesses = answers.predicted.numpy(), answers.targets.numpy(), answers.confidence.numpy()
     drawings = (
         plots.confusion_matrix(np.array(content["confusion"]), classes),
         plots.reliability(content["calibration"], answers.metrics["calibration_error"]),
-        plots.worst_mistakes(
-            images, answers.predicted.numpy(), answers.targets.numpy(), answers.confidence.numpy(), classes
-        ),
+        plots.worst_mistakes(images, *guesses, classes, note=channels_note(gallery.data.image_shape[2])),
     )
     for name, drawing in zip(FIGURES, drawings, strict=True):
         write_bytes(folder / f"{name}.png", plots.to_png(drawing))

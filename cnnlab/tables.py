@@ -5,9 +5,9 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from cnnlab.files import printable
+from cnnlab.wording import shorten
 
 LEAST_WIDTH = 12
 GAP = 2  # between columns: the padding, and what the box draws
@@ -40,39 +40,6 @@ class Column:
     def least_width(self) -> int:
         """The characters to which it may be shortened."""
         return self.width if self.number else min(self.width, max(self.least, len(self.name)))
-
-
-def format_value(value: Any) -> str:
-    """Return a value of a config or a record as people read it: numbers with up to six significant digits."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-SHARES = ("accuracy", "f1", "precision", "recall", "share")
-"""Endings of metrics that are shares."""
-
-
-def format_metric(name: str, value: float | None) -> str:
-    """Return a metric as people read it: a share in per cent, anything else with four significant digits."""
-    if value is None:
-        return format_value(value)
-    return f"{value:.2%}" if name.endswith(SHARES) else f"{value:.4g}"
-
-
-def shorten(text: str, width: int = 40) -> str:
-    """Return a text that takes at most `width` characters of a terminal, with its middle left out if it is longer."""
-    from rich.cells import cell_len, set_cell_size
-
-    if cell_len(text) <= width:
-        return text
-    head = (width - 1) // 2
-    tail = width - 1 - head
-    # What is kept of the end is the longest suffix that fits: letters may take two characters each.
-    start = next(index for index in range(len(text) + 1) if cell_len(text[index:]) <= tail)
-    return set_cell_size(text, head).rstrip() + "…" + text[start:]
 
 
 def fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[str]]:

@@ -41,7 +41,7 @@ ROWS = [
     | {"anatomy", "checkpoint"},
     {"batch", "patches", "record", "trust", "lock", "study", "tables", "tutorial", "tta", "stats"},
     {"console"},
-    {"signals", "files"},
+    {"signals", "files", "wording"},
     {"errors", "bounds"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(reversed(ROWS)) for room in rooms}

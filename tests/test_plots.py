@@ -339,19 +339,13 @@ def test_long_names_stay_apart_and_other_scripts_can_be_read():
     assert spell("קפה") == anyascii("קפה"), "matplotlib would set it from the wrong end"
 
 
-@pytest.mark.parametrize("channels", [2, 4, 13])
-def test_of_many_channels_the_first_are_shown_and_the_picture_says_so(channels):
-    images = pictures(3, channels)
-    (axes,) = plots.image_row(images, CLASSES).axes
-    kept = 3 if channels > 3 else 1
-    np.testing.assert_array_equal(np.asarray(axes.images[0].get_array()).reshape(32, 32, -1), images[0][..., :kept])
-    assert f"first {'3' if kept == 3 else 'one'} of {channels} channels" in axes.texts[-1].get_text()
-
-
-def test_images_that_are_no_bytes_are_scaled_to_their_range():
-    images, note = style.viewable(np.linspace(-1, 3, 12).reshape(1, 2, 2, 3))
-    assert (images.dtype, images.min(), images.max()) == (np.uint8, 0, 255)
-    assert note == "values from -1 to 3"
+def test_a_grid_says_what_of_the_images_is_shown():
+    note, labels = "the first 3 of 13 channels", np.zeros(2, int)
+    row = plots.image_row(pictures(3), CLASSES, note)
+    worst = plots.worst_mistakes(pictures(2), labels + 1, labels, np.ones(2), CLASSES, note=note)
+    for axes in (*row.axes, *worst.axes):
+        assert axes.texts[-1].get_text() == note
+        assert axes.texts[-1].get_position()[1] < min(image.get_extent()[2] for image in axes.images)
 
 
 def test_numbers_that_a_search_proposed_stand_on_a_line_and_the_first_of_equals_is_the_best():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cnnlab import report
+from cnnlab import report, wording
 from cnnlab.checkpoint import write_checkpoint
 from cnnlab.commands.report import report as command
 from cnnlab.errors import ConfigError, MachineError, PartialError, UnsafeError
@@ -54,14 +54,22 @@ def test_the_page_of_a_run_says_what_it_is_asked_for(train: Train, tmp_path: Pat
     content = parsed(path)
     said = words(content)
     for heading in (
-        "Result", "What ran", "The same again", "Curves", "Confusion matrix", "Classes", "Calibration", "Predictions",
-        "Mistakes", "Learned filters", "Throughput", "Environment", "Config",
+        "Result", "Curves", "Mistakes", "Classes", "Confusion matrix", "Calibration", "First test images",
+        "Learned filters", "What ran", "The same again", "Throughput", "Environment", "Config",
     ):  # fmt: skip
         assert f"<h2>{heading}</h2>" in content
     metrics = read(run / "metrics.json")
-    assert f"{metrics['test/accuracy']:.2%}" in said
-    assert f"{metrics['test/loss']:.4f}" in said
-    assert f"{metrics['val/loss']:.4f}" in said
+    accuracy = f"{metrics['test/accuracy']:.2%}"
+    assert f"<h1>lenet on small: {accuracy} of the test images right" in content
+    assert f"Right on {accuracy} of 100 test images" in said
+    assert wording.format_metric("loss", metrics["test/loss"]) in said
+    assert wording.format_metric("loss", metrics["val/loss"]) in said
+    assert "320 for training, 80 for validation, 100 for test; 32 × 32 pixels, 3 channels; 10 classes" in said
+    row = r'<th scope="row">\d+</th><td class="number">\d+</td>\s*<td class="number">'
+    bar = row + r'<span class="bar"><i style="width: ([\d.]+)%'
+    shares = [float(share) for share in re.findall(bar, content)]
+    assert len(shares) == 10
+    assert shares == sorted(shares), "the worst class first"
     assert "augment=flip_crop" in said
     assert "hydra.run.dir" not in words(content.partition('id="the-same-again"')[2].partition("</section>")[0])
     assert torch.__version__ in said
@@ -84,8 +92,13 @@ def test_a_strangers_words_do_nothing(train: Train, npz: Path, tmp_path: Path):
         content["hyper_parameters"]["config"]["data"]["classes"] = names.tolist()
         write_checkpoint(content, checkpoint)
     record = read(run / "run.json")
-    record |= {"command": EVIL, "device": EVIL, "versions": {EVIL: EVIL}, "git": {"commit": EVIL}, "started": EVIL}
-    record["status"] = EVIL
+    record |= {
+        "command": EVIL,
+        "device": EVIL,
+        "versions": {EVIL: EVIL},
+        "git": {"commit": EVIL, "dirty": True},
+        "started": EVIL,
+    }
     (run / "run.json").write_text(json.dumps(record))
     config = run / ".hydra" / "config.yaml"
     config.write_text(config.read_text() + f"evil: {json.dumps(EVIL)}\n")
@@ -141,37 +154,53 @@ def test_a_hundred_classes_make_a_picture_of_the_matrix(train: Train, tmp_path: 
     assert "The commonest confusions" in content
     assert 'class="matrix"' not in content
     assert "top5 accuracy" in content
+    assert content.count('text-anchor="end">99</text>') == 2, "each class is named at its row and at its column"
+    assert "80 better ones" in content
 
 
-def test_the_page_of_a_sweep_has_its_table_and_pictures(tmp_path: Path):
-    folder = tmp_path / "sweep"
+def write_sweep(folder: Path, objectives: dict[str, list[float]]) -> None:
+    """Write what a sweep leaves: settings of a learning rate, each with its seeds' objectives; a failure."""
     (folder / "figures").mkdir(parents=True)
     Image.new("RGB", (400, 300), "white").save(folder / "figures" / "trials.png")
     trials: list[dict] = [
-        {"name": str(number), "settings": {"optimizer.lr": lr, EVIL: "1"}, "status": status, "error": error,
-         "objective": value, "metrics": {"test/accuracy": value}, "epochs": 2, "seconds": 3.0,
-         "images_per_second": 1000.0}
-        for number, (lr, status, error, value) in enumerate(
-            [("0.1", "completed", None, 0.7), ("0.01", "completed", None, 0.5), (EVIL, "failed", EVIL, None)]
-        )
+        {"name": f"{place}_{seed}", "settings": {"optimizer.lr": lr, "seed": str(seed), EVIL: "1"},
+         "status": "completed", "error": None, "objective": value, "metrics": {"test/accuracy": value}, "epochs": 1,
+         "seconds": 3.0, "images_per_second": 1000.0}
+        for place, (lr, values) in enumerate(objectives.items()) for seed, value in enumerate(values)
     ]  # fmt: skip
-    for trial in trials[:2]:
-        place = folder / str(trial["name"])
-        place.mkdir()
-        (place / "history.csv").write_text("epoch,val/accuracy\n0,0.4\n1,0.7\n")
+    for trial in trials:
+        (folder / trial["name"]).mkdir()
+        (folder / trial["name"] / "history.csv").write_text(f"epoch,val/accuracy\n0,{trial['objective']}\n")
+    failed = trials[0] | {"name": "failed", "settings": {"optimizer.lr": EVIL}, "status": "failed", "error": EVIL}
+    trials.append(failed | {"objective": None, "metrics": {}})
     groups = [
-        {"settings": {"optimizer.lr": "0.1"}, "n": 2, "mean": 0.7, "sd": 0.01, "interval_95": [0.6, 0.8],
-         "test/accuracy": 0.7, "trials": ["0"]},
+        {"settings": {"optimizer.lr": lr}, "n": len(values), "mean": sum(values) / len(values), "sd": 0.01,
+         "interval_95": [0.6, 0.8] if len(values) > 1 else None, "test/accuracy": values[0],
+         "trials": [f"{place}_{seed}" for seed in range(len(values))]}
+        for place, (lr, values) in enumerate(objectives.items())
     ]  # fmt: skip
-    told = {"command": EVIL, "objective": {"metric": "val/accuracy", "mode": "max"}, "winner": "train.py a=1 <b>",
-            "counts": {"completed": 2, "failed": 1}, "groups": groups, "trials": trials}  # fmt: skip
-    (folder / "sweep.json").write_text(json.dumps(told))
+    content = {"command": EVIL, "objective": {"metric": "val/accuracy", "mode": "max"}, "winner": "train.py a=1 <b>",
+               "counts": {"completed": len(trials) - 1, "failed": 1}, "groups": groups, "trials": trials}  # fmt: skip
+    (folder / "sweep.json").write_text(json.dumps(content))
+
+
+def test_the_page_of_a_sweep_says_what_is_best_and_whether_that_is_so(tmp_path: Path):
+    folder = tmp_path / "sweep"
+    write_sweep(folder, {"0.123456789012": [0.7, 0.71, 0.69], "0.01": [0.5, 0.51, 0.49]})
+    summary = read(folder / "sweep.json")
+    summary |= {"lead": f"more than chance {EVIL}", "importance": {EVIL: 0.2, "optimizer.lr": 0.8}}
+    (folder / "sweep.json").write_text(json.dumps(summary))
     content = parsed(report.report_sweep(folder).path)
     said = words(content)
-    assert "0.7000 ± 0.0100" in said
+    assert "Best: optimizer.lr 0.1235. val/accuracy is 70.00% on average over 3 runs" in said
+    assert "more than chance &lt;script" in said
+    assert "optimizer.lr mattered most, with 80%" in said
     assert "train.py a=1 &lt;b&gt;" in said
+    assert "0.123456789012" not in said, "the table file has all digits"
+    assert said.count("★ 0.1235") == 4, "the best settings, and each of their trials"
     assert content.count("data:image/png") == 1
-    assert content.count("<polyline") >= 2
+    assert content.count('<circle class="dots-pale"') == 3, "trials of one epoch can be seen"
+    assert content.count('<circle class="dots-a"') == 3
     (folder / "sweep.json").write_text("{}")
     with pytest.raises(ConfigError, match="missing or damaged"):
         report.report_sweep(folder)
@@ -190,12 +219,15 @@ def test_what_cannot_be_written_or_is_no_run_is_told(train: Train, tmp_path: Pat
 
 def test_whatever_stands_in_any_place_of_a_page_is_text():
     sections = {
-        "Best": {"tiles": [(EVIL, EVIL)]}, "The best again": EVIL,
-        "Trials": {"header": [EVIL], "rows": [[EVIL, EVIL, 1]], "words": 1},
+        "Result": {"answer": [EVIL], "tiles": [(EVIL, EVIL)]}, "The best again": EVIL,
+        "What mattered": [(EVIL, 0.5)],
+        "Trials": {"header": [EVIL], "rows": [[EVIL, EVIL, 1]], "words": 1, "best": [0]},
         "Curves": [chart.draw(EVIL, [chart.Line(EVIL, [0, 1], [0, 1]), chart.Line("b", [0], [1])], EVIL)],
         "Pictures": [{"source": EVIL, "alternative": EVIL}], "What ran": "a\x00b\ud800",
     }  # fmt: skip
-    content = page.render("sweep.html", kind=EVIL, title=EVIL, badge={"word": EVIL, "style": EVIL}, sections=sections)
+    content = page.render(
+        "sweep.html", kind=EVIL, title=EVIL, subtitle=EVIL, badge={"word": EVIL, "style": EVIL}, sections=sections
+    )
     assert "a�b�" in content
     assert "<script" not in content
     assert "<img src=x" not in content

@@ -5,7 +5,8 @@ import random
 import pytest
 from rich.cells import cell_len
 
-from cnnlab.tables import GAP, Column, fit, format_metric, format_value, shorten
+from cnnlab.tables import GAP, Column, fit
+from cnnlab.wording import format_metric, format_value, shorten
 
 LETTERS = "abcdefghij 0123456789-_/=猫犬é"
 

@@ -18,6 +18,7 @@ from cnnlab.bounds import NonNegativeInt
 from cnnlab.callbacks.history import History, writers
 from cnnlab.classifier import Classifier
 from cnnlab.data import DataModule, Gallery
+from cnnlab.wording import channels_note
 
 
 class Figures(Callback):
@@ -44,11 +45,11 @@ class Figures(Callback):
         first = slice(self.count)
         images = data.pictures("train", first)
         names = [data.classes[target] for target in data.labels("train")[first].tolist()]
-        self._save(trainer, "first_training_images", plots.image_row(images, names))
+        self._save(trainer, "first_training_images", plots.image_row(images, names, channels_note(data.image_shape[2])))
         if data.augment is not None:
             batch = data.augmented(first_batch(data), epoch=0, step=0)
             pixels = data.displayable(batch.images[: self.batch_count].permute(0, 2, 3, 1))
-            self._save(trainer, "augmented_batch", plots.image_grid(pixels))
+            self._save(trainer, "augmented_batch", plots.image_grid(pixels, note=channels_note(data.image_shape[2])))
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,15 +76,17 @@ class Figures(Callback):
         matrix = multiclass_confusion_matrix(predicted, targets, data.num_classes)
         images: Any = Gallery(data, "test")
         right, guess = targets.numpy(), predicted.numpy()
-        first = slice(self.count)
+        first, note = slice(self.count), channels_note(data.image_shape[2])
         self._save(
             trainer,
             "first_test_images",
-            plots.predictions_row(images[first], guess[first], right[first], data.classes),
+            plots.predictions_row(images[first], guess[first], right[first], data.classes, note),
         )
         self._save(trainer, "confusion_matrix", plots.confusion_matrix(matrix.numpy(), data.classes))
         confidence = logits.softmax(1).amax(1).numpy()
-        self._save(trainer, "worst_mistakes", plots.worst_mistakes(images, guess, right, confidence, data.classes))
+        self._save(
+            trainer, "worst_mistakes", plots.worst_mistakes(images, guess, right, confidence, data.classes, note=note)
+        )
 
     def _save(self, trainer: Trainer, name: str, figure: plots.Figure) -> None:
         folder = Path(trainer.default_root_dir) / "figures"

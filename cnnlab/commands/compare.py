@@ -11,7 +11,8 @@ import typer
 from cnnlab.commands import AsJson, Trust, Wide
 from cnnlab.console import say
 from cnnlab.errors import CnnlabError, ConfigError, DataError
-from cnnlab.tables import Column, format_metric, format_value, print_table
+from cnnlab.tables import Column, print_table
+from cnnlab.wording import format_metric, format_value
 
 if TYPE_CHECKING:
     from cnnlab.comparison import ComparedRun

@@ -8,8 +8,9 @@ import typer
 
 from cnnlab.commands import AsJson, RunName, Trust, Wide
 from cnnlab.console import say
-from cnnlab.tables import Column, format_metric, print_table
+from cnnlab.tables import Column, print_table
 from cnnlab.tta import TTA
+from cnnlab.wording import format_metric
 
 app = typer.Typer(add_completion=False)
 

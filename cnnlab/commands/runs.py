@@ -15,7 +15,8 @@ from cnnlab.console import say
 from cnnlab.errors import ConfigError
 from cnnlab.files import csv_cell
 from cnnlab.record import RUNS
-from cnnlab.tables import LEAST_WIDTH, Column, format_metric, format_value, print_table
+from cnnlab.tables import LEAST_WIDTH, Column, print_table
+from cnnlab.wording import format_metric, format_value
 
 app = typer.Typer(add_completion=False)
 

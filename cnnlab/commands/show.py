@@ -16,6 +16,7 @@ from cnnlab.commands import RunName, Trust, check_screen, open_file
 from cnnlab.data import archive, pictures, shapes, splits
 from cnnlab.errors import ConfigError, DataError, MachineError
 from cnnlab.tables import Column, print_table
+from cnnlab.wording import channels_note
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,6 +57,7 @@ def data(overrides: _Overrides = None, output: _Output = None, open: _Open = Fal
     words = overrides or []
     if len(words) == 1 and words[0].endswith(".npz") and "=" not in words[0]:
         arrays = archive.read(words[0])
+        channels = arrays.images["train"].shape[-1]
         images: Any = pictures.displayable(arrays.images["train"])
         targets, classes = arrays.targets["train"], arrays.classes
     else:
@@ -63,11 +65,13 @@ def data(overrides: _Overrides = None, output: _Output = None, open: _Open = Fal
         from cnnlab.data import Gallery
 
         images, targets, classes = Gallery(module, "train"), module.labels("train").numpy(), module.classes
+        channels = module.image_shape[2]
     if len(classes) > 200:
         raise ConfigError(f"show data draws up to 200 classes, got {len(classes)}.")
     of_class = [images[np.flatnonzero(targets == label)[:10]] for label in range(len(classes))]
     first = images[:10]
-    figure = data_overview(first, [classes[target] for target in targets[:10]], of_class, classes)
+    names = [classes[target] for target in targets[:10]]
+    figure = data_overview(first, names, of_class, classes, channels_note(channels))
     return _write(figure, output or Path("show_data.png"), open)
 
 
@@ -199,7 +203,8 @@ def augment(
     seen = [module.displayable(module.seen(range(first.stop), epoch).permute(0, 2, 3, 1)) for epoch in range(epochs)]
     names = [module.classes[target] for target in module.labels("train")[first].tolist()]
     steps = ", ".join(str(name) for name, node in (cfg.augment or {}).items() if node is not None)
-    figure = network.augmented(module.pictures("train", first), seen, names, steps or "no augmentation")
+    note = channels_note(module.image_shape[2])
+    figure = network.augmented(module.pictures("train", first), seen, names, steps or "no augmentation", note)
     return _write(figure, output or Path("show_augment.png"), open)
 
 

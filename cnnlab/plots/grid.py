@@ -1,4 +1,4 @@
-"""Images in rows, each under a title."""
+"""Images in rows, each under a title; below them a note says what of the images is shown, if not all of it."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cnnlab.plots.names import plain, shorten_all
-from cnnlab.plots.style import INK, VERMILION, WIDTH, Images, message, new_figure, viewable
+from cnnlab.plots.style import INK, VERMILION, WIDTH, Images, message, new_figure
 
 # Images a row, and in inches: a line of a title, and the space around image and title.
 _ROW = 10
@@ -18,18 +18,18 @@ _LINE = 0.17
 _PAD = 0.05
 
 
-def image_row(images: Images, titles: Sequence[str]) -> Figure:
+def image_row(images: Images, titles: Sequence[str], note: str = "") -> Figure:
     """Show images side by side (in rows of ten, if there are more), each under its title."""
-    return image_grid(images, titles, _ROW)
+    return image_grid(images, titles, _ROW, note)
 
 
-def image_grid(images: Images, titles: Sequence[str] | None = None, columns: int = _FEW) -> Figure:
+def image_grid(images: Images, titles: Sequence[str] | None = None, columns: int = _FEW, note: str = "") -> Figure:
     """Show images in rows of `columns`."""
     if titles is None:
-        return _grid(images, [""] * len(images), columns)
+        return _grid(images, [""] * len(images), columns, note)
     lines = sorted({line for title in titles for line in title.split("\n")})
     short = dict(zip(lines, shorten_all(lines, _letters(len(images), columns)), strict=True))
-    return _grid(images, ["\n".join(short[line] for line in title.split("\n")) for title in titles], columns)
+    return _grid(images, ["\n".join(short[line] for line in title.split("\n")) for title in titles], columns, note)
 
 
 def predictions_row(
@@ -37,6 +37,7 @@ def predictions_row(
     predicted: Integer[np.ndarray, "n"],
     targets: Integer[np.ndarray, "n"],
     classes: Sequence[str],
+    note: str = "",
 ) -> Figure:
     """Show images under their predicted class; wrong ones have a cross, a frame, and the right class."""
     names = shorten_all(classes, _letters(len(images), _ROW) - 2)
@@ -44,7 +45,7 @@ def predictions_row(
         names[guess] if guess == target else f"✗ {names[guess]}\nis {names[target]}"
         for guess, target in zip(predicted, targets, strict=True)
     ]
-    return _grid(images, titles, _ROW, np.asarray(predicted) != np.asarray(targets))
+    return _grid(images, titles, _ROW, note, np.asarray(predicted) != np.asarray(targets))
 
 
 def worst_mistakes(
@@ -54,6 +55,7 @@ def worst_mistakes(
     confidence: Float[np.ndarray, "n"],
     classes: Sequence[str],
     count: int = 16,
+    note: str = "",
 ) -> Figure:
     """Show the wrongly classified images on which the network was surest, the surest first.
 
@@ -64,6 +66,7 @@ def worst_mistakes(
         confidence: The probability that the network gave to its prediction, 0 to 1.
         classes: The classes' names.
         count: How many mistakes to show at most.
+        note: What of the images is shown, if not all of it.
     """
     confidence = np.asarray(confidence)
     wrong = np.flatnonzero(np.asarray(predicted) != np.asarray(targets))
@@ -74,7 +77,7 @@ def worst_mistakes(
     titles = [
         f"✗ {names[predicted[index]]}\nis {names[targets[index]]}\n{confidence[index]:.1%} sure" for index in worst
     ]
-    return _grid(images[worst], titles, _FEW)
+    return _grid(images[worst], titles, _FEW, note)
 
 
 def _cell(count: int, columns: int) -> float:
@@ -87,10 +90,11 @@ def _letters(count: int, columns: int) -> int:
     return int(_cell(count, columns) * 72 / 5)
 
 
-def _grid(images: Images, titles: Sequence[str], columns: int, framed: Bool[np.ndarray, "n"] | None = None) -> Figure:
+def _grid(
+    images: Images, titles: Sequence[str], columns: int, note: str, framed: Bool[np.ndarray, "n"] | None = None
+) -> Figure:
     if len(images) == 0:
         return message("No images.")
-    images, note = viewable(images)
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     cell = _cell(len(images), columns)

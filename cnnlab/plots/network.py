@@ -19,7 +19,6 @@ from cnnlab.plots.style import (
     named_axes,
     new_figure,
     two_halves,
-    viewable,
 )
 
 Maps = Float[np.ndarray, "channel height width"]
@@ -100,8 +99,6 @@ def activations(
     """
     rows = len(layers)
     cell = 6.4 / columns
-    image, channels = viewable(image)
-    note = "; ".join(part for part in (f"image: {channels}" if channels else "", note) if part)
     figure = new_figure((8, 2.5 + rows * (cell + 0.06) + (0.3 if note else 0)))
     above, below = two_halves(figure, (2.4, rows * (cell + 0.06)))
     first, second, third = above.subplots(1, 3)
@@ -137,6 +134,7 @@ def augmented(
     epochs: Sequence[UInt8[np.ndarray, "n height width channel"]],
     names: Sequence[str],
     steps: str,
+    note: str = "",
 ) -> Figure:
     """Show images as they are, and beside them what training sees of them, epoch by epoch.
 
@@ -145,9 +143,8 @@ def augmented(
         epochs: The same images in each epoch.
         names: Their classes' names.
         steps: The names of the augmentations.
+        note: What of the images is shown, if not all of it.
     """
-    originals, note = viewable(originals)
-    epochs = [viewable(images)[0] for images in epochs]
     height, width = originals.shape[1:3]
     columns = 1 + len(epochs)
     cell = 7.2 / columns * height / width

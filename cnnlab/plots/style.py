@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import Formatter, MaxNLocator
@@ -85,22 +85,6 @@ def legend_above(axes: Axes, columns: int = 3) -> None:
             loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=9, labelcolor=INK,
             borderaxespad=0.2, columnspacing=1.2, handlelength=1.8,
         )  # fmt: skip
-
-
-def viewable(images: Shaped[np.ndarray, "*n height width channel"]) -> tuple[Images, str]:
-    """Return images as eyes can see them, and in words what that leaves out.
-
-    One channel is grey and three are colours; of more, the first three are taken for red, green and blue, of two the
-    first. Values other than bytes are scaled to their own range.
-    """
-    channels = images.shape[-1]
-    kept = images[..., : 3 if channels >= 3 else 1]
-    notes = [] if channels in (1, 3) else [f"first {'3' if channels > 3 else 'one'} of {channels} channels"]
-    if kept.dtype != np.uint8:
-        low, high = float(kept.min(initial=0)), float(kept.max(initial=0))
-        kept = np.rint((kept - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
-        notes.append(f"values from {low:.4g} to {high:.4g}")
-    return kept, ", ".join(notes)
 
 
 def bare(axes: Axes) -> None:

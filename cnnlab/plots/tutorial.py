@@ -9,13 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cnnlab.plots.names import plain, shorten_all, text_width
-from cnnlab.plots.style import BLUE, DPI, INK, Images, bare, draw_image, new_figure, viewable
+from cnnlab.plots.style import BLUE, DPI, INK, Images, bare, draw_image, new_figure
 
 _PATCHES = (BLUE, "#E69F00", "#009E73", "#CC79A7")  # Okabe and Ito's, one for each patch of the example
 Plane = Float[np.ndarray, "height width channel"]
 
 
-def data_overview(first: Images, names: Sequence[str], of_class: Sequence[Images], classes: Sequence[str]) -> Figure:
+def data_overview(
+    first: Images, names: Sequence[str], of_class: Sequence[Images], classes: Sequence[str], note: str = ""
+) -> Figure:
     """Show the first images of a data set under their names, and below them some of each class.
 
     Args:
@@ -23,9 +25,8 @@ def data_overview(first: Images, names: Sequence[str], of_class: Sequence[Images
         names: Their classes' names.
         of_class: Images of each class, of which the first ten or fewer are shown.
         classes: The classes' names.
+        note: What of the images is shown, if not all of it.
     """
-    first, note = viewable(first)
-    of_class = [viewable(images)[0] for images in of_class]
     height, breadth = first.shape[1:3]
     # Many classes stand in several columns, with fewer images of each.
     columns, most = (1, 10) if len(classes) <= 20 else (2, 5) if len(classes) <= 60 else (3, 4)

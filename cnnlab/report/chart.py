@@ -40,6 +40,7 @@ class Chart(NamedTuple):
         strokes: (style, points) of each unbroken piece of a curve.
         dots: (style, x, y) of each marked point.
         styles: The style of each name in the key.
+        mark: (place, label, side that the label stands on) of a line from top to bottom.
     """
 
     title: str
@@ -49,10 +50,17 @@ class Chart(NamedTuple):
     strokes: Sequence[tuple[str, str]]
     dots: Sequence[tuple[str, float, float]]
     styles: dict[str, str]
+    mark: tuple[float, str, str] | None = None
 
 
 def draw(
-    title: str, curves: Sequence[Line], x: str, *, percent: bool = False, y_range: tuple[float, float] | None = None
+    title: str,
+    curves: Sequence[Line],
+    x: str,
+    *,
+    percent: bool = False,
+    y_range: tuple[float, float] | None = None,
+    mark: tuple[float, str] | None = None,
 ) -> Chart | None:
     """Return a chart of one or more curves, or None where none has a point.
 
@@ -62,6 +70,7 @@ def draw(
         x: The horizontal axis' name.
         percent: Whether values from 0 to 1 are shown as per cent.
         y_range: Bottom and top; by default from 0 to a round number above the largest value.
+        mark: A place on the horizontal axis to point out, and what it is.
     """
     curves = [curve for curve in curves if any(map(math.isfinite, curve.y))]
     if not curves:
@@ -99,6 +108,7 @@ def draw(
         columns=[(across(tick), number(tick)) for tick in ticks(first, last, whole=whole)],
         strokes=strokes, dots=dots,
         styles={curve.name: curve.style for curve in curves},  # several curves may share a name
+        mark=(across(mark[0]), mark[1], "end" if across(mark[0]) > WIDTH / 2 else "start") if mark else None,
     )  # fmt: skip
 
 

@@ -15,8 +15,11 @@ from jaxtyping import UInt8
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-# What may stand in a file but means nothing in a page; HTML forbids most of it, and a lone surrogate can't be written.
-_NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+from cnnlab.wording import CONVENTION
+
+# What may stand in a file but means nothing in a page, or turns the text after it around; HTML forbids most of it, and
+# a lone surrogate can't be written.
+_NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
 class Page(NamedTuple):
@@ -41,7 +44,8 @@ def render(template: str, *, title: str, sections: Mapping[str, Any], **content:
         content: The template's other variables.
     """
     filled = {heading: part for heading, part in sections.items() if part}
-    return _ENVIRONMENT.get_template(template).render(title=title, sections=filled, **content)
+    words = {"title": title, "sections": filled, "convention": CONVENTION, **content}
+    return _ENVIRONMENT.get_template(template).render(words)
 
 
 def embed(pixels: UInt8[np.ndarray, "height width channel"]) -> str:

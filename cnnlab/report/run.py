@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -12,16 +12,20 @@ from cnnlab import anatomy, evaluation
 from cnnlab.checkpoint import read_checkpoint
 from cnnlab.data import DataModule
 from cnnlab.errors import CnnlabError, ConfigError, UnsafeError
-from cnnlab.files import write_text
+from cnnlab.files import read_yaml, write_text
 from cnnlab.record import Record, check_links, find_run, is_run, program, typed
 from cnnlab.report.chart import Chart, Line, draw
 from cnnlab.report.page import Page, embed, render
 from cnnlab.restore import restore, restore_data
+from cnnlab.wording import channels_note, count, format_duration, format_metric, shorten_all
 
 IMAGES = 10  # first test images
 MISTAKES = 24
 FILTERS = 64
-# More classes than this are no table to read: the matrix becomes a picture, and the commonest confusions a list.
+CONFUSIONS = 20
+NAME = 24  # letters of a class's name, where there are many of them
+# More classes than this are no table of counts to read: the matrix becomes a picture with names, and the commonest
+# confusions a list.
 MATRIX = 20
 POINTS = 400  # of the curve of every step
 _BADGES = {"completed": "good", "failed": "bad", "interrupted": "bad"}
@@ -49,17 +53,19 @@ def report_run(
         raise ConfigError(f"{name} stands alone: a report is about a run's folder.")
     check_links(record.folder)  # of a run without a checkpoint too
     content, sections, missing = _evaluate(record, data, trusted)
+    status = record.status
     page = render(
         "run.html",
         kind="Report of a run",
-        title=record.folder.absolute().name,
-        badge={"word": record.status, "style": _BADGES.get(record.status, "plain")} if record.status else None,
+        title=_title(record, content),
+        subtitle=f"{record.folder.absolute().name}, started {record.run.get('started') or 'at an unknown time'}",
+        badge={"word": status, "style": _BADGES.get(status, "plain")} if status else None,
         sections={
             "Result": _result(record, content, missing),
-            "What ran": _settings(record),
-            "The same again": command(record),
             "Curves": _curves(record),
             **sections,
+            "What ran": _settings(record, content),
+            "The same again": command(record),
             "Throughput": _throughput(record, content),
             "Environment": _environment(record),
             "Config": (record.folder / ".hydra" / "config.yaml").read_text(encoding="utf-8", errors="replace"),
@@ -93,45 +99,76 @@ def _evaluate(
         raise
     except CnnlabError as error:
         return {}, sections, str(error)
-    content = result.content
+    content = result.content | {"images": _describe(images)}
+    names = shorten_all(images.classes, NAME)
     first = [
-        _answer(images, index, result.predicted[index], result.targets[index])
+        _answer(images, names, index, result.predicted[index], result.targets[index])
         for index in range(min(IMAGES, len(result.targets)))
     ]
     mistakes = [
-        _answer(images, entry["index"], entry["predicted"], entry["target"], entry["confidence"])
+        _answer(images, names, entry["index"], entry["predicted"], entry["target"], entry["confidence"])
         for entry in content["mistakes"][:MISTAKES]
     ]
+    note = channels_note(images.image_shape[2])
     sections = {
+        "Mistakes": {"images": mistakes, "note": note},
+        "Classes": _classes(content["per_class"]),
         "Confusion matrix": _matrix(np.array(content["confusion"]), images.classes),
-        "Classes": content["per_class"],
         "Calibration": _calibration(content),
-        "Predictions": first,
-        "Mistakes": {"images": mistakes},
+        "First test images": {"images": first, "note": note},
         **sections,
     }
     return content, sections, None
 
 
+def _title(record: Record, content: Mapping[str, Any]) -> str:
+    """Return what the run is: network, data, result."""
+    model = _choice(record, "model")
+    if model in (None, "custom"):
+        model = str(_get(record.config, "model", "_target_") or "a network").rpartition(".")[2]
+    data = _choice(record, "data")
+    if data in (None, "npz", "folder", "dataset"):
+        data = Path(str(_get(record.config, "data", "path") or "unknown data")).stem
+    accuracy = content["metrics"]["accuracy"] if content else record.metrics.get("test/accuracy")
+    result = f": {format_metric('accuracy', accuracy)} of the test images right" if _is_finite(accuracy) else ""
+    return f"{model} on {data}{result}"
+
+
+def _choice(record: Record, group: str) -> str | None:
+    """Return the option of a config group that the run was composed with."""
+    path = record.folder / ".hydra" / "hydra.yaml"
+    node: Any = read_yaml(path) if path.is_file() else None
+    for key in ("hydra", "runtime", "choices", group):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node if isinstance(node, str) else None
+
+
+def _describe(images: DataModule) -> str:
+    """Say how many images there are, and what they are like."""
+    height, width, channels = images.image_shape
+    parts = {
+        "training": images.count("train"), "validation": images.count("val"), "test": images.count("test")
+    }  # fmt: skip
+    counts = ", ".join(f"{number:,} for {split}" for split, number in parts.items() if number)
+    return f"{counts}; {height} × {width} pixels, {count(channels, 'channel')}; {len(images.classes)} classes"
+
+
 def _result(record: Record, content: Mapping[str, Any], missing: str | None) -> dict[str, Any]:
-    """Return the result at a glance."""
-    metrics, tiles = record.metrics, []
+    """Return the answer in sentences, and the result at a glance."""
+    metrics, tiles, best = record.metrics, [], best_of(record)
     if content:
-        low, high = content["accuracy_interval"]
-        tested = content["metrics"]
-        tiles.append(("test accuracy", f"{tested['accuracy']:.2%}"))
-        tiles.append((f"its 95 % interval, {content['count']:,} images", f"{100 * low:.1f}–{high:.1%}"))
-        tiles += [(f"test {_spoken(name)}", f"{tested[name]:.4f}") for name in tested if name != "accuracy"]
+        measured = {f"test/{name}": value for name, value in content["metrics"].items()}
     else:
-        tested = {name: value for name, value in metrics.items() if name.startswith("test/") and _is_finite(value)}
-        tiles += [(_spoken(name), f"{value:.4f}") for name, value in tested.items()]
+        measured = {name: value for name, value in metrics.items() if name.startswith("test/") and _is_finite(value)}
+    tiles += [(_spoken(name), format_metric(name, value)) for name, value in measured.items()]
     for name in ("val/accuracy", "val/loss"):
         if _is_finite(metrics.get(name)):
-            value = f"{metrics[name]:.2%}" if name.endswith("accuracy") else f"{metrics[name]:.4f}"
-            tiles.append((f"validation {_spoken(name.partition('/')[2])}, best state", value))
+            tiles.append((_spoken(name), format_metric(name, metrics[name])))
+    if best:
+        tiles.append((f"best epoch, of {len(record.history)}", f"{best['epoch'] + 1}"))
     run = record.run
     if _is_finite(run.get("seconds")):
-        tiles.append((f"whole run, {_epochs_in_words(len(record.history))}", _duration(run["seconds"])))
+        tiles.append((f"whole run, {count(len(record.history), 'epoch')}", format_duration(run["seconds"])))
     if _is_finite(run.get("num_parameters")):
         tiles.append(("parameters", f"{run['num_parameters']:,}"))
     problem = note = None
@@ -141,10 +178,46 @@ def _result(record: Record, content: Mapping[str, Any], missing: str | None) -> 
         problem = f"Failed: {run['error']}"
     elif not record.best.is_file() and not record.last.is_file():
         note = "There is no checkpoint, and so nothing to evaluate."
-    return {"tiles": tiles, "problem": problem, "note": note}
+    return {"answer": _answer_in_words(content, best), "tiles": tiles, "problem": problem, "note": note}
 
 
-def _settings(record: Record) -> list[tuple[str, Any]]:
+def _answer_in_words(content: Mapping[str, Any], best: Mapping[str, Any] | None) -> list[str]:
+    """Say how good the network is, how sure that is, and what it gets wrong most."""
+    if not content:
+        return []
+    low, high = (format_metric("accuracy", end) for end in content["accuracy_interval"])
+    accuracy = format_metric("accuracy", content["metrics"]["accuracy"])
+    sentences = [
+        f"Right on {accuracy} of {content['count']:,} test images; other images like these would give "
+        f"{low} to {high} (95% interval)."
+    ]
+    # Isolated, so that a name written from right to left leaves the sentence as it is.
+    matrix, classes = np.array(content["confusion"]), [f"\u2068{name}\u2069" for name in content["classes"]]
+    commonest = _confusions(matrix)[:1]
+    for target, guess in commonest:
+        sentences.append(
+            f"The commonest mistake: {classes[target]} taken for {classes[guess]}, {matrix[target, guess]:,} of "
+            f"{count(int(matrix[target].sum()), 'image')}."
+        )
+    worst = _classes(content["per_class"])["worst"][:1]
+    if commonest and worst[0]["f1"] is not None:
+        sentences.append(
+            f"The weakest class: \u2068{worst[0]['class']}\u2069, F1 {format_metric('f1', worst[0]['f1'])}."
+        )
+    if best:
+        metric = str(best.get("metric"))
+        value = f" ({format_metric(metric, best['value'])})" if _is_finite(best.get("value")) else ""
+        sentences.append(f"The state that was kept is that of epoch {best['epoch'] + 1}, the best by {metric}{value}.")
+    return sentences
+
+
+def best_of(record: Record) -> Mapping[str, Any] | None:
+    """Return which state of a run was kept: `epoch` (from 0), `metric`, `value`; None where its record lacks it."""
+    best = record.run.get("best")
+    return best if isinstance(best, Mapping) and isinstance(best.get("epoch"), int) else None
+
+
+def _settings(record: Record, content: Mapping[str, Any]) -> list[tuple[str, Any]]:
     config = record.config
 
     def part(name: str, *keys: str) -> str | None:
@@ -156,20 +229,21 @@ def _settings(record: Record) -> list[tuple[str, Any]]:
 
     augment = config.get("augment")
     names = [name for name, node in augment.items() if node is not None] if isinstance(augment, Mapping) else []
-    val_size = _get(config, "data", "val_size")
-    held_out = f"{val_size:,} training images for validation" if _is_finite(val_size) else val_size
+    tags = record.run.get("tags")
     return [
         ("Data", _get(config, "data", "path")),
+        ("Images", content.get("images")),
         ("Network", part("model", "channels", "blocks", "kernel_size", "hidden", "dropout")),
         ("Optimizer", part("optimizer", "lr", "momentum", "weight_decay")),
         ("Schedule", part("schedule", "warmup", "every", "milestones", "gamma", "end_factor")),
         ("Augmentation", ", ".join(map(str, names)) or "none"),
         ("Batch size", _get(config, "data", "batch_size")),
         ("Epochs", _get(config, "trainer", "max_epochs")),
-        ("Held out", held_out),
+        ("Held out", _get(config, "data", "val_size")),
         ("Seed", config.get("seed")),
         ("Best by", _get(config, "objective", "metric")),
-        ("Started", record.run.get("started")),
+        ("Tags", ", ".join(map(str, tags)) if isinstance(tags, list) and tags else None),
+        ("Note", record.run.get("note")),
         ("Command", record.run.get("command")),
     ]
 
@@ -177,6 +251,8 @@ def _settings(record: Record) -> list[tuple[str, Any]]:
 def _curves(record: Record) -> list[Chart]:
     rows = record.history
     epochs = epochs_of(record)
+    best = best_of(record)
+    mark = (float(best["epoch"] + 1), f"best: epoch {best['epoch'] + 1}") if best and epochs else None
 
     def column(name: str) -> list[float]:
         return [as_number(row.get(name)) for row in rows]
@@ -190,23 +266,29 @@ def _curves(record: Record) -> list[Chart]:
             ],
             "epoch",
             percent=metric == "accuracy",
+            y_range=(0, 1) if metric == "accuracy" else None,
+            mark=mark,
         )
         for metric in ("loss", "accuracy")
     ]
-    losses = _losses(record)
+    losses, rates = _steps(record, "losses"), _steps(record, "lrs")
     if len(losses):
         steps, extremes, places, means = _condense(losses)
         curves = [Line("each step", steps, extremes, "pale"), Line("mean", places, means)]
         charts.append(draw("Training loss of every step", curves, "step"))
-    charts.append(draw("Learning rate, at each epoch's end", [Line("lr", epochs, column("lr"))], "epoch"))
+    if len(rates):
+        steps, extremes, _, _ = _condense(rates)
+        charts.append(draw("Learning rate of every step", [Line("lr", steps, extremes, dots=False)], "step"))
+    else:
+        charts.append(draw("Learning rate, at each epoch's end", [Line("lr", epochs, column("lr"))], "epoch"))
     return [chart for chart in charts if chart]
 
 
-def _losses(record: Record) -> np.ndarray:
-    """Return the loss of every training step, from the last checkpoint."""
+def _steps(record: Record, name: str) -> np.ndarray:
+    """Return what was recorded of every training step, from the last checkpoint."""
     try:
-        losses = read_checkpoint(record.last)["callbacks"]["History"]["losses"]
-        return np.asarray(losses, dtype=float).reshape(-1)
+        values = read_checkpoint(record.last)["callbacks"]["History"][name]
+        return np.asarray(values, dtype=float).reshape(-1)
     except (CnnlabError, KeyError, TypeError, ValueError):
         return np.empty(0)
 
@@ -223,26 +305,43 @@ def _condense(values: np.ndarray) -> tuple[list[float], list[float], list[float]
     return np.repeat(starts, 2).tolist(), extremes, middles, [float(piece.mean()) for piece in pieces]
 
 
+def _confusions(matrix: np.ndarray) -> list[tuple[int, int]]:
+    """Return (true class, predicted class) of the mistakes, the commonest first."""
+    wrong = matrix * (1 - np.eye(len(matrix), dtype=int))
+    order = np.argsort(-wrong, axis=None, kind="stable")
+    return [divmod(int(place), len(matrix)) for place in order[:CONFUSIONS] if wrong.flat[place]]
+
+
 def _matrix(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     # The root of the share, as a good network's mistakes are a few per cent.
     shades = np.sqrt(matrix / np.maximum(matrix.sum(1, keepdims=True), 1))
+    names = shorten_all(classes, NAME)
     if len(classes) <= MATRIX:
         cells = [
-            [(count, f"{shade:.2f}") for count, shade in zip(*row, strict=True)]
+            [(number, f"{shade:.2f}") for number, shade in zip(*row, strict=True)]
             for row in zip(matrix.tolist(), shades.tolist(), strict=True)
         ]
-        return {"rows": [{"name": name, "cells": row} for name, row in zip(classes, cells, strict=True)]}
+        return {"rows": [{"name": name, "cells": row} for name, row in zip(names, cells, strict=True)]}
     # Blue that lets the page's ground through: light in the light, dark in the dark.
     image = np.zeros((*matrix.shape, 4), np.uint8)
     image[:, :, :3] = (40, 140, 205)
     image[:, :, 3] = np.rint(255 * shades)
-    wrong = matrix * (1 - np.eye(len(classes), dtype=int))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:20]
-    common = [divmod(int(place), len(classes)) for place in order if wrong.flat[place]]
     return {
         "image": _image(image, "Confusion matrix, rows are true classes"),
-        "confusions": [(classes[true], classes[guess], f"{wrong[true, guess]:,}") for true, guess in common],
+        "names": names,
+        "step": max(9, min(13, 960 // len(classes))),  # pixels a class
+        "scale": [(f"{share:.0%}", f"{math.sqrt(share):.2f}") for share in (0, 0.01, 0.05, 0.2, 0.5, 1)],
+        "confusions": [
+            (classes[target], classes[guess], f"{matrix[target, guess]:,} of {matrix[target].sum():,}")
+            for target, guess in _confusions(matrix)
+        ],
     }
+
+
+def _classes(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the classes, the worst first; those without anything to measure last."""
+    ordered = sorted(rows, key=lambda row: math.inf if row["f1"] is None else row["f1"])
+    return {"worst": ordered[:MATRIX], "others": ordered[MATRIX:]}
 
 
 def _calibration(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,12 +360,14 @@ def _calibration(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"error": content["metrics"]["calibration_error"], "charts": [chart for chart in charts if chart]}
 
 
-def _answer(images: DataModule, index: int, guess: int, target: int, sure: float | None = None) -> dict[str, Any]:
+def _answer(
+    images: DataModule, names: Sequence[str], index: int, guess: int, target: int, sure: float | None = None
+) -> dict[str, Any]:
     """Return a test image with the network's answer."""
     return {
         **_image(images.pictures("test", slice(index, index + 1))[0], f"test image {index}"),
-        "guess": images.classes[guess],
-        "target": images.classes[target],
+        "guess": names[guess],
+        "target": names[target],
         "sure": None if sure is None else f"{sure:.1%}",
     }
 
@@ -297,9 +398,9 @@ def _throughput(record: Record, content: Mapping[str, Any]) -> dict[str, Any]:
     facts = []
     if finite:
         facts.append(
-            ("Training", f"{statistics.median(finite):,.0f} images/s, median of {_epochs_in_words(len(finite))}")
+            ("Training", f"{statistics.median(finite):,.0f} images/s, median of {count(len(finite), 'epoch')}")
         )
-        facts.append(("In all", f"{_duration(sum(filter(math.isfinite, seconds)))} of training"))
+        facts.append(("In all", f"{format_duration(sum(filter(math.isfinite, seconds)))} of training"))
     if content:
         facts.append(("Evaluation", f"{content['images_per_second']:,.0f} images/s on {content['device']}"))
     chart = draw("Training images per second", [Line("images/s", epochs_of(record), speeds)], "epoch")
@@ -333,19 +434,12 @@ def _get(config: Mapping[str, Any], section: str, key: str) -> Any:
     return node.get(key) if isinstance(node, Mapping) else None
 
 
-def _epochs_in_words(count: int) -> str:
-    return f"{count} epoch{'s' * (count != 1)}"
-
-
-def _is_finite(value: object) -> bool:
+def _is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _spoken(name: str) -> str:
-    return name.replace("_", " ").replace("f1", "F1")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    """Return a metric's name as people say it."""
+    split, _, metric = name.partition("/")
+    split = {"val": "validation"}.get(split, split)
+    return f"{split} {metric.replace('_', ' ').replace('f1', 'F1')}"

@@ -10,8 +10,10 @@ from cnnlab.record import Record
 from cnnlab.report.chart import Chart, Line, draw
 from cnnlab.report.page import Page, embed_png, render
 from cnnlab.report.run import as_number, epochs_of
+from cnnlab.wording import count, format_metric, format_setting, is_share
 
 CURVES = 50
+_PICTURES = ("learning_curves", "importance")  # stand on the page as charts
 
 
 def report_sweep(folder: Path, output: Path | None = None) -> Page:
@@ -30,22 +32,24 @@ def report_sweep(folder: Path, output: Path | None = None) -> Page:
     if not isinstance(trials, list) or not isinstance(groups, list):
         raise ConfigError(f"{folder}/sweep.json must hold a sweep's trials and groups: it is missing or damaged.")
     metric = summary["objective"]["metric"]
-    keys = list(dict.fromkeys(key for trial in trials for key in trial["settings"]))
     counts = summary["counts"]
+    has_means = any(group["n"] > 1 for group in groups)
     page = render(
         "sweep.html",
         kind="Report of a sweep",
-        title=folder.absolute().name,
+        title=_title(trials, groups, metric),
+        subtitle=folder.absolute().name,
         badge={
-            "word": ", ".join(f"{count} {status}" for status, count in counts.items()),
+            "word": ", ".join(f"{number} {status}" for status, number in counts.items()),
             "style": "good" if set(counts) <= {"completed", "pruned"} else "bad",
         },
         sections={
-            "Best": {"tiles": _best(groups, metric)},
+            "Result": {"answer": _answer(groups, summary, metric), "tiles": _tiles(groups, metric)},
             "The best again": summary.get("winner"),
-            "Over seeds": _groups(groups, metric) if any(group["n"] > 1 for group in groups) else None,
-            "Trials": _trials(trials, keys, metric),
-            "Curves": _curves(folder, trials, metric),
+            "What mattered": sorted((summary.get("importance") or {}).items(), key=lambda item: -item[1]),
+            "Settings": _groups(groups, metric) if has_means else None,
+            "Trials": _trials(trials, groups, metric),
+            "Curves": _curves(folder, trials, groups, metric),
             "Pictures": _pictures(folder),
             "What ran": summary["command"],
         },
@@ -55,65 +59,114 @@ def report_sweep(folder: Path, output: Path | None = None) -> Page:
     return Page(path, None)
 
 
-def _best(groups: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[str, Any]]:
+def _title(trials: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Return what varied, and the best that came of it."""
+    settings = _keys(groups) or _keys(trials)
+    what = ", ".join(settings) if len(settings) < 4 else count(len(settings), "setting")
+    best = f": best {metric} {format_metric(metric, groups[0]['mean'])}" if groups else ""
+    return f"{count(len(trials), 'trial')} of {what or 'one setting'}{best}"
+
+
+def _answer(groups: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], metric: str) -> list[str]:
+    """Say which settings are the best, whether their lead is more than chance, and which setting mattered."""
+    if not groups:
+        return ["No trial was completed."]
+    best = groups[0]
+    spread = ""
+    if best["interval_95"]:
+        low, high = (format_metric(metric, end) for end in best["interval_95"])
+        spread = f" on average over {best['n']} runs (95% interval {low} to {high})"
+    sentences = [f"Best: {_in_words(best)}. {metric} is {format_metric(metric, best['mean'])}{spread}."]
+    if summary.get("lead"):
+        sentences.append(f"{summary['lead']}.")
+    if summary.get("importance"):
+        key, share = max(summary["importance"].items(), key=lambda item: item[1])
+        sentences.append(f"{key} mattered most, with {share:.0%} of what made a trial one of the best quarter.")
+    return sentences
+
+
+def _in_words(group: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {format_setting(value)}" for key, value in group["settings"].items()) or "the only setting"
+
+
+def _tiles(groups: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[str, Any]]:
     if not groups:
         return []
     best = groups[0]
-    spread = f" ± {best['sd']:.4f}" if best.get("sd") is not None else ""
-    tiles = [(f"{metric}, n = {best['n']}", f"{best['mean']:.4f}{spread}")]
+    tiles = [(f"{metric}, mean of {best['n']}" if best["n"] > 1 else metric, format_metric(metric, best["mean"]))]
+    if best.get("sd") is not None:
+        tiles.append(("standard deviation", format_metric(metric, best["sd"])))
     if best.get("test/accuracy") is not None:
-        tiles.append(("test accuracy", f"{best['test/accuracy']:.2%}"))
-    return [*tiles, *best["settings"].items()]
+        tiles.append(("test/accuracy", format_metric("accuracy", best["test/accuracy"])))
+    return [*tiles, *((key, format_setting(value)) for key, value in best["settings"].items())]
+
+
+def _keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the settings that differ between groups or trials."""
+    keys = dict.fromkeys(key for row in rows for key in row["settings"])
+    return [key for key in keys if len({row["settings"].get(key) for row in rows}) > 1]
 
 
 def _groups(groups: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
-    keys = list(dict.fromkeys(key for group in groups for key in group["settings"]))
+    keys = _keys(groups)
     rows = [
         (
-            *(group["settings"].get(key, "") for key in keys), group["n"], _rounded(group["mean"]),
-            _rounded(group["sd"]), " to ".join(map(_rounded, group["interval_95"] or ())),
-            _rounded(group["test/accuracy"]),
+            *(format_setting(group["settings"].get(key, "")) for key in keys),
+            _format(metric, group["mean"]),
+            " to ".join(_format(metric, end) for end in group["interval_95"] or ()),
+            _format(metric, group["sd"]),
+            group["n"],
+            _format("accuracy", group["test/accuracy"]),
         )
         for group in groups
-    ]  # fmt: skip
-    header = (*keys, "n", f"{metric}, mean", "sd", "95 % interval", "test/accuracy")
-    return {"header": header, "rows": rows, "words": len(keys)}
+    ]
+    header = (*keys, f"{metric}, mean", "95% interval", "sd", "runs", "test/accuracy")
+    return {"header": header, "rows": rows, "words": len(keys), "best": [0]}
 
 
-def _trials(trials: Sequence[Mapping[str, Any]], keys: Sequence[str], metric: str) -> dict[str, Any]:
+def _trials(trials: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    keys = _keys(trials)
+    best = groups[0]["trials"] if groups else []
     rows = [
         (
-            trial["name"],
-            *(trial["settings"].get(key, "") for key in keys),
-            f"{trial['status']}: {trial['error']}" if trial.get("error") else trial["status"],
-            _rounded(trial["objective"]),
-            _rounded(trial["metrics"].get("test/accuracy")),
+            *(format_setting(trial["settings"].get(key, "")) for key in keys),
+            _format(metric, trial["objective"]),
+            _format("accuracy", trial["metrics"].get("test/accuracy")),
             trial["epochs"],
-            f"{trial['seconds']:.0f}",
+            f"{trial['seconds']:,.0f}",
+            f"{trial['status']}: {trial['error']}" if trial.get("error") else trial["status"],
+            trial["name"],
         )
         for trial in trials
     ]
-    header = ("trial", *keys, "status", metric, "test/accuracy", "epochs", "seconds")
-    return {"header": header, "rows": rows, "words": len(keys) + 2}
+    header = (*keys, metric, "test/accuracy", "epochs", "seconds", "status", "folder")
+    numbers = [row for row, trial in enumerate(trials) if trial["name"] in best]
+    return {"header": header, "rows": rows, "words": len(keys), "best": numbers, "last_words": 2}
 
 
-def _curves(folder: Path, trials: Sequence[Mapping[str, Any]], metric: str) -> list[Chart]:
-    """Return the objective of each trial by epoch, the best one in front."""
-    curves: list[Line] = []
+def _curves(
+    folder: Path, trials: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]], metric: str
+) -> list[Chart]:
+    """Return the objective of each trial by epoch, those of the best settings in front."""
+    best = groups[0]["trials"] if groups else []
+    front: list[Line] = []
+    back: list[Line] = []
     for trial in trials[:CURVES]:
         record = Record(folder / str(trial["name"]).rpartition("/")[2])
         x, y = epochs_of(record), [as_number(row.get(metric)) for row in record.history]
-        best = not curves
-        curves.append(Line(f"best, {trial['name']}" if best else "the others", x, y, "a" if best else "pale"))
-    chart = draw(metric, curves[::-1], "epoch", percent=metric.endswith("accuracy"))
+        if trial["name"] in best:
+            front.append(Line("the best settings", x, y))
+        else:
+            back.append(Line("the others", x, y, "pale"))
+    chart = draw(metric, [*back, *front], "epoch", percent=is_share(metric))
     return [chart] if chart else []
 
 
 def _pictures(folder: Path) -> list[dict[str, str]]:
-    """Return the sweep's own pictures but the curves, which stand above."""
-    paths = sorted(path for path in (folder / "figures").glob("*.png") if path.stem != "learning_curves")
+    """Return the sweep's own pictures but those that stand on the page as charts."""
+    paths = sorted(path for path in (folder / "figures").glob("*.png") if path.stem not in _PICTURES)
     return [{"source": embed_png(path.read_bytes()), "alternative": path.stem.replace("_", " ")} for path in paths]
 
 
-def _rounded(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, int | float) else ""
+def _format(metric: str, value: object) -> str:
+    return format_metric(metric, value) if isinstance(value, int | float) else ""

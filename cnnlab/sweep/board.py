@@ -15,7 +15,7 @@ from rich.text import Text
 
 from cnnlab.console import ConsoleHandler, rich_console, say
 from cnnlab.sweep.table import as_text, read_row
-from cnnlab.tables import shorten
+from cnnlab.wording import shorten
 
 PAUSE_SECONDS = 60  # between two lines of a trial that runs in this process: the board has a line for each
 

@@ -26,21 +26,21 @@ def draw(table: Table, importance: Mapping[str, float]) -> None:
     figures = {}
     if varied:
         figures["objective_by_value"] = plots.objective_by_value(varied, values, table.metric)
-    if len(varied) > 1 and len(ranked) > 2:
-        # The best trial last, which is the one that is marked where several are equally good.
-        backwards = {key: column[::-1] for key, column in varied.items()}
-        figures["parallel_coordinates"] = plots.parallel_coordinates(
-            backwards, values[::-1], table.metric, is_larger_better
-        )
+    # Where means decide, they are the lines, and the trials of the best mean the curves in front.
+    groups = table.groups if table.has_means else []
+    lines = {key: [group.settings.get(key, "") for group in groups] for key in varied} if groups else varied
+    ends = [group.mean for group in groups] or values
+    if len(varied) > 1 and len(ends) > 2:
+        figures["parallel_coordinates"] = plots.parallel_coordinates(lines, ends, table.metric, is_larger_better)
+    best = groups[0].rows if groups else ranked
     curves = {row.name: _curve(row, table.metric) for row in ranked[:MAX_CURVES]}
     curves = {name: curve for name, curve in curves.items() if curve[0]}
     if curves:
-        figures["learning_curves"] = plots.trial_curves(curves, _column(table.metric), [row.name for row in ranked[:4]])
+        figures["learning_curves"] = plots.trial_curves(curves, _column(table.metric), [row.name for row in best[:4]])
     timed = [row for row in ranked if row.started is not None]
     if len(timed) > 1:
-        ends = [(row.started or 0) + row.seconds for row in timed]
         begin = min(row.started or 0 for row in timed)
-        minutes = [(end - begin) / 60 for end in ends]
+        minutes = [((row.started or 0) + row.seconds - begin) / 60 for row in timed]
         objectives = [row.objective or 0 for row in timed]
         figures["objective_by_time"] = plots.objective_by_time(minutes, objectives, table.metric, is_larger_better)
     if importance:

@@ -15,7 +15,7 @@ from cnnlab.record import SWEEP_RECORD, TRIAL, Record, typed
 from cnnlab.stats import mean_interval
 from cnnlab.sweep.folder import LIMITS, read_record
 from cnnlab.sweep.trial import Metrics, Note, split_override
-from cnnlab.tables import format_metric
+from cnnlab.wording import format_metric
 
 NOT_STARTED = "not started"
 
