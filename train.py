@@ -8,6 +8,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from cnnlab import config, data, sweep
+from cnnlab.record import LIMITS
 from cnnlab.run import Run, command_line, importing
 
 sweep.register()
@@ -19,11 +20,13 @@ def main(cfg: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
     sweeping = hydra_cfg.mode == RunMode.MULTIRUN
     with Run(hydra_cfg.runtime.output_dir, seed=cfg.seed, debug=cfg.debug, exit_on_error=not sweeping) as run:
-        limits = {name: cfg.trainer[name] for name in ("max_epochs", "max_steps", "max_time")}
+        limits = {name: cfg.trainer[name] for name in LIMITS}
         resume = bool(cfg.resume) or (sweeping and run.has_begun)
         if resume and run.is_done(limits):
             return run.previous_objective()
         run.start(limits, afresh=not resume)
+        if cfg.resume and run.primary:
+            config.record_limits(run.folder, limits, hydra_cfg.overrides.task)
 
         if not sweeping:
             data.read_ahead(cfg.data)

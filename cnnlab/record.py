@@ -29,6 +29,10 @@ TRIAL = "trial.json"
 what the sweep notes of it."""
 
 
+LIMITS = ("max_epochs", "max_steps", "max_time")
+"""The trainer's settings that say how far a run is trained."""
+
+
 def program() -> str:
     """Return what starts a training here: the script in a checkout's folder, the command anywhere else."""
     return "python train.py" if Path("train.py").is_file() else "cnnlab train"

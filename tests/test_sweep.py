@@ -19,6 +19,7 @@ from cnnlab.commands.report import report
 from cnnlab.config import preflight, space
 from cnnlab.errors import ConfigError, PartialError, UnsafeError
 from cnnlab.files import write_json
+from cnnlab.record import Record
 from cnnlab.sweep import summary, table
 from cnnlab.sweep.trial import folder_name, grid_trials
 from tests.conftest import ROOT, read
@@ -224,6 +225,26 @@ def test_space_of_choices_that_open_spaces_makes_a_grid():
         ["optimizer=sgd", "optimizer.lr=1.0"],
         ["optimizer=adam"],
     ]
+
+
+def test_trial_that_was_resumed_by_itself_says_so_everywhere(sweep, tmp_path, monkeypatch):
+    import train as script
+
+    words = ["seed=0,1", "trainer.limit_train_batches=1"]
+    folder = sweep(*words)
+    for more in (["trainer.max_epochs=3"], []):  # the second time it is as it was
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *preflight([f"resume={folder}/seed-0", *more])])
+        script.main()
+    record = Record(folder / "seed-0")
+    assert record.run["limits"]["max_epochs"] == 3
+    assert record.config["trainer"]["max_epochs"] == 3
+    assert record.overrides.count("trainer.max_epochs=3") == 1
+    assert "trainer.max_epochs=1" not in record.overrides
+    assert len(record.history) == 3
+    before = done(folder)
+    sweep(*words, "resume=sweep")
+    assert done(folder) == before
+    assert [row["is_comparable"] for row in read(folder / "sweep.json")["trials"]] == [True, False]
 
 
 def test_report_reads_a_sweep_that_is_still_running(tmp_path: Path):

@@ -1,19 +1,21 @@
 """Go on with a run: its own command line again, in its own folder, as long as its config is the same."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+import yaml  # type: ignore[import-untyped]
 
 from cnnlab import trust
 from cnnlab.config.checks import Unresolved, get, resolved
 from cnnlab.config.lines import parse, quote
 from cnnlab.config.words import refusal, shown
 from cnnlab.errors import DataError, UnsafeError
-from cnnlab.files import flatten
-from cnnlab.record import RUNS, SWEEP_RECORD, Record, is_run, is_sweep, runs
+from cnnlab.files import flatten, write_text
+from cnnlab.record import LIMITS, RUNS, SWEEP_RECORD, Record, is_run, is_sweep, runs
 
 STATES = ("init_from", "classifier.teacher")
 """Settings that name the state of another run."""
@@ -103,7 +105,7 @@ def expand(folder: Path, given: list[str]) -> list[str]:
     """Return the overrides that go on with a run: its own, then those given now, then its folder.
 
     What its own say of Hydra is left out: loggers, launchers and plugins are code, and a folder may be a
-    stranger's; so is whom it calls trusted. The record in `.hydra` stays as it is.
+    stranger's; so is whom it calls trusted.
 
     Args:
         folder: The run's folder.
@@ -122,6 +124,30 @@ def expand(folder: Path, given: list[str]) -> list[str]:
         *(line for line in given if line not in place),
         *place,
     ]
+
+
+def record_limits(folder: Path, limits: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Have the record in `.hydra` of a resumed run say how far it is trained now: Hydra writes it once only.
+
+    Args:
+        folder: The run's folder.
+        limits: Its limits (epochs, steps, time).
+        overrides: Those that it was resumed with; those about limits become its own.
+    """
+    record = Record(folder)
+    trainer = record.config.get("trainer")
+    own = list({line.partition("=")[0].lstrip("+"): line for line in overrides if _sets_limit(line)}.values())
+    if not isinstance(trainer, dict) or own == [line for line in record.overrides if _sets_limit(line)]:
+        return
+    content = record.config | {"trainer": trainer | {name: limits[name] for name in LIMITS if name in limits}}
+    lines = [*(line for line in record.overrides if not _sets_limit(line)), *own]
+    write_text(folder / ".hydra" / "overrides.yaml", yaml.safe_dump(lines))
+    write_text(folder / ".hydra" / "config.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _sets_limit(line: str) -> bool:
+    key = line.partition("=")[0].lstrip("+~")
+    return key in [f"trainer.{name}" for name in LIMITS]
 
 
 def _is_own(line: str, folder: Path) -> bool:

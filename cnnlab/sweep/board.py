@@ -107,7 +107,8 @@ class Board:
         left = self.planned - self.done - len(self.failed)
         if not self._ended or left <= 0:
             return []
-        seconds = (time.monotonic() - self._started) / self._ended * left
+        half_done = len(self._running) / 2  # on average
+        seconds = (time.monotonic() - self._started) / (self._ended + half_done) * (left - half_done)
         return [f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left"]
 
     def close(self) -> None:

@@ -20,10 +20,6 @@ from cnnlab.sweep.trial import TrialFolder, split_override
 log = logging.getLogger(__name__)
 
 
-LIMITS = ("max_epochs", "max_steps", "max_time")
-"""The trainer's settings that say how far a run is trained."""
-
-
 class Objective(TypedDict):
     """What a sweep's results are compared by."""
 

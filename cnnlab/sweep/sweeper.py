@@ -17,10 +17,10 @@ from cnnlab import run as runs
 from cnnlab import signals
 from cnnlab.config import quote
 from cnnlab.errors import ConfigError, PartialError, Stopped
-from cnnlab.record import program, typed
+from cnnlab.record import LIMITS, program, typed
 from cnnlab.sweep import summary
 from cnnlab.sweep.board import Board
-from cnnlab.sweep.folder import LIMITS, SweepFolder
+from cnnlab.sweep.folder import SweepFolder
 from cnnlab.sweep.plan import Plan
 from cnnlab.sweep.runner import Runner
 from cnnlab.sweep.trial import Trial

@@ -11,9 +11,9 @@ from typing import Any
 
 from cnnlab.errors import CnnlabError, ConfigError, DamagedError
 from cnnlab.files import check_type, read_json
-from cnnlab.record import SWEEP_RECORD, TRIAL, Record, typed
+from cnnlab.record import LIMITS, SWEEP_RECORD, TRIAL, Record, typed
 from cnnlab.stats import mean_interval
-from cnnlab.sweep.folder import LIMITS, read_record
+from cnnlab.sweep.folder import read_record
 from cnnlab.sweep.trial import Metrics, Note, split_override
 from cnnlab.wording import format_metric
 
