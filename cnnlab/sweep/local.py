@@ -5,12 +5,15 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +26,7 @@ from cnnlab import config
 from cnnlab.console import ConsoleHandler
 from cnnlab.errors import Stopped
 from cnnlab.run import command_line
-from cnnlab.sweep.pool import PoolLauncher, cause_of_death
+from cnnlab.sweep.pool import PoolLauncher, cause_of_death, devices_per_trial
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +57,16 @@ class Local(PoolLauncher):
     def pool(self, trials: int) -> "ProcessPool":
         """Return the pool for so many trials."""
         trainer = self.config.trainer
-        per_trial = trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1
+        devices = devices_per_trial(trainer)
         gpus = visible_gpus() if trainer.accelerator in ("auto", "gpu", "cuda") else []
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        room = len(gpus) // per_trial if gpus else max(1, min(cores // per_trial, available_mib() // TRIAL_MIB))
+        if gpus:
+            room = len(gpus) // (devices or len(gpus))
+        else:
+            room = min(cores // (devices or 1), available_mib() // TRIAL_MIB)
         jobs = max(1, min(self.n_jobs or room, trials))
-        threads = self.threads or max(1, cores // (jobs * per_trial))
-        return ProcessPool(self, jobs, threads, gpus, per_trial)
+        threads = self.threads or max(1, cores // (jobs * (devices or 1)))
+        return ProcessPool(self, jobs, threads, gpus, devices or len(gpus))
 
 
 @dataclass
@@ -69,11 +75,11 @@ class Running:
 
     Attributes:
         process: Forked or spawned.
-        slot: Its place in the pool, which decides which GPUs it has.
+        gpus: Those that it has.
     """
 
     process: Any
-    slot: int
+    gpus: list[str]
 
     @property
     def pid(self) -> int:
@@ -92,11 +98,11 @@ class ProcessPool:
         launcher: Says how they start.
         size: How many at a time.
         threads: Threads of each.
-        gpus: The machine's.
+        gpus: The machine's, as `CUDA_VISIBLE_DEVICES` names them.
         per_trial: GPUs of each.
     """
 
-    def __init__(self, launcher: Local, size: int, threads: int, gpus: list[str], per_trial: int = 1) -> None:
+    def __init__(self, launcher: Local, size: int, threads: int, gpus: list[str], per_trial: int) -> None:
         self.size = size
         self.threads = threads
         self.gpus = gpus
@@ -106,14 +112,11 @@ class ProcessPool:
 
     def start(self, name: str, argv: list[str], folder: Path, handle: int | None) -> None:
         """Start a trial."""
-        slot = min(set(range(self.size)) - {running.slot for running in self._running.values()})
-        environment = {}
-        if self.gpus:
-            first = slot * self.per_trial
-            own_gpus = [self.gpus[index % len(self.gpus)] for index in range(first, first + self.per_trial)]
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(own_gpus))
+        load = Counter(gpu for running in self._running.values() for gpu in running.gpus)
+        gpus = sorted(self.gpus, key=lambda gpu: load[gpu])[: self.per_trial]  # those with the fewest trials
+        environment = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
         start = self._fork if self._launcher.start == "fork" else self._spawn
-        self._running[name] = Running(start(argv, folder, environment, handle), slot)
+        self._running[name] = Running(start(argv, folder, environment, handle), gpus)
 
     def wait(self, timeout: float) -> list[tuple[str, str | None]]:
         """Return the trials that ended within so many seconds, each with what killed it, if anything did."""
@@ -217,14 +220,24 @@ def search_path() -> dict[str, str]:
 
 
 def visible_gpus() -> list[str]:
-    """List the machine's GPUs without waking CUDA: a process that has done so can't fork any more."""
+    """List the machine's GPUs, or the parts that MIG divides them into, as `CUDA_VISIBLE_DEVICES` names them.
+
+    CUDA isn't woken for it: a process that has done so can't fork any more.
+    """
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [part.strip() for part in visible.split(",") if part.strip() and part.strip() != "-1"]
+        names = [part.strip() for part in visible.split(",")]
+        return list(takewhile(lambda name: name and not name.startswith("-"), names))  # CUDA ignores what follows -1
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return [str(index) for index, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
+    gpus: dict[str, list[str]] = {}
+    for line in listed.splitlines():
+        if line.startswith("GPU ") and (whole := re.search(r"UUID: (GPU-[\w-]+)", line)):
+            gpus[whole[1]] = []
+        elif gpus and (part := re.search(r"UUID: (MIG-[\w/-]+)", line)):
+            gpus[list(gpus)[-1]].append(part[1])
+    return [name for whole, parts in gpus.items() for name in parts or [whole]]
 
 
 def available_mib() -> int:

@@ -4,7 +4,7 @@ import logging
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -54,6 +54,16 @@ class PoolLauncher(Launcher):
     def pool(self, trials: int) -> Pool:
         """Return where so many trials run."""
         raise NotImplementedError
+
+
+def devices_per_trial(trainer: Any) -> int | None:
+    """Return how many devices each trial asks for; None for all of them, or for some by their indices.
+
+    Args:
+        trainer: The config's `trainer`.
+    """
+    number = str(trainer.devices)
+    return int(number) if number.isdigit() and int(number) > 0 else None
 
 
 class LauncherPool:

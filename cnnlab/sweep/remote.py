@@ -19,7 +19,7 @@ from cnnlab.errors import ConfigError
 from cnnlab.files import read_json
 from cnnlab.record import SWEEP_JOBS, is_run
 from cnnlab.sweep.local import OUTPUT, search_path
-from cnnlab.sweep.pool import PoolLauncher, cause_of_death
+from cnnlab.sweep.pool import PoolLauncher, cause_of_death, devices_per_trial
 
 GRACE_SECONDS = 60  # for a trial to save
 
@@ -124,6 +124,8 @@ class Slurm(_Cluster):
 
         assert isinstance(self.parameters, dict)
         parameters = {str(name): value for name, value in self.parameters.items() if value is not None}
+        if self.config.trainer.accelerator in ("gpu", "cuda"):
+            parameters.setdefault("gpus_per_node", devices_per_trial(self.config.trainer) or 1)
         if self.cluster == "local":
             parameters = {name: value for name, value in parameters.items() if not name.startswith("slurm_")}
         folder = Path(self.config.hydra.sweep.dir) / SWEEP_JOBS
@@ -148,13 +150,18 @@ class Ray(_Cluster):
         address: The cluster's address, `auto` for the one that this machine belongs to; null starts one here.
         n_jobs: Trials at a time; by default as many as the cluster has room for when the sweep starts.
         num_cpus: CPUs of each trial; shares as 0.5 are possible.
-        num_gpus: GPUs of each trial, likewise.
+        num_gpus: GPUs of each trial, likewise; by default as many as `trainer.devices` where `trainer.accelerator` asks
+            for one, or the cluster has some.
     """
 
     extra, package = "ray", "ray"
 
     def __init__(
-        self, address: str | None = "auto", n_jobs: int | None = None, num_cpus: float = 1, num_gpus: float = 0
+        self,
+        address: str | None = "auto",
+        n_jobs: int | None = None,
+        num_cpus: float = 1,
+        num_gpus: float | None = None,
     ) -> None:
         self.address = address
         self.n_jobs = n_jobs
@@ -172,11 +179,15 @@ class Ray(_Cluster):
                 f"hydra/launcher=ray: there is no cluster at hydra.launcher.address={self.address}: ray start --head"
             ) from error
         resources = ray.cluster_resources()
+        accelerator, num_gpus = self.config.trainer.accelerator, self.num_gpus
+        if num_gpus is None:
+            wants = accelerator in ("gpu", "cuda") or (accelerator == "auto" and resources.get("GPU", 0) > 0)
+            num_gpus = devices_per_trial(self.config.trainer) or 1 if wants else 0
         room = [resources.get("CPU", 0) / self.num_cpus] if self.num_cpus else []
-        room += [resources.get("GPU", 0) / self.num_gpus] if self.num_gpus else []
+        room += [resources.get("GPU", 0) / num_gpus] if num_gpus else []
         size = self.n_jobs or max(1, int(min(room, default=1)))
         # Without retries: a trial that took its machine down is resumed with the sweep, not at once.
-        run = ray.remote(max_retries=0, num_cpus=self.num_cpus, num_gpus=self.num_gpus)(_call)
+        run = ray.remote(max_retries=0, num_cpus=self.num_cpus, num_gpus=num_gpus)(_call)
         return JobPool(
             min(size, trials), run.remote, lambda jobs, seconds: ray.wait(jobs, timeout=seconds)[0], ray.get, ray.cancel
         )
