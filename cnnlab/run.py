@@ -23,6 +23,7 @@ from cnnlab.console import exit_on_error, print_error, say
 from cnnlab.errors import CnnlabError, PartialError, Stopped, translate
 from cnnlab.files import read_csv, read_json, write_json
 from cnnlab.record import program
+from cnnlab.wording import format_duration, format_metric
 
 log = logging.getLogger(__name__)
 
@@ -143,13 +144,16 @@ class Run:
         for split in ("test", "val"):
             values = {name.removeprefix(f"{split}/"): v for name, v in metrics.items() if name.startswith(f"{split}/")}
             if values:
-                table.add_row(split, ", ".join(f"{name} {value:.4f}" for name, value in sorted(values.items())))
+                table.add_row(
+                    split, ", ".join(f"{name} {format_metric(name, value)}" for name, value in sorted(values.items()))
+                )
         if best := self.record["best"]:
-            value = f", {best['metric']} {best['value']:.4f}" if best["value"] is not None else ""
-            table.add_row("best", f"epoch {best['epoch'] + 1}, step {best['step']}{value}")
+            metric, value = best["metric"], best["value"]
+            measured = "" if value is None else f", {metric} {format_metric(metric, value)}"
+            table.add_row("best", f"epoch {best['epoch'] + 1}, step {best['step']}{measured}")
         speed = [float(row["images_per_second"]) for row in read_csv(self.folder / "history.csv")]
         trained = f", training at {statistics.median(speed):,.0f} images/s" if speed else ""
-        table.add_row("time", f"{self.record['seconds']:.0f} s{trained}")
+        table.add_row("time", f"{format_duration(self.record['seconds'])}{trained}")
         table.add_row("folder", str(self.folder))
         folder = shlex.quote(str(self.folder))
         table.add_row("next", f"cnnlab dashboard {folder}")

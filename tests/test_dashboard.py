@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +19,12 @@ from urllib.parse import quote
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from tensorboard import assets
 from torch import Tensor, nn
 from typing_extensions import override
 
 from cnnlab.callbacks import History
-from cnnlab.commands.dashboard import serve
+from cnnlab.commands.dashboard import OPENING, rearranged, serve
 from cnnlab.config import preflight
 from cnnlab.errors import ConfigError
 from tests.conftest import ROOT, Train, read, run_process
@@ -156,6 +158,18 @@ def test_the_dashboard_command_refuses_what_it_cannot_serve(tmp_path: Path):
     assert re.match(r"cnnlab: error: --port \d+: .*already in use.* 0 takes a free one\.", line)
 
 
+def test_the_page_opens_on_curves_as_they_are():
+    """TensorBoard's script still has the places that are changed."""
+    with assets.get_default_assets_zip_provider()() as file, zipfile.ZipFile(file) as page:
+        script = page.read("index.js").decode()
+    for pattern, _ in OPENING:
+        assert 1 <= len(re.findall(pattern, script)) <= 4, pattern
+    with zipfile.ZipFile(rearranged(assets.get_default_assets_zip_provider())()) as page:
+        changed = page.read("index.js").decode()
+    assert '"_smoothingWeight",{defaultValue:0}' in changed
+    assert not any(re.search(pattern, changed) for pattern, _ in OPENING)
+
+
 class KillAt(Callback):
     """Kill this process in the middle of the run's n-th step, unless the run goes on from a checkpoint."""
 
@@ -201,7 +215,8 @@ def test_the_server_shows_curves_pictures_layout_and_results(train: Train, tmp_p
 
     assert images == dict.fromkeys(
         [
-            "figures/first_training_images", "figures/augmented_batch", "figures/loss", "figures/learning_curves",
+            "figures/first_training_images", "figures/augmented_batch", "figures/loss", "figures/learning_rate",
+            "figures/learning_curves",
             "figures/first_test_images", "figures/confusion_matrix", "figures/worst_mistakes",
         ], 1,
     )  # fmt: skip
@@ -212,8 +227,8 @@ def test_the_server_shows_curves_pictures_layout_and_results(train: Train, tmp_p
     assert "optimizer.lr" in str(text)
     assert isinstance(layout, dict)
     charts = {chart["title"]: chart["multiline"]["tag"] for group in layout["category"] for chart in group["chart"]}
-    assert charts["loss"] == ["train/loss_epoch", "val/loss"]
-    assert charts["accuracy"] == ["train/accuracy", "val/accuracy"]
+    assert charts["loss by epoch, from 0"] == ["train/loss_epoch", "val/loss"]
+    assert charts["accuracy by epoch, from 0"] == ["train/accuracy", "val/accuracy"]
     assert isinstance(graph, dict)
     assert graph["run/tensorboard"]["run_graph"]
 
@@ -278,7 +293,9 @@ def test_the_server_shows_a_sweeps_trials_under_their_names_and_what_varied(
     assert isinstance(runs, list)
     assert sorted(runs) == ["lr-0.01/tensorboard", "lr-0.1/tensorboard"]
     assert isinstance(experiment, dict)
-    assert [info["name"] for info in experiment["hparamInfos"]] == ["optimizer.lr"]
+    varying = [info["name"] for info in experiment["hparamInfos"] if info.get("differs")]
+    assert varying == ["optimizer.lr"]
+    assert [group["name"] for group in groups] == [f"lr-{lr} (sweep)" for lr in (0.01, 0.1)]
     shown = {}
     for group in groups:
         metrics = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 from torch.jit import TracerWarning
 from torch.utils.tensorboard import SummaryWriter
@@ -21,16 +23,18 @@ from cnnlab.callbacks.history import writers
 from cnnlab.classifier import Classifier
 from cnnlab.files import flatten, read_json
 from cnnlab.patches import write_summary
+from cnnlab.wording import format_metric
 
 log = logging.getLogger(__name__)
 
 LAYOUT = {
     "Training": {
-        "loss": ["Multiline", ["train/loss_epoch", "val/loss"]],
-        "accuracy": ["Multiline", ["train/accuracy", "val/accuracy"]],
-        "loss of every step": ["Multiline", ["^train/loss$"]],
-        "learning rate": ["Multiline", ["^lr$"]],
-        "images per second": ["Multiline", ["images_per_second"]],
+        # The charts' horizontal axes have no names.
+        "loss by epoch, from 0": ["Multiline", ["train/loss_epoch", "val/loss"]],
+        "accuracy by epoch, from 0": ["Multiline", ["train/accuracy", "val/accuracy"]],
+        "training loss by step": ["Multiline", ["^train/loss$"]],
+        "learning rate by step": ["Multiline", ["^lr$"]],
+        "images per second by epoch, from 0": ["Multiline", ["images_per_second"]],
     }
 }
 
@@ -55,7 +59,7 @@ class Dashboard(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         config = pl_module.hparams.get("config", {})
         for logger in trainer.loggers:
-            logger.log_hyperparams(varied(trainer) or settings(config))
+            logger.log_hyperparams(settings(config) | varied(trainer))
         if trainer.ckpt_path:
             return  # a resumed run has the rest already
         data = data_of(trainer)
@@ -89,10 +93,24 @@ class Dashboard(Callback):
                         last.add_pr_curve(f"precision_recall/{name}", right, probabilities, trainer.current_epoch)
                 # Without the list of an experiment's settings and metrics: TensorBoard makes one of all runs' then,
                 # and shows first in which settings they differ; a run's own list would hide the others'.
-                values = varied(trainer) or settings(pl_module.hparams.get("config", {}))
-                _, start, end = hparams(values, {})
-                for summary in (start, end):
+                _, start, end = hparams(settings(pl_module.hparams.get("config", {})) | varied(trainer), {})
+                for summary in (with_name(start, run_name(Path(trainer.default_root_dir))), end):
                     write_summary(last, summary)
+
+
+def run_name(folder: Path) -> str:
+    """Return a run's name in the HParams tab, whose narrow column cuts a path after the date: the last part first."""
+    folder = folder.absolute()
+    return f"{folder.name} ({folder.parent.name})"
+
+
+def with_name(start: Summary, name: str) -> Summary:
+    """Give a name to the row that a run has in the HParams tab."""
+    plugin_data = start.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin_data.content)
+    content.session_start_info.group_name = name
+    plugin_data.content = content.SerializeToString()
+    return start
 
 
 def add_graph(writer: SummaryWriter, classifier: LightningModule, images: Tensor) -> None:
@@ -146,7 +164,7 @@ def as_tables(results: Mapping[str, float], settings: Mapping[str, str | float])
         lines = (f"| {name} | `{str(value).replace('|', '/').replace('`', '')}` |" for name, value in rows)
         return "\n".join([f"| {left} | {right} |", "|---|---|", *lines])
 
-    rounded = ((name, f"{value:.4f}") for name, value in sorted(results.items()))
+    rounded = ((name, format_metric(name, value)) for name, value in sorted(results.items()))
     return f"{table('result', 'value', rounded)}\n\n{table('setting', 'value', settings.items())}"
 
 

@@ -21,6 +21,7 @@ from cnnlab.batch import Batch
 from cnnlab.bounds import PositiveInt
 from cnnlab.files import write_text
 from cnnlab.patches import write_event
+from cnnlab.wording import format_metric
 
 log = logging.getLogger(__name__)
 
@@ -245,8 +246,8 @@ def describe(row: Mapping[str, Any], max_epochs: int | None) -> str:
     parts = []
     for split in ("train", "val"):
         loss, accuracy = row[f"{split}/loss"], row[f"{split}/accuracy"]
-        values = [] if loss is None else [f"loss {loss:.4f}"]
-        values += [] if accuracy is None else [f"{accuracy:.1%}"]
+        values = [] if loss is None else [f"loss {format_metric('loss', loss)}"]
+        values += [] if accuracy is None else [format_metric("accuracy", accuracy)]
         if values:
             parts.append(f"{split} {', '.join(values)}")
     return f"epoch {row['epoch'] + 1}{of}: {'; '.join(parts)}; {row['images_per_second']:,.0f} images/s"

@@ -2,9 +2,13 @@
 
 import contextlib
 import io
+import re
+import sys
 import threading
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +21,21 @@ HOST = "127.0.0.1"
 # TensorBoard draws a sample of long curves. Its own word for all points, 0, leaves the Custom Scalars tab empty
 # (2.21, read and seen), so this is a number that no curve reaches.
 ALL = 10**9
+
+# How the page opens is fixed in its script: smoothed by 0.6 and without outliers, which on a point an epoch shows what
+# never was; all of a run's curves in one colour; names folded away. Read in TensorBoard 2.21.
+OPENING = (
+    (r'"_smoothingWeight",\{defaultValue:\.6\}', '"_smoothingWeight",{defaultValue:0}'),
+    (r'"_ignoreYOutliers",\{defaultValue:!0,', '"_ignoreYOutliers",{defaultValue:!1,'),
+    (r"this\._matchesListOpened=!1", "this._matchesListOpened=!0"),
+    # Validation has its run's colour turned into the opposite one.
+    (
+        r"scale\((\w+)\)\{return this\.runBasedColorScale\.scale\(this\.parseRunName\(\1\)\)\}",
+        r"scale(\1){const own=this.runBasedColorScale.scale(this.parseRunName(\1));"
+        r"return /^val[/]/.test(\1)&&/^#[0-9a-f]{6}$/i.test(own)"
+        r'?"#"+(0xffffff^parseInt(own.slice(1),16)).toString(16).padStart(6,"0"):own}',
+    ),
+)
 
 
 @app.command()
@@ -47,12 +66,12 @@ def serve(folder: Path, port: int = 0) -> str:
         raise ConfigError(f"FOLDER must be a folder of runs, and there is none at {folder}.")
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port must be between 0 and 65535, got {port}.")
-    from tensorboard import default, program
+    from tensorboard import assets, default, program
     from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
 
     # The first plugin with data is the tab that opens: training and validation in one chart, as laid out by the run.
     plugins = sorted(default.get_plugins(), key=lambda plugin: plugin is not CustomScalarsPlugin)
-    board = program.TensorBoard(plugins)
+    board = program.TensorBoard(plugins, rearranged(assets.get_default_assets_zip_provider()))
     board.configure(
         logdir=str(folder),
         host=HOST,
@@ -65,3 +84,24 @@ def serve(folder: Path, port: int = 0) -> str:
             return board.launch()
     except program.TensorBoardServerException as error:
         raise MachineError(f"--port {port}: {error.msg.strip()}. Choose another one; 0 takes a free one.") from error
+
+
+def rearranged(provide: Callable[[], Any]) -> Callable[[], Any]:
+    """Return TensorBoard's page so that it opens on curves as they are, training and validation told apart.
+
+    Args:
+        provide: Opens the zip file that holds the page.
+    """
+    content = io.BytesIO()
+    with provide() as file, zipfile.ZipFile(file) as page, zipfile.ZipFile(content, "w") as copy:
+        for name in page.namelist():
+            data = page.read(name)
+            if name == "index.js":
+                script = data.decode()
+                for pattern, replacement in OPENING:
+                    script, count = re.subn(pattern, replacement, script)
+                    if not count:
+                        print("cnnlab: TensorBoard's page has changed: it may open smoothed.", file=sys.stderr)
+                data = script.encode()
+            copy.writestr(name, data)
+    return lambda: io.BytesIO(content.getvalue())
