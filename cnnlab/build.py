@@ -41,6 +41,7 @@ from cnnlab.machine import (
 )
 from cnnlab.metrics import MetricBuilder
 from cnnlab.model import normalised
+from cnnlab.objective import direction
 from cnnlab.optimizer import may_fuse, parameter_groups
 from cnnlab.record import precision_of
 from cnnlab.schedule import Scheduler
@@ -250,7 +251,7 @@ def build_schedule(cfg: DictConfig) -> Callable[[int, int], float] | Scheduler:
     target = locate("schedule", cfg.schedule._target_)
     if not (isinstance(target, type) and issubclass(target, LRScheduler)):
         return instantiate_part(cfg.schedule, "schedule")
-    options: Any = OmegaConf.to_container(cfg.schedule, resolve=True)
+    options = with_direction(cfg, cfg.schedule)
     interval, monitor = options.pop("interval", "epoch"), options.pop("monitor", None)
     return Scheduler(lambda optimizer: instantiate_part(options, "schedule", optimizer=optimizer), interval, monitor)
 
@@ -360,10 +361,18 @@ def composition(config: Mapping[str, Any]) -> dict[str, Any]:
 def build_list(cfg: DictConfig, group: str, **offered: Any) -> list[Any]:
     """Build the members of a group that takes several options; those set to null are left out."""
     return [
-        instantiate_part(node, f"{group}.{name}", **offered)
+        instantiate_part(with_direction(cfg, node), f"{group}.{name}", **offered)
         for name, node in (cfg[group] or {}).items()
         if node is not None
     ]
+
+
+def with_direction(cfg: DictConfig, section: DictConfig) -> dict[str, Any]:
+    """Return a section as plain containers; a `mode` of auto beside a `monitor` becomes the metric's direction."""
+    options: Any = OmegaConf.to_container(section, resolve=True)
+    if options.get("mode") == "auto" and "monitor" in options:
+        options["mode"] = direction(options["monitor"], cast(Mapping[str, Any], OmegaConf.to_container(cfg))) or "max"
+    return options
 
 
 def instantiate_part(

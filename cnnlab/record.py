@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 from cnnlab.errors import CheckpointError, ConfigError, DamagedError, MachineError, UnsafeError
 from cnnlab.files import read_csv, read_json, read_yaml
+from cnnlab.objective import objective_of
 
 log = logging.getLogger(__name__)
 
@@ -291,7 +292,7 @@ def _best() -> Record:
         raise ConfigError(f"there is no completed run with an objective below {RUNS}; give the run's folder.")
     goal = max(records, key=lambda record: record.touched).config["objective"]
     like = [record for record in records if record.config["objective"] == goal]
-    best = max if goal.get("mode") == "max" else min
+    best = max if objective_of(records[0].config)["mode"] == "max" else min
     return best(like, key=lambda record: record.objective or 0.0)
 
 

@@ -42,6 +42,8 @@ ROWS = [
     {"batch", "patches", "record", "trust", "lock", "study", "tables", "tutorial", "tta", "stats"},
     {"console"},
     {"signals", "files", "wording"},
+    {"objective"},
+    {"source"},
     {"errors", "bounds"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(reversed(ROWS)) for room in rooms}

@@ -20,7 +20,14 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def config(npz: Path) -> list[str]:
-    return ["data=npz", f"data.path='{npz}'", "data.val_size=0", "data.batch_size=32", "trainer.accelerator=cpu"]
+    return [
+        "data=npz",
+        f"data.path='{npz}'",
+        "data.val_size=0",
+        "objective.metric=train/loss",
+        "data.batch_size=32",
+        "trainer.accelerator=cpu",
+    ]
 
 
 def test_a_report_adds_up(config: list[str], tmp_path: Path):

@@ -180,7 +180,7 @@ def test_imbalance_is_told_and_balanced_weights_are_its_answer(train: Train, tmp
     keep = (labels.ravel() < 9) | (np.arange(len(labels)) < 20)
     path = tmp_path / "odd.npz"
     np.savez(path, X_train=images[keep], y_train=labels[keep], X_test=images, y_test=labels)
-    options = [f"data.path='{path}'", "data.val_size=0", "trainer.max_epochs=1"]
+    options = [f"data.path='{path}'", "data.val_size=0", "objective.metric=test/accuracy", "trainer.max_epochs=1"]
     assert "loss.class_weights=balanced" in (train(*options, folder=tmp_path / "plain") / "train.log").read_text()
     balanced = train(*options, "loss.class_weights=balanced", folder=tmp_path / "balanced")
     assert "accuracy will hide" not in (balanced / "train.log").read_text()

@@ -21,10 +21,11 @@ from cnnlab import lock, trust
 from cnnlab.config import CONF, ROOT, check, preflight, quote
 from cnnlab.config.checks import TAKEN_BY_BUILD
 from cnnlab.config.rules import RULES
-from cnnlab.config.source import COMPUTED, REQUIRED, signature
 from cnnlab.config.tree import OPTIONAL, chosen, content, groups, options
 from cnnlab.errors import ConfigError, DamagedError, DataError, MachineError, UnsafeError
 from cnnlab.files import flatten
+from cnnlab.objective import own_direction
+from cnnlab.source import COMPUTED, REQUIRED, signature
 
 COMPOSED: dict[tuple, DictConfig] = {}
 
@@ -86,7 +87,7 @@ def composed_with_hydra(*overrides: str) -> DictConfig:
         ["+callbacks.mine={_target_: my.Callback, patience: x}", "callbacks=[default,ema]", "logger=none"],
         ["augment=[flip_crop,cutout]", "hydra.run.dir='outputs/a b'", "hydra/job_logging=none"],
         ["-m", "optimizer.lr=0.1,0.01", "seed=range(3)", "model=lenet,resnet18"],
-        ["-m", "experiment=glob(*,exclude=transfer)", "seed=choice(1,2)", "objective.mode=max,min"],
+        ["-m", "experiment=glob(*,exclude=transfer)", "seed=choice(1,2)"],
         ["-m", "hydra.sweeper=null", "model.channels.1=16,32"],
         ["--cfg", "job", "data=npz"],
         ["--hydra-help", "nonsense"],
@@ -112,6 +113,8 @@ def test_every_option_of_every_group_passes(trained: Path):
         **{f"data={option}": ["data.path=x"] for option in ("npz", "folder", "medmnist")},
         "experiment=transfer": ["data.path=x.npz", f"init_from='{trained}'"],
         "model=custom": ["model._target_=my.Network"],
+        "metrics=balanced_accuracy": ["objective.metric=val/balanced_accuracy"],
+        "metrics=kappa": ["objective.metric=val/kappa"],
         "model=timm": ["model.name=resnet18"],
         "model=torchvision": ["model.name=resnet18"],
         "classifier=distillation": [f"classifier.teacher='{trained}'"],
@@ -311,7 +314,7 @@ def test_group_of_one_option_takes_no_list():
         ("seed=x", "seed must be a whole number from 0 to 4294967295, got x"),
         ("seed=-1", "seed must be a whole number from 0 to 4294967295, got -1"),
         ("debug=yes", "debug must be true or false, got yes"),
-        ("objective.mode=maximum", "objective.mode must be one of max, min; got maximum"),
+        ("objective.mode=maximum", "objective.mode must be one of auto, max, min; got maximum; did you mean max?"),
         ("data.path=''", "data.path must be a text that is not empty, got ''"),
         ("trainer.gradient_clip_algorithm=nrom", "did you mean norm?"),
         ("trainer.accelerator=gpuu", "got gpuu; did you mean gpu?"),
@@ -392,7 +395,7 @@ def test_references_are_followed():
     assert mistakes("optimizer.lr=${nothing.there}") == [
         "optimizer.lr: ${nothing.there} refers to a key that isn't there"
     ]
-    assert mistakes("optimizer.lr=${objective.mode}") == ["optimizer.lr must be a number above 0, got max"]
+    assert mistakes("optimizer.lr=${objective.mode}") == ["optimizer.lr must be a number above 0, got auto"]
     assert mistakes("optimizer.lr=${.weight_decay}", "optimizer.weight_decay=0.0") == [
         "optimizer.lr must be a number above 0, got 0.0"
     ]
@@ -886,6 +889,10 @@ def test_every_key_of_the_tree_has_a_rule_or_an_annotated_parameter():
     assert not set(lonely) - set(RULES)
 
 
+# The standard names of a file's arrays; the metric's own direction; what Lightning's constructor has.
+APART = ("data.keys", "callbacks.checkpoint.mode", "callbacks.early_stopping.mode", "callbacks.early_stopping.patience")
+
+
 def test_where_yaml_and_constructor_have_a_default_they_agree():
     differing = []
     for option, key, target, value in arguments_in_conf():
@@ -897,7 +904,7 @@ def test_where_yaml_and_constructor_have_a_default_they_agree():
             other for _, place, cls, other in arguments_in_conf() if (place.rpartition(".")[2], cls) == (name, target)
         ]
         is_reference = isinstance(value, str) and "${" in value
-        if default in (REQUIRED, COMPUTED) or is_reference or key == "data.keys":
+        if default in (REQUIRED, COMPUTED) or is_reference or key in APART:
             continue
         if default in values and values[0] != values[-1]:
             continue  # of several options of one class each says something else
@@ -994,3 +1001,52 @@ def test_signatures_read_from_source_are_those_of_the_tree_s_classes():
         assert called is not None
         assert list(called.parameters) == named, target
         assert called.is_open == is_open, target
+
+
+# --- metrics ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["objective.metric=val_acc"], "did you mean val/accuracy?"),
+        (["objective.metric=val/acuracy"], "did you mean val/accuracy?"),
+        (["objective.metric=val/kappa"], "is none of the metrics that this run measures"),
+        (["objective.mode=min"], "objective.mode=min contradicts val/accuracy, of which more is better"),
+        (["objective.metric=val/loss", "objective.mode=max"], "contradicts val/loss, of which less is better"),
+        (["objective.metric=val/calibration_error", "objective.mode=max"], "of which less is better"),
+        (["callbacks=[default,early_stopping]", "callbacks.early_stopping.monitor=val/los"], "did you mean val/loss?"),
+        (["callbacks=[default,early_stopping]", "callbacks.early_stopping.mode=min"], "contradicts val/accuracy"),
+        (["data.val_size=0"], "data.val_size=0 leaves no validation: hold images out"),
+        (["trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 leaves no validation"),
+        (["objective.metric=test/accuracy", "callbacks=[default,early_stopping]"], "measured once, after training"),
+        (["schedule=plateau", "schedule.monitor=val/macrof1"], "did you mean val/macro_f1?"),
+        (["+metrics.mine._target_=my.Metric", "objective.metric=val/mine"], "objective.mode must be max or min"),
+        (["search=tpe", "objective.metric=val/acc"], "did you mean val/accuracy?"),
+    ],
+)
+def test_a_metric_that_will_not_be_measured_is_answered_before_the_run(argv, part):
+    assert any(part in line for line in mistakes(*argv))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["objective.metric=train/loss", "data.val_size=0"],
+        ["objective.metric=val/calibration_error", "callbacks=[default,early_stopping]"],
+        ["metrics=[default,kappa]", "objective.metric=val/kappa", "objective.mode=max"],
+        ["+metrics.mine._target_=my.Metric", "objective.metric=val/mine", "objective.mode=min"],
+        ["classifier._target_=my.Classifier", "objective.metric=val/anything", "objective.mode=min"],
+        ["+metrics.auroc._target_=torchmetrics.classification.MulticlassAUROC", "objective.metric=val/auroc"],
+    ],
+    ids=" ".join,
+)
+def test_every_metric_that_a_run_measures_may_be_the_objective(argv):
+    preflight(argv)
+
+
+def test_the_direction_is_that_of_torchmetrics_class():
+    for option in options("metrics"):
+        for name, node in content("metrics", option).items():
+            higher = trust.import_target(node["_target_"]).higher_is_better
+            assert own_direction(f"val/{name}", {"metrics": {name: node}}) == ("max" if higher else "min")

@@ -4,14 +4,16 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import reduce
 from operator import or_
-from typing import Any, cast
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from cnnlab.config.conflicts import conflicts
+from cnnlab.config.references import REFERENCE, Unresolved, get, plain, resolved
 from cnnlab.config.rules import RULES, Rule, anything, filled, like, null, of_type, section
-from cnnlab.config.source import Signature, signature
 from cnnlab.config.tree import OPTIONAL, Key, groups, main_file, options, options_with, origin, values_of
 from cnnlab.config.words import nearest, nearest_key, refusal, shown
+from cnnlab.source import Signature, signature
 
 # To the classes of the other groups one may hand further arguments, and choose other classes.
 CLOSED = ("objective", "eval", "data", "trainer", "search")
@@ -28,11 +30,6 @@ TAKEN_BY_BUILD = {
 }
 """Keys of a group that are not handed to its class."""
 OF_INSTANTIATE = {"_target_", "_args_", "_partial_", "_convert_", "_recursive_"}
-_REFERENCE = re.compile(r"\$\{(\.*)(\w+(?:\.\w+)*)\}")
-
-
-class Unresolved(Exception):  # noqa: N818 - no error, only a value that can't be judged yet
-    """A value that a resolver makes when the run starts."""
 
 
 def check(config: DictConfig | Mapping[str, Any]) -> None:
@@ -45,14 +42,6 @@ def check(config: DictConfig | Mapping[str, Any]) -> None:
         raise refusal(*found)
 
 
-def plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config as plain containers without its `hydra` part, references as they stand."""
-    if isinstance(config, DictConfig):
-        config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
-    return {str(key): value for key, value in config.items() if key != "hydra"}
-
-
 def mistakes_in(config: Mapping[str, Any], choices: Mapping[str, Any] | None = None) -> list[str]:
     """List what is wrong with a config of plain containers, a line each.
 
@@ -60,7 +49,7 @@ def mistakes_in(config: Mapping[str, Any], choices: Mapping[str, Any] | None = N
         config: The config.
         choices: The options that it was composed of, by group, so that a line can say where a value comes from.
     """
-    mistakes = [*_missing(config), *_in_section((), config, config), *_conflicts(config)]
+    mistakes = [*_missing(config), *_in_section((), config, config), *conflicts(config)]
     for group in groups():
         if group not in OPTIONAL and not _names_in((group,), config):  # where not every key is judged already
             mistakes += _wrong_arguments((group,), config.get(group), choices or {})
@@ -75,7 +64,7 @@ def mistakes_at(config: Mapping[str, Any], key: Key) -> list[str]:
             key = key[:depth]
             break
         value = value[part]
-    return [*_in_value(key, value, config), *_conflicts(config)]
+    return [*_in_value(key, value, config), *conflicts(config)]
 
 
 def unknown(key: str, config: Mapping[str, Any]) -> str:
@@ -98,48 +87,6 @@ def _known_keys(section: Key, content: Mapping[str, Any], config: Mapping[str, A
             yield ".".join(key)
             if isinstance(value, Mapping):
                 yield from _known_keys(key, value, config)
-
-
-def follow(config: Mapping[str, Any], key: Key, depth: int = 0) -> Any:
-    """Return the value of a key with references to other keys followed.
-
-    No resolver runs: one may read the environment or a file.
-
-    Raises:
-        KeyError: There is no such key, or a reference leads nowhere.
-        Unresolved: A resolver makes the value.
-    """
-    value: Any = config
-    for part in key:
-        if isinstance(value, str) and "${" in value:
-            raise Unresolved
-        if not isinstance(value, Mapping):
-            raise KeyError(part)
-        value = value[part]
-    return resolved(value, key, config, depth)
-
-
-def resolved(value: Any, key: Key, config: Mapping[str, Any], depth: int = 0) -> Any:
-    """Return the value that stands at a key with its references followed; raises as `follow` does."""
-    if isinstance(value, list):
-        return [resolved(element, (*key, str(index)), config, depth) for index, element in enumerate(value)]
-    if not isinstance(value, str) or "${" not in value:
-        return value
-    reference = _REFERENCE.fullmatch(value)
-    if not reference or reference[2].split(".")[0] == "hydra":
-        raise Unresolved
-    if depth == 20:
-        raise KeyError(value)
-    base = key[: -len(reference[1])] if reference[1] else ()
-    return follow(config, (*base, *reference[2].split(".")), depth + 1)
-
-
-def get(config: Mapping[str, Any], *key: str) -> Any:
-    """Return the value of a key as `follow` does, or None where there is none to be had."""
-    try:
-        return follow(config, key)
-    except (KeyError, Unresolved):
-        return None
 
 
 def _missing(config: Mapping[str, Any]) -> Iterator[str]:
@@ -191,7 +138,7 @@ def _in_value(key: Key, value: Any, config: Mapping[str, Any]) -> Iterator[str]:
     if value == "???":
         yield f"{dotted} must be given: {dotted}={GIVE.get(dotted, 'VALUE')}"
         return
-    reference = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    reference = REFERENCE.fullmatch(value) if isinstance(value, str) else None
     try:
         value = resolved(value, key, config)
     except KeyError:
@@ -264,32 +211,3 @@ def _wrong_arguments(key: Key, content: Any, choices: Mapping[str, Any]) -> Iter
             )
     for name, value in content.items():
         yield from _wrong_arguments((*key, str(name)), value, choices)
-
-
-def _conflicts(config: Mapping[str, Any]) -> Iterator[str]:
-    callbacks = get(config, "callbacks")
-    watched = {
-        name: monitor
-        for name in (callbacks if isinstance(callbacks, Mapping) else {})
-        if name != "checkpoint" and isinstance(monitor := get(config, "callbacks", name, "monitor"), str)
-    }
-    if get(config, "data", "val_size") == 0:
-        for name, monitor in watched.items():
-            if monitor.startswith("val/"):
-                yield (
-                    f"callbacks.{name} watches {monitor}, but data.val_size=0 leaves no validation: "
-                    f"give a data.val_size, or leave {name} out"
-                )
-    if get(config, "optimizer", "nesterov") is True and get(config, "optimizer", "momentum") == 0:
-        yield "optimizer.momentum=0 leaves nothing for optimizer.nesterov=true: give optimizer.nesterov=false"
-    trainer = get(config, "trainer")
-    if not isinstance(trainer, Mapping):
-        return
-    flags = {name: get(config, "trainer", name) for name in trainer}
-    ends = flags.get("max_epochs") != -1 or flags.get("max_steps") != -1 or flags.get("max_time")
-    if not (ends or flags.get("fast_dev_run") or watched):
-        yield "trainer.max_epochs=-1 never ends: give trainer.max_steps or max_time, or stop early"
-    for unit in ("epochs", "steps"):
-        low, high = flags.get(f"min_{unit}"), flags.get(f"max_{unit}")
-        if isinstance(low, int) and isinstance(high, int) and -1 < high < low:
-            yield f"trainer.min_{unit}={low} is more than trainer.max_{unit}={high}"

@@ -12,10 +12,11 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig
 
 from cnnlab.config import space
-from cnnlab.config.checks import CLOSED, get, mistakes_at, mistakes_in, plain
+from cnnlab.config.checks import CLOSED, mistakes_at, mistakes_in
 from cnnlab.config.lines import parse_all, sets
 from cnnlab.config.loader import Loader, first_cause, whole
 from cnnlab.config.presence import check_data, unimportable
+from cnnlab.config.references import get, plain
 from cnnlab.config.tree import Key, groups
 from cnnlab.config.words import nearest, shown
 from cnnlab.errors import ConfigError

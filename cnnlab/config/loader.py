@@ -22,8 +22,9 @@ from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.config.checks import plain, unknown
+from cnnlab.config.checks import unknown
 from cnnlab.config.lines import sets, text_of
+from cnnlab.config.references import plain
 from cnnlab.config.tree import CONF, ROOT
 from cnnlab.config.words import refusal, shown
 from cnnlab.files import flatten

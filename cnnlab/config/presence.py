@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnlab import trust
-from cnnlab.config.checks import get
+from cnnlab.config.references import get
 from cnnlab.config.tree import targets
 from cnnlab.config.words import shown
 from cnnlab.errors import DataError

@@ -10,8 +10,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from cnnlab import trust
-from cnnlab.config.checks import Unresolved, get, resolved
 from cnnlab.config.lines import parse, quote
+from cnnlab.config.references import Unresolved, get, resolved
 from cnnlab.config.words import refusal, shown
 from cnnlab.errors import DataError, UnsafeError
 from cnnlab.files import flatten, write_text

@@ -177,7 +177,7 @@ def _within(kind: type, bounds: Bounds) -> Rule:
 
 _batches = whole(0) | Rule("a share from 0.0 to 1.0", real(0, 1).accepts)
 _time = matching(r"\d+:\d+:\d+:\d+", "a time as DD:HH:MM:SS")
-_mode = one_of("max", "min")
+_mode = one_of("auto", "max", "min")
 
 
 # What annotations cannot say. A key that is not here follows its class's annotation, or else the type of its default in
@@ -223,6 +223,7 @@ RULES: dict[str, Rule] = {
     # schedule: what Lightning asks of one of torch's
     "schedule.interval": one_of("epoch", "step"),
     "schedule.monitor": filled,
+    "schedule.mode": _mode,
     # callbacks
     "callbacks.checkpoint.monitor": filled | null,
     "callbacks.checkpoint.mode": _mode,

@@ -17,6 +17,7 @@ from cnnlab import run as runs
 from cnnlab import signals
 from cnnlab.config import quote
 from cnnlab.errors import ConfigError, PartialError, Stopped
+from cnnlab.objective import objective_of
 from cnnlab.record import LIMITS, program, typed
 from cnnlab.sweep import summary
 from cnnlab.sweep.board import Board
@@ -81,13 +82,13 @@ class Sweeper(HydraSweeper):
             base=plan.base,
             keys=list(dict.fromkeys([*plan.keys, *folder.record.get("keys", [])])),
             config=plan.config,
-            objective=plan.config["objective"],
+            objective=objective_of(plan.config),
             planned=plan.search["n_trials"] if plan.search and plan.proposes else len(trials),
             trials=[{"name": trial.name, "number": trial.number, "settings": trial.settings} for trial in trials],
             search=plan.search,
             each=max(1, len(plan.seeds)),
         )
-        board = Board(folder.path, plan.config["objective"])
+        board = Board(folder.path, objective_of(plan.config))
         limits = {name: plan.config["trainer"].get(name) for name in LIMITS}
         runner = Runner(self.launcher, folder, board, plan.base, limits)
         try:
