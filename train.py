@@ -19,11 +19,16 @@ def main(cfg: DictConfig) -> float | None:
     """Build what the config says, fit, test, and return the objective."""
     hydra_cfg = HydraConfig.get()
     sweeping = hydra_cfg.mode == RunMode.MULTIRUN
-    with Run(hydra_cfg.runtime.output_dir, seed=cfg.seed, debug=cfg.debug, exit_on_error=not sweeping) as run:
+    fresh = not (sweeping or cfg.resume)
+    with Run(
+        hydra_cfg.runtime.output_dir, seed=cfg.seed, debug=cfg.debug, exit_on_error=not sweeping, fresh=fresh
+    ) as run:
         limits = {name: cfg.trainer[name] for name in LIMITS}
         resume = bool(cfg.resume) or (sweeping and run.has_begun)
         if resume and run.is_done(limits):
             return run.previous_objective()
+        if run.primary and not resume:
+            config.write_record(cfg, run.folder)
         run.start(limits, afresh=not resume)
         if cfg.resume and run.primary:
             config.record_limits(run.folder, limits, hydra_cfg.overrides.task)

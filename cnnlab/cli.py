@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from cnnlab import lock
 from cnnlab.console import exit_on_error
 from cnnlab.errors import MachineError
 
@@ -94,5 +95,6 @@ for _name, _help in COMMANDS.items():
 
 def _run(command: Callable[[], object], debug: bool) -> None:
     """Run a command and end the process with the exit code that its outcome has."""
+    lock.forget_stale_ranks()
     with exit_on_error(debug=debug, last=True, hint="cnnlab: the same with --debug shows the traceback"):
         command()

@@ -3,6 +3,7 @@
 All texts pass through here on their way to a terminal: they may be a stranger's, and command nothing.
 """
 
+import contextlib
 import errno
 import io
 import locale
@@ -14,10 +15,11 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cnnlab import signals
-from cnnlab.errors import CnnlabError, Stopped, translate
+from cnnlab.errors import CnnlabError, MachineError, Stopped, translate
 from cnnlab.files import printable
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ def exit_on_error(*, debug: bool = False, last: bool = False, hint: str = "") ->
     """
     _open_streams()
     try:
+        _check_working_folder()
         with signals.handled(last=last):
             yield
             sys.stdout.flush()  # a full disk is noticed here, and not when the interpreter ends
@@ -74,6 +77,13 @@ def exit_on_error(*, debug: bool = False, last: bool = False, hint: str = "") ->
         if hint and type(cause) is CnnlabError and cause is not error and not debug:
             say(hint, file=sys.stderr)
         sys.exit(cause.exit_code)
+
+
+def _check_working_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise MachineError("the working folder was deleted: change into another one.") from error
 
 
 class _Output(io.FileIO):
@@ -110,6 +120,29 @@ def _open_streams() -> None:
                 stream.flush()
             wrapped = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=lines)
             setattr(sys, name, wrapped)
+
+
+class LogFile(logging.FileHandler):
+    """Append to a run's log; where that fails, say so once and go on."""
+
+    _failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record."""
+        try:
+            super().emit(record)
+        except OSError:  # in opening the file
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say what keeps the log from being written."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            with contextlib.suppress(OSError):
+                say(f"cnnlab: {self.baseFilename} can't be written: {error.strerror}", file=sys.stderr)
 
 
 class ConsoleHandler(logging.StreamHandler):

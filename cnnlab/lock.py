@@ -18,6 +18,18 @@ def is_primary() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
+def forget_stale_ranks() -> None:
+    """Remove what says that this is one of several processes where nothing says that there are several.
+
+    A shell keeps such a variable of an earlier job; Lightning would take this process for one that writes nothing.
+    """
+    in_group = "MASTER_ADDR" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    if not in_group and os.environ.get("SLURM_NTASKS", "1") == "1":
+        for name in RANKS:
+            if os.environ.get(name, "0") != "0":
+                del os.environ[name]
+
+
 def take(folder: Path) -> int | None:
     """Take a folder for this process; return what to `leave` it with, None where the file system has no locks.
 

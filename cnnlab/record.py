@@ -166,6 +166,11 @@ class Record:
         return self.folder / "checkpoints" / PREVIOUS
 
     @property
+    def has_state(self) -> bool:
+        """Whether there is something that a new run in this folder would overwrite."""
+        return self.last.is_file() or self.previous.is_file() or self.status == "completed"
+
+    @property
     def touched(self) -> int:
         """When the run's record changed last, in ns since the epoch."""
         record = self.folder / "run.json"

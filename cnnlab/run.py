@@ -20,9 +20,9 @@ from typing import Any, Literal, Self
 
 from cnnlab import lock, signals
 from cnnlab.console import exit_on_error, print_error, say
-from cnnlab.errors import CnnlabError, PartialError, Stopped, translate
+from cnnlab.errors import CnnlabError, ConfigError, PartialError, Stopped, translate
 from cnnlab.files import read_csv, read_json, write_json
-from cnnlab.record import program
+from cnnlab.record import Record, program
 from cnnlab.wording import format_duration, format_metric
 
 log = logging.getLogger(__name__)
@@ -49,24 +49,31 @@ class Run:
         debug: Show the traceback of an error on the terminal too; `train.log` has it in any case.
         exit_on_error: Whether an error leaves as `SystemExit`; otherwise it is only reported and noted in `failed`,
             for a caller with more runs to do.
+        fresh: Whether the folder must not hold a run yet.
     """
 
     def __init__(
-        self, folder: str | Path, *, seed: int | None = None, debug: bool = False, exit_on_error: bool = True
+        self,
+        folder: str | Path,
+        *,
+        seed: int | None = None,
+        debug: bool = False,
+        exit_on_error: bool = True,
+        fresh: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.debug = debug
         self.exit_on_error = exit_on_error
+        self.fresh = fresh
         self.primary = lock.is_primary()
         self._lock: int | None = None
-        before = read_json(self.folder / "run.json")
-        self._before = before
-        self._seconds_before = before.get("seconds") or 0.0
+        self._before: dict[str, Any] = {}
+        self._seconds_before = 0.0
         self.record: dict[str, Any] = {
             "status": "running",
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "started": before.get("started") or now(),
-            "seconds": self._seconds_before,
+            "started": now(),
+            "seconds": 0.0,
             "device": None,
             "precision": None,
             "num_parameters": None,
@@ -93,19 +100,39 @@ class Run:
         """Take the folder, and start the clock.
 
         Raises:
-            MachineError: Another process is writing into the folder.
+            SystemExit: Another process is writing into the folder, or it holds a run already and must not.
         """
         self._clock = time.monotonic()
-        if self.primary:
-            self._lock = lock.take(self.folder)
-        else:
-            signals.end_with_parent()
+        try:
+            self._take_folder()
+        except (CnnlabError, OSError) as error:
+            lock.leave(self._lock)
+            if not self.exit_on_error:
+                raise
+            cause = translate(error)
+            print_error(cause)
+            sys.exit(cause.exit_code)
         self._signals = signals.handled()
         self._signals.__enter__()
         logging.captureWarnings(True)
         # As torch itself does at the end of its import; a signal may come before, and torch says something at exit.
         logging.getLogger("torch").setLevel(logging.WARNING)
         return self
+
+    def _take_folder(self) -> None:
+        """Take the folder, before anything is written in it, and read what an earlier run left there."""
+        if not self.primary:
+            signals.end_with_parent()
+        else:
+            self._lock = lock.take(self.folder)
+            if self.fresh and Record(self.folder).has_state:
+                raise ConfigError(
+                    f"hydra.run.dir={self.folder} holds a run already: resume it by resume={self.folder}, or choose "
+                    "another folder"
+                )
+        self._before = dict(Record(self.folder).run)
+        self._seconds_before = self._before.get("seconds") or 0.0
+        self.record |= {"started": self._before.get("started") or now(), "seconds": self._seconds_before}
 
     def start(self, limits: Mapping[str, Any], *, afresh: bool = False) -> None:
         """Mark the run as running, towards these limits (epochs, steps, time); `afresh`: whatever stood here before."""
@@ -225,6 +252,7 @@ class Run:
 @contextmanager
 def command_line() -> Iterator[None]:
     """Around a training's command line: report an error that came before any run, or runs that failed."""
+    lock.forget_stale_ranks()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print a traceback of its own, and exit with 1
     with exit_on_error(last=True):
         yield

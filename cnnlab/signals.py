@@ -100,10 +100,16 @@ def _on_unraisable(otherwise: Callable[[Any], Any], unraisable: Any) -> None:
     if not isinstance(unraisable.exc_value, Stopped):
         otherwise(unraisable)
         return
-    _raised_at = None
-    again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM))
-    again.daemon = True
-    again.start()
+    delay_seconds = 0.01
+    while True:
+        _raised_at = None
+        again = threading.Timer(delay_seconds, os.kill, (os.getpid(), signal.SIGTERM))
+        again.daemon = True
+        try:
+            again.start()
+            break
+        except Stopped:  # it came before the thread was seen to run, and would be dropped here too
+            delay_seconds *= 2
 
 
 def end_with_parent() -> None:

@@ -10,10 +10,13 @@ from omegaconf import OmegaConf
 from cnnlab.config.checks import check
 from cnnlab.config.lines import quote, value_of
 from cnnlab.config.preflight import compose, composed, preflight
+from cnnlab.config.record import write_record
 from cnnlab.config.resume import record_limits
 from cnnlab.config.tree import CONF, ROOT
 
-__all__ = ["CONF", "ROOT", "check", "compose", "composed", "preflight", "quote", "record_limits", "value_of"]
+__all__ = [
+    "CONF", "ROOT", "check", "compose", "composed", "preflight", "quote", "record_limits", "value_of", "write_record",
+]  # fmt: skip
 
 # Two runs started in the same second must not share a folder: conf/train.yaml ends its name in `${unique:}`.
 OmegaConf.register_new_resolver("unique", lambda: os.urandom(3).hex(), use_cache=True, replace=True)

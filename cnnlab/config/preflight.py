@@ -39,6 +39,8 @@ def preflight(argv: Sequence[str], *, verify_presence: bool = False, objects: Se
     """
     flags, words = read_flags(argv)
     _answer_help(flags)
+    if "${" in str(Path.cwd()):
+        raise refusal(f"the working folder {Path.cwd()} must not hold ${{, which Hydra would replace: rename it")
     if flags.hydra_help or flags.shell_completion:
         return list(argv)
     overrides, mistakes = parse_all(flags.overrides)
@@ -172,8 +174,7 @@ def _check_new_folder(overrides: Sequence[Override], multirun: bool) -> None:
         if not sets(override, "hydra.run.dir") or not isinstance(folder, str) or "${" in folder:
             continue
         lock.check_free(Path(folder))
-        record = Record(Path(folder))
-        if lock.is_primary() and (record.last.is_file() or record.previous.is_file() or record.status == "completed"):
+        if lock.is_primary() and Record(Path(folder)).has_state:
             raise refusal(
                 f"hydra.run.dir={shown(folder)} holds a run already: resume it by resume={shown(folder)}, or choose "
                 "another folder"
