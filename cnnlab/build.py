@@ -37,6 +37,7 @@ from cnnlab.machine import (
     describe_other_gpus,
     keep_freed_memory,
     nvidia_driver,
+    tune_cuda,
     why_no_cuda,
 )
 from cnnlab.metrics import MetricBuilder
@@ -196,7 +197,7 @@ def build_network(
     network = normalised(body, mean, std, channels_last=model["channels_last"])
     if model["compile"]:
         # In place, so that the checkpoint's names stay what they are.
-        network.compile()
+        network.compile(mode=None if model["compile"] is True else model["compile"])
     return network
 
 
@@ -337,6 +338,8 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0)
     if trainer.world_size > 1 and cfg.on_divergence == "rollback":
         raise ConfigError("on_divergence=rollback works on one device: give trainer.devices=1, or on_divergence=stop.")
     device = trainer.strategy.root_device
+    if device.type == "cuda":
+        tune_cuda(cfg.matmul_precision, benchmark=cfg.trainer.benchmark, deterministic=bool(cfg.trainer.deterministic))
     log.info(f"device: {describe_device(device)}{describe_other_gpus(device, trainer.num_devices)}")
     if device.type == "cpu" and cfg.trainer.accelerator != "cpu" and nvidia_driver():
         log.warning(f"training on the CPU{why_no_cuda()}. trainer.accelerator=cpu asks for it without this warning.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from cnnlab.build import Lab, build_lab, composition
@@ -90,6 +91,7 @@ def attempts(cfg: Any, run: Run, *, resume: bool = False) -> Iterator[Attempt]:
         lab = build_lab(cfg, rollbacks=rollbacks, resumed=loaded is not None)
         if loaded is not None:
             check_batches(lab, loaded)
+            check_device(lab, loaded)
             checkpoint_io = lab.trainer.strategy.checkpoint_io
             if isinstance(checkpoint_io, AtomicCheckpointIO):  # else a plugin of the user's reads it in its own way
                 checkpoint_io.loaded = loaded
@@ -160,11 +162,31 @@ def facts(lab: Lab) -> dict[str, Any]:
     return {
         "device": describe_device(lab.trainer.strategy.root_device),
         "precision": lab.trainer.precision,
+        "matmul_precision": torch.get_float32_matmul_precision(),
         "num_parameters": sum(parameter.numel() for parameter in lab.classifier.parameters()),
         "images": {split: lab.data.count(split) for split in ("train", "val", "test")},
         "objects": lab.classifier.hparams["objects"],  # given from Python, in place of what the config says
         **composition(lab.classifier.hparams["config"]),
     }
+
+
+def check_device(lab: Lab, loaded: Loaded) -> None:
+    """Check that random numbers come from the same kind of device as before: another kind draws others.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    now = lab.trainer.strategy.root_device.type
+    try:
+        before = str(loaded.content["callbacks"][Checkpoint.__qualname__]["device"])
+    except (KeyError, TypeError):
+        return  # of an earlier version, or kept by a callback of the user's
+    if before != now:
+        raise ConfigError(
+            f"resume: this run was trained on {before}, and {now} draws other augmentations and dropout: it would not "
+            f"be the same run. Give trainer.accelerator={before}, or begin a run of its own with "
+            f"init_from={loaded.path}."
+        )
 
 
 def check_batches(lab: Lab, loaded: Loaded) -> None:

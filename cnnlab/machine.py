@@ -72,6 +72,20 @@ def describe_device(device: torch.device) -> str:
     return str(device)
 
 
+def tune_cuda(matmul_precision: str, *, benchmark: bool | None, deterministic: bool) -> None:
+    """Set what a training on an NVIDIA GPU is expected to have.
+
+    Args:
+        matmul_precision: As `torch.set_float32_matmul_precision` takes it. It is left alone on a CPU, which has
+            narrower products of its own under the same names.
+        benchmark: Whether cuDNN tries which of its convolutions is the fastest for a shape; None: unless the run is
+            to be deterministic, since all batches but an epoch's last have the same shape.
+        deterministic: Whether the run is to be.
+    """
+    torch.set_float32_matmul_precision(matmul_precision)
+    torch.backends.cudnn.benchmark = not deterministic if benchmark is None else benchmark
+
+
 def why_no_cuda() -> str:
     """Say why PyTorch finds no NVIDIA GPU, and where there is a driver for one, what to do."""
     driver, cuda = nvidia_driver(), torch.version.cuda

@@ -62,6 +62,7 @@ class Facts(TypedDict, total=False):
     seconds: float
     device: str | None
     precision: str | None
+    matmul_precision: str
     num_parameters: int | None
     images: dict[str, int]
     versions: dict[str, str]

@@ -46,11 +46,27 @@ class Launches(TorchDispatchMode):
         waits: How often the host waited for each (reason, place in the code).
     """
 
+    active: "list[Launches]" = []  # noqa: RUF012
+
     def __init__(self, device: str = "cpu") -> None:
         super().__init__()
         self.device = device
         self.operations: collections.Counter[tuple[str, str]] = collections.Counter()
         self.waits: collections.Counter[tuple[str, str]] = collections.Counter()
+
+    def __enter__(self) -> "Launches":
+        self.active.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.active.remove(self)
+        super().__exit__(*error)
+
+    @classmethod
+    def note(cls, reason: str) -> None:
+        """Let those who count know of a wait that is no operation."""
+        for launches in cls.active:
+            launches.waits[reason, place()] += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

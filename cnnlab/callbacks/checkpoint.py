@@ -67,6 +67,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         self._validation_seconds: float | None = None
         self._epoch_ends = False
         self._was_stopped = False
+        self._device = "cpu"
 
     @property
     def best(self) -> Path:
@@ -81,6 +82,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = Path(trainer.default_root_dir) / "checkpoints"
+        self._device = trainer.strategy.root_device.type
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -160,7 +162,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
     @override
     def state_dict(self) -> dict[str, Any]:
         names = ("best_score", "best_metrics", "best_epoch", "best_step", "is_interrupted")
-        return {"validation": self._validation} | {name: getattr(self, name) for name in names}
+        return {"validation": self._validation, "device": self._device} | {name: getattr(self, name) for name in names}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -49,6 +49,7 @@ class History(Callback):
         self.lrs: list[float] = []
         self.rows: list[dict[str, Any]] = []
         self._pending: list[tuple[Tensor, Tensor, Tensor, float]] = []
+        self._captured = False
         self._sums = [0.0, 0.0, 0.0]  # over the epoch so far: loss times images, correct images, images
         self._seconds = 0.0
         self._validation: dict[str, float] = {}  # the metrics of this epoch's last validation
@@ -83,7 +84,10 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._pending.append((outputs["loss"], outputs.get("logits"), batch.targets, self._lr))
+        logits = outputs.get("logits")
+        if logits is not None and self._captured:
+            logits = logits.clone()  # a captured network writes each step's where it wrote the last one's
+        self._pending.append((outputs["loss"], logits, batch.targets, self._lr))
         # The schedule has moved on already: what stands in the optimizer is the next step's.
         self._lr = self._group["lr"]
         if len(self._pending) >= self.flush_every:

@@ -190,7 +190,10 @@ def augment(
     output: _Output = None,
     open: _Open = False,
 ) -> Path:
-    """Show what the network sees: the same images over the epochs, as train.py with these OVERRIDES would."""
+    """Show what the network sees: the same images over the epochs, as train.py with these OVERRIDES would on the CPU.
+
+    On a GPU the random numbers are others.
+    """
     from cnnlab.plots import network
 
     if not 1 <= count <= 20:

@@ -188,6 +188,7 @@ RULES: dict[str, Rule] = {
     "objective.mode": _mode,
     "objective.over": each(matching(r"[\w.]+", "a key")),
     "classifier.teacher": run,
+    "matmul_precision": one_of("highest", "high", "medium"),
     "eval.tta": one_of("none", "mirror", "mirror_translate"),
     "init_from": run | null,
     "resume": run | null,
@@ -208,7 +209,7 @@ RULES: dict[str, Rule] = {
     "data.path": filled,
     # model: what build takes itself
     "model.channels_last": flag,
-    "model.compile": flag,
+    "model.compile": flag | one_of("default", "reduce-overhead", "max-autotune"),
     # optimizer
     "optimizer.lr": real(above=0),
     "optimizer.weight_decay": real(0),

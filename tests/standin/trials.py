@@ -1,0 +1,195 @@
+"""Train on the stand-in GPU and on the CPU, in one process: `python -m tests.standin.trials NPZ RESULT KIND`.
+
+The result is a JSON file with an object for each case.
+"""
+
+import collections
+import json
+import math
+import sys
+import tempfile
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests import standin
+
+if __name__ == "__main__":
+    standin.install()
+
+import torch
+from pytorch_lightning import Callback
+from torch import Tensor, nn
+from typing_extensions import override
+
+from cnnlab import fit
+from cnnlab.build import Lab, build_lab
+from cnnlab.callbacks import Checkpoint
+from cnnlab.config import composed
+from tests.launches import Launches
+from tests.standin import cases
+
+STEPS = 5
+
+
+class Window(Callback):
+    """Watch the steps between the first and the last of an epoch: data, augmentation, network, optimizer, callbacks."""
+
+    def __init__(self) -> None:
+        self.launches = Launches("cuda")
+        self.steps = 0
+
+    @override
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if self.launches.active:
+            self.steps += 1
+            if is_last:
+                self.launches.__exit__(None, None, None)
+        elif not is_last:
+            self.launches.__enter__()
+
+    def close(self) -> None:
+        """Stop watching where an error came between."""
+        if self.launches.active:
+            self.launches.__exit__(None, None, None)
+
+
+def build(overrides: list[str], npz: Path, device: str) -> Lab:
+    """Build a short run on a device."""
+    folder = Path(tempfile.mkdtemp())
+    keys = {line.partition("=")[0] for line in overrides}
+    base = [
+        "data=npz", f"data.path={npz}", "data.val_size=40", "data.batch_size=8", "data.eval_batch_size=20",
+        "trainer.max_epochs=1", "logger=none", f"trainer.limit_train_batches={STEPS}", "trainer.limit_val_batches=1",
+        "trainer.limit_test_batches=1", f"trainer.accelerator={device}",
+    ]  # fmt: skip
+    lines = [line for line in base if line.partition("=")[0] not in keys] + overrides
+    if "callbacks=none" not in overrides:
+        lines.append("callbacks.figures=null")
+    lab = build_lab(composed(lines, folder))
+    if isinstance(lab.trainer.checkpoint_callback, Checkpoint):
+        lab.trainer.checkpoint_callback.LONG_SECONDS = math.inf  # type: ignore[misc]
+    return lab
+
+
+def network_of(lab: Lab) -> nn.Module:
+    """Return the network."""
+    network = lab.classifier.network
+    assert isinstance(network, nn.Module)
+    return network
+
+
+class Trained(NamedTuple):
+    """What came of a training.
+
+    Attributes:
+        weights: The network's tensors, on the CPU.
+        moved: How far the most changed one of its parameters is from where it began.
+        metrics: Of validation and test.
+        window: What was seen of the steps.
+    """
+
+    weights: dict[str, Tensor]
+    moved: float
+    metrics: dict[str, float]
+    window: Window
+
+
+def train(overrides: list[str], npz: Path, device: str) -> Trained:
+    """Build, fit and test."""
+    lab = build(overrides, npz, device)
+    before = [parameter.detach().clone() for parameter in network_of(lab).parameters()]
+    window = Window()
+    lab.trainer.callbacks.append(window)  # type: ignore[attr-defined]
+    try:
+        lab.trainer.fit(lab.classifier, lab.data)
+    finally:
+        window.close()
+    weights = {name: value.detach().cpu().clone() for name, value in network_of(lab).state_dict().items()}
+    after = [parameter.detach().cpu() for parameter in network_of(lab).parameters()]
+    moved = max(float((new.double() - old.double()).abs().max()) for new, old in zip(after, before, strict=True))
+    return Trained(weights, moved, fit.test(lab), window)
+
+
+def compare(overrides: list[str], npz: Path) -> dict[str, Any]:
+    """Train on both devices."""
+    weights, _, metrics, window = train(overrides, npz, "gpu")
+    # The CPU has no float16.
+    on_cpu = [line for line in overrides if not line.startswith("trainer.precision=16")]
+    expected, moved, expected_metrics, _ = train(on_cpu, npz, "cpu")
+    gaps = {name: float((weights[name].double() - expected[name].double()).abs().max()) for name in expected}
+    by_place: collections.Counter[str] = collections.Counter()
+    for (name, place), count in window.launches.operations.items():
+        by_place[f"{name} {place}"] += count
+    return {
+        "steps": window.steps,
+        "operations": window.launches.count / max(window.steps, 1),
+        "where": dict(by_place.most_common(400)),
+        "waits": {f"{reason} at {place}": count for (reason, place), count in window.launches.waits.items()},
+        "different": {name: gap for name, gap in gaps.items() if not torch.equal(weights[name], expected[name])},
+        "largest": max(gaps.values()),
+        "moved": moved,
+        "metrics": {name: [metrics.get(name), value] for name, value in expected_metrics.items()},
+    }
+
+
+def count(overrides: list[str], npz: Path) -> dict[str, Any]:
+    """Train on the stand-in only."""
+    window = train(overrides, npz, "gpu").window
+    operations = window.launches.count / window.steps
+    return {"operations": operations, "waits": {str(key): value for key, value in window.launches.waits.items()}}
+
+
+def resume(overrides: list[str], npz: Path) -> dict[str, Any]:
+    """Stop after the first of two epochs, resume from its checkpoint, compare with a run in one go."""
+    two = [*overrides, "trainer.max_epochs=2"]
+    whole = train(two, npz, "gpu").weights
+    first = build([*overrides, "trainer.max_epochs=1"], npz, "gpu")
+    first.trainer.fit(first.classifier, first.data)
+    second = build(two, npz, "gpu")
+    second.trainer.fit(second.classifier, second.data, ckpt_path=first.trainer.checkpoint_callback.last)  # type: ignore[union-attr]
+    resumed = network_of(second).state_dict()
+    return {"different": {name: 1.0 for name, value in whole.items() if not torch.equal(value, resumed[name].cpu())}}
+
+
+KINDS: dict[str, tuple[Any, dict[str, list[str]]]] = {
+    "options": (compare, cases.options()),
+    "crossed": (compare, cases.CROSSED),
+    "narrow": (compare, cases.NARROW),
+    "faults": (compare, cases.FAULTS),
+    "resumed": (resume, cases.RESUMED),
+    "growth": (
+        count,
+        {
+            f"{name}, {depth}": [*network, *overrides]
+            for name, overrides in cases.GROWING.items()
+            for depth, network in cases.DEPTHS.items()
+        },
+    ),
+    "launches": (
+        count,
+        {name: overrides for name, (overrides, _) in cases.LAUNCHES.items()},
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run the cases of a kind and write what came of them."""
+    warnings.filterwarnings("ignore")
+    npz, path, kind, *only = sys.argv[1:]
+    function, chosen = KINDS[kind]
+    results = {}
+    for name, overrides in chosen.items():
+        if only and name not in only:
+            continue
+        try:
+            results[name] = function(overrides, Path(npz))
+        except Exception as error:
+            results[name] = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    Path(path).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
