@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from cnnlab.build import Lab, build_lab, composition
-from cnnlab.callbacks import AtomicCheckpointIO, Divergence
+from cnnlab.callbacks import AtomicCheckpointIO, Checkpoint, Divergence
 from cnnlab.callbacks.checkpoint import as_numbers, find_checkpoint
 from cnnlab.checkpoint import Loaded, read_checkpoint, read_last
 from cnnlab.errors import ConfigError, DivergedError, MachineError, is_out_of_memory

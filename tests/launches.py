@@ -113,4 +113,4 @@ def place() -> str:
         if not (path.startswith("<") or any(part in path for part in OTHERS)):
             return f"{path.rpartition('/')[2]}:{frame.f_lineno} {frame.f_code.co_name}"
         frame = frame.f_back
-    return "the gradients' own thread"
+    return "autograd"

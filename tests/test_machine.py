@@ -50,3 +50,20 @@ def test_other_gpus_are_named(monkeypatch: pytest.MonkeyPatch, count: int, text:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     assert text in machine.describe_other_gpus(torch.device("cuda", 0), 1)
     assert not machine.describe_other_gpus(torch.device("cpu"), 1)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "deterministic", "tries"),
+    [(None, False, True), (None, True, False), (False, False, False), (True, False, True)],
+)
+def test_cudnn_tries_convolutions_unless_the_run_is_to_be_deterministic(
+    monkeypatch: pytest.MonkeyPatch, benchmark: bool | None, deterministic: bool, tries: bool
+):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not tries)
+    precision = torch.get_float32_matmul_precision()
+    try:
+        machine.tune_cuda("high", benchmark=benchmark, deterministic=deterministic)
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.benchmark == tries
+    finally:
+        torch.set_float32_matmul_precision(precision)

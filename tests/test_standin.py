@@ -1,6 +1,7 @@
-"""Training on a GPU, on a stand-in for one: see `tests/standin`."""
+"""Training on a GPU, on a stand-in for one: `tests/standin` says what that shows, and what it can't."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,9 @@ from tests.conftest import ROOT
 from tests.standin import cases
 
 pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: pytest -m gpu"),
-    pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch has a CUDA of its own"),
-    pytest.mark.skipif(standin.compiler() is None, reason="no C++ compiler for the stand-in GPU: install g++"),
+    pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch has CUDA of its own: pytest -m gpu"),
+    pytest.mark.skipif(standin.compiler() is None, reason="no C++ compiler to make the stand-in GPU with: install g++"),
 ]
-
-WAITING = ("gradient_clip_val=1,16-mixed",)
 
 
 def run(kind: str, npz: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
@@ -27,21 +25,70 @@ def run(kind: str, npz: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
     result = tmp_path / f"{kind}.json"
     process = subprocess.run(
         [sys.executable, "-m", "tests.standin.trials", str(npz), str(result), kind],
-        cwd=ROOT, capture_output=True, text=True, env=standin.environment(0) | {"STANDIN": ""},
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"STANDIN_LIBRARY": str(standin.library())},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr[-3000:]
-    return json.loads(result.read_text())
+    results = json.loads(result.read_text())
+    if kind != "faults":
+        for name, content in results.items():
+            assert "error" not in content, f"{name}: {content['traceback']}"
+    return results
 
 
 @pytest.mark.parametrize("kind", ["options", "crossed"])
 def test_a_gpu_trains_to_the_bits_of_the_cpu_and_no_step_waits_for_it(npz: Path, tmp_path: Path, kind: str):
-    results = run(kind, npz, tmp_path)
-    assert set(results) == set(cases.options() if kind == "options" else cases.CROSSED)
-    for name, result in results.items():
-        assert "error" not in result, f"{name}: {result['traceback']}"
+    for name, result in run(kind, npz, tmp_path).items():
         assert result["steps"] >= 3, name
         assert result["moved"] > 0, name
         assert not result["waits"], f"{name}: {result['waits']}"
-        if name not in NOT_TO_THE_BIT:
+        if "muon" in name or name in cases.MUON:  # its iteration is in bfloat16 on a GPU
+            assert result["largest"] <= 0.01, f"{name}: {result['largest']}"
+        else:
             assert not result["different"], f"{name}: {result['different']}"
             assert all(ours == theirs for ours, theirs in result["metrics"].values()), f"{name}: {result['metrics']}"
+
+
+def test_narrow_numbers_stay_near_and_only_a_scaler_waits(npz: Path, tmp_path: Path):
+    for name, result in run("narrow", npz, tmp_path).items():
+        assert result["moved"] > 0, name
+        assert result["largest"] <= 0.05, f"{name}: {result['largest']}"
+        # float16's scaler asks in each step whether it is to be taken.
+        waits = sum(result["waits"].values()) / result["steps"]
+        assert waits <= (1 if name.startswith("16-mixed") else 0), f"{name}: {result['waits']}"
+
+
+def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(npz: Path, tmp_path: Path):
+    for name, result in run("resumed", npz, tmp_path).items():
+        assert not result["different"], f"{name}: {result['different']}"
+
+
+def test_operations_do_not_grow_with_the_number_of_parameters(npz: Path, tmp_path: Path):
+    """What looks at every parameter does so in lists: to a deeper network it adds what it adds to a shallow one."""
+    operations = {name: result["operations"] for name, result in run("growth", npz, tmp_path).items()}
+    for name in cases.GROWING:
+        added = [operations[f"{name}, {depth}"] - operations[f"sgd, {depth}"] for depth in cases.DEPTHS]
+        assert added[0] == added[1], f"{name}: {added} operations more than with plain SGD"
+
+
+def test_a_step_launches_few_operations(npz: Path, tmp_path: Path):
+    for name, result in run("launches", npz, tmp_path).items():
+        assert result["operations"] <= cases.LAUNCHES[name][1], f"{name}: {result['operations']}"
+        assert not result["waits"], f"{name}: {result['waits']}"
+
+
+def test_planted_faults_are_caught(npz: Path, tmp_path: Path):
+    results = run("faults", npz, tmp_path)
+    assert "found at least two devices, cuda:0 and cpu" in results["HostIndex"]["error"]
+    assert "Expected a 'cuda' device type for generator" in results["HostGenerator"]["error"]
+    assert any("_local_scalar_dense at faults.py" in wait for wait in results["ReadBack"]["waits"])
+    assert any("index by a mask at faults.py" in wait for wait in results["ReadMask"]["waits"])
+
+
+def test_every_verb_answers_on_either_device_and_a_run_resumes_on_its_own_only(npz: Path, tmp_path: Path):
+    results = run("verbs", npz, tmp_path)
+    assert results["gpu"]["device"].startswith("cuda:0")
+    for device, result in results.items():
+        other = result["codes"].pop("resume on another device")
+        assert other == 2, f"{device}: {other}"
+        assert not any(result["codes"].values()), result["codes"]
+        assert result["gaps"] == {"gpu": 0, "cpu": 0}

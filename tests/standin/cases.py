@@ -53,22 +53,26 @@ CROSSED = {
     ],
 }  # fmt: skip
 
+MUON = ("speed record",)
+"""Cases with Muon, whose name does not say so."""
+
 NARROW = {
     "bf16-mixed": ["trainer.precision=bf16-mixed"],
     "bf16-mixed, clipped": ["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1"],
     "bf16-true": ["trainer.precision=bf16-true"],
     "16-true": ["trainer.precision=16-true"],
     "16-mixed": ["trainer.precision=16-mixed"],
-    "muon": ["optimizer=muon"],  # its iteration is in bfloat16 on a GPU
+    "16-mixed, clipped": ["trainer.precision=16-mixed", "trainer.gradient_clip_val=1"],
+    "16-mixed, muon": ["trainer.precision=16-mixed", "optimizer=muon"],
 }
-"""Where the numbers are narrower on a GPU, or differ for another reason: compared with the CPU's 32-bit floats."""
+"""Compared with the CPU in the same precision, where it has it, else in 32 bits."""
 
 FAULTS = {
     name: [f"+augment.fault._target_=tests.standin.faults.{name}"]
     for name in ("HostIndex", "HostGenerator", "ReadBack", "ReadMask")
 }
 
-RESUMED = {"sgd": [], "adam, augmented": ["optimizer=adam", "augment=[flip_crop,mixup]", "schedule=cosine"]}
+RESUMED = {"sgd": [], "adam, augmented": ["optimizer=adam", "augment=[flip_crop,mixup]", "model.dropout=0.2"]}
 
 DEPTHS = {
     "shallow": ["model=wide_resnet", "model.width=1", "model.depth=10"],

@@ -23,10 +23,12 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 from typing_extensions import override
 
+import train as script
 from cnnlab import fit
 from cnnlab.build import Lab, build_lab
 from cnnlab.callbacks import Checkpoint
-from cnnlab.config import composed
+from cnnlab.cli import app
+from cnnlab.config import composed, preflight
 from tests.launches import Launches
 from tests.standin import cases
 
@@ -70,7 +72,7 @@ def build(overrides: list[str], npz: Path, device: str) -> Lab:
         lines.append("callbacks.figures=null")
     lab = build_lab(composed(lines, folder))
     if isinstance(lab.trainer.checkpoint_callback, Checkpoint):
-        lab.trainer.checkpoint_callback.LONG_SECONDS = math.inf  # type: ignore[misc]
+        lab.trainer.checkpoint_callback.LONG_SECONDS = math.inf
     return lab
 
 
@@ -110,7 +112,7 @@ def train(overrides: list[str], npz: Path, device: str) -> Trained:
     weights = {name: value.detach().cpu().clone() for name, value in network_of(lab).state_dict().items()}
     after = [parameter.detach().cpu() for parameter in network_of(lab).parameters()]
     moved = max(float((new.double() - old.double()).abs().max()) for new, old in zip(after, before, strict=True))
-    return Trained(weights, moved, fit.test(lab), window)
+    return Trained(weights, moved, fit.test(lab).metrics, window)
 
 
 def compare(overrides: list[str], npz: Path) -> dict[str, Any]:
@@ -154,11 +156,51 @@ def resume(overrides: list[str], npz: Path) -> dict[str, Any]:
     return {"different": {name: 1.0 for name, value in whole.items() if not torch.equal(value, resumed[name].cpu())}}
 
 
+def use_verbs(overrides: list[str], npz: Path) -> dict[str, Any]:
+    """Train with train.py, then ask about the run, here and on the CPU; resume it on the CPU."""
+    folder = Path(tempfile.mkdtemp()) / "run"
+    words = [
+        "data=npz", f"data.path={npz}", "data.val_size=40", "data.batch_size=32", "trainer.max_epochs=1",
+        "logger=none", "callbacks.figures=null", *overrides, f"hydra.run.dir={folder}",
+    ]  # fmt: skip
+    codes: dict[str, int | str] = {"train": run_main(script.main, "train.py", *preflight(words))}
+    measured = json.loads((folder / "metrics.json").read_text())
+    gaps = {}
+    for accelerator in ("gpu", "cpu"):
+        codes[f"evaluate on {accelerator}"] = run_main(
+            app, "cnnlab", "evaluate", str(folder), "--accelerator", accelerator
+        )
+        metrics = json.loads((folder / "evaluation.json").read_text())["metrics"]
+        gaps[accelerator] = max(abs(metrics[name] - measured[f"test/{name}"]) for name in metrics)
+    for verb, *more in (("predict", str(npz)), ("export", "--format", "safetensors"), ("report",)):
+        codes[verb] = run_main(app, "cnnlab", verb, str(folder), *more)
+    codes["check"] = run_main(app, "cnnlab", "check", *words[:-1])
+    record = json.loads((folder / "run.json").read_text())
+    other = "cpu" if record["device"].startswith("cuda") else "gpu"
+    try:
+        words = preflight([f"resume={folder}", "trainer.max_epochs=2", f"trainer.accelerator={other}"])
+        codes["resume on another device"] = run_main(script.main, "train.py", *words)
+    except Exception as error:
+        codes["resume on another device"] = str(error)
+    return {"device": record["device"], "codes": codes, "gaps": gaps}
+
+
+def run_main(main: Any, *argv: str) -> int:
+    """Call an entry point as a process would; return its exit code."""
+    sys.argv = list(argv)
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
 KINDS: dict[str, tuple[Any, dict[str, list[str]]]] = {
     "options": (compare, cases.options()),
     "crossed": (compare, cases.CROSSED),
     "narrow": (compare, cases.NARROW),
     "faults": (compare, cases.FAULTS),
+    "verbs": (use_verbs, {device: [f"trainer.accelerator={device}"] for device in ("gpu", "cpu")}),
     "resumed": (resume, cases.RESUMED),
     "growth": (
         count,
