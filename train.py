@@ -5,7 +5,7 @@ import sys
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import config, data, sweep
 from cnnlab.record import LIMITS
@@ -32,6 +32,8 @@ def main(cfg: DictConfig) -> float | None:
         run.start(limits, afresh=not resume)
         if cfg.resume and run.primary:
             config.record_limits(run.folder, limits, hydra_cfg.overrides.task)
+        if cfg.reuse and not resume and run.adopt(OmegaConf.to_container(cfg, resolve=True)):
+            return run.previous_objective()
 
         if not sweeping:
             data.read_ahead(cfg.data)

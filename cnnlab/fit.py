@@ -14,9 +14,10 @@ from cnnlab.callbacks import AtomicCheckpointIO, Checkpoint, Divergence
 from cnnlab.callbacks.checkpoint import as_numbers, find_checkpoint
 from cnnlab.checkpoint import Loaded, read_checkpoint, read_last
 from cnnlab.errors import ConfigError, DivergedError, MachineError, is_out_of_memory
+from cnnlab.identity import identify
 from cnnlab.machine import describe_device
 from cnnlab.record import Record
-from cnnlab.run import Run
+from cnnlab.run import Run, versions
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +166,7 @@ def facts(lab: Lab) -> dict[str, Any]:
         "matmul_precision": torch.get_float32_matmul_precision(),
         "num_parameters": sum(parameter.numel() for parameter in lab.classifier.parameters()),
         "images": {split: lab.data.count(split) for split in ("train", "val", "test")},
+        "identity": identify(lab.classifier.hparams["config"], versions()),
         "objects": lab.classifier.hparams["objects"],  # given from Python, in place of what the config says
         **composition(lab.classifier.hparams["config"]),
     }

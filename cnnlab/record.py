@@ -76,6 +76,7 @@ class Facts(TypedDict, total=False):
     cwd: str
     best: dict[str, Any] | None
     identity: str | None
+    reused: str
     tags: list[str]
     note: str | None
 

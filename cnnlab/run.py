@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from cnnlab import lock, signals
 from cnnlab.console import exit_on_error, print_error, say
 from cnnlab.errors import CnnlabError, ConfigError, PartialError, Stopped, translate
 from cnnlab.files import read_csv, read_json, write_json
-from cnnlab.record import Record, program
+from cnnlab.identity import find_twin, identify
+from cnnlab.record import RUNS, Record, program
 from cnnlab.wording import format_duration, format_metric
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,9 @@ failed: list[Path] = []
 """The runs that failed in this process, where a sweep continues after one."""
 
 Status = Literal["running", "completed", "failed", "interrupted"]
+
+KEPT = ("run.json", "train.log", "trial.json")
+"""Files that a run which takes over another's result has of its own."""
 
 PACKAGES = {
     "torch": "torch", "pytorch_lightning": "pytorch-lightning", "hydra": "hydra-core", "cnnlab": "cnnlab",
@@ -140,6 +145,25 @@ class Run:
             self._before, self._seconds_before = {}, 0.0
             self.record["started"] = now()
         self.describe(limits=dict(limits))
+
+    def adopt(self, config: Any) -> bool:
+        """Take over what a completed run of the same identity left below `outputs`; return whether there is one.
+
+        Args:
+            config: The composed config, as plain containers.
+        """
+        twin = find_twin(identify(config, self.record["versions"]), RUNS, other_than=self.folder)
+        if twin is None:
+            return False
+        log.info(f"reuse: {twin.folder} has the same settings, data and code: its result is taken over")
+        if self.primary:
+            shutil.copytree(
+                twin.folder, self.folder, dirs_exist_ok=True,
+                ignore=lambda _, names: [name for name in names if name.startswith(".") or name in KEPT],
+            )  # fmt: skip
+        facts = {name: value for name, value in twin.run.items() if name not in ("command", "started")}
+        self.describe(**facts, reused=str(twin.folder.absolute()))
+        return True
 
     def describe(self, **facts: Any) -> None:
         """Add facts to the record."""

@@ -39,6 +39,7 @@ ROWS = [
         "ledger",
     }
     | {"anatomy", "checkpoint"},
+    {"identity"},
     {"batch", "patches", "record", "trust", "lock", "study", "tables", "tutorial", "tta", "stats"},
     {"console"},
     {"signals", "files", "wording"},

@@ -25,6 +25,7 @@ MAY_CHANGE = (
     "resume",
     "objective.over",
     "debug",
+    "reuse",
     "trusted",
     "on_divergence",
     "data.path",

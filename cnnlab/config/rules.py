@@ -193,6 +193,7 @@ RULES: dict[str, Rule] = {
     "init_from": run | null,
     "resume": run | null,
     "debug": flag,
+    "reuse": flag,
     "trusted": each(matching(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "a package or module")),
     "on_divergence": one_of("stop", "rollback"),
     # search
