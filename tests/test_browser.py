@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.conftest import ROOT, Train, run_process
+from cnnlab.report import report_run
+from tests.conftest import ROOT, Train, drawn, run_process
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -182,3 +184,67 @@ def complete(found: list[int], least: list[int]) -> list[int]:
     """Return the counts if they are at least these, else nothing."""
     enough = len(found) >= len(least) and all(count >= wanted for count, wanted in zip(found, least, strict=False))
     return found if enough else []
+
+
+# What a page must not do at any width: scroll sideways, let text run into text, draw beyond a chart, be hard to read.
+FAULTS = """
+const faults = [], wide = document.documentElement.clientWidth;
+const length = document.documentElement.scrollWidth;
+if (length > wide) faults.push(`the page is ${length} wide`);
+const overlap = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+                          && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2;
+for (const chart of document.querySelectorAll('.chart svg[viewBox]:not([aria-hidden])')) {
+  const box = chart.getBoundingClientRect(), texts = [...chart.querySelectorAll('text')];
+  for (const [index, text] of texts.entries()) {
+    const own = text.getBoundingClientRect();
+    if (own.left < box.left - 1 || own.right > box.right + 1) faults.push(`beyond its chart: ${text.textContent}`);
+    for (const other of texts.slice(index + 1))
+      if (overlap(own, other.getBoundingClientRect())) faults.push(`${text.textContent} on ${other.textContent}`);
+  }
+  for (const line of chart.querySelectorAll('polyline')) {
+    for (const {x, y} of line.points)
+      if (x < 50 || x > 388 || y < 10 || y > 192) faults.push(`${x},${y} is off the axes`);
+  }
+}
+const brightness = colour => {
+  const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const words = 'h1, h2, p, a, dt, dd, th, figcaption, .numbers strong, .numbers span';
+for (const element of document.querySelectorAll(words)) {
+  const box = element.getBoundingClientRect();
+  if (box.width && !element.closest('.wide, details') && (box.left < -1 || box.right > wide + 1))
+    faults.push(`beyond the page: ${element.textContent.slice(0, 40)}`);
+  let ground = element;
+  const behind = () => getComputedStyle(ground).backgroundColor;
+  while (ground.parentElement && behind() === 'rgba(0, 0, 0, 0)') ground = ground.parentElement;
+  const [low, high] = [getComputedStyle(element).color, behind()].map(brightness).sort((a, b) => a - b);
+  if ((high + 0.05) / (low + 0.05) < 4.5) faults.push(`hard to read: ${element.textContent.slice(0, 40)}`);
+}
+return [...new Set(faults)];
+"""
+NAMES = {
+    2: ["猫の写真", "собака"],
+    10: [f"Golden_Retriever_puppy_outside_number_{number}" for number in range(9)] + ["قطة"],
+    100: [f"{'猫犬鳥'[number % 3]} class {number}" for number in range(100)],
+}
+
+
+@pytest.mark.parametrize("classes", NAMES)
+def test_a_report_fits_every_screen_in_light_and_dark(classes: int, train: Train, tmp_path: Path, browser: Any):
+    data = tmp_path / "named.npz"
+    images, _ = drawn(400, min(classes, 16), 0)
+    labels = np.arange(400) % classes
+    np.savez(data, X_train=images, y_train=labels, X_test=images[::2], y_test=labels[::2], classes=NAMES[classes])
+    folder = train(f"data.path='{data}'", "data.val_size=0.25", folder=tmp_path / f"classes_{classes}")
+    page = report_run(str(folder)).path
+    for scheme in ("light", "dark"):
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        for width in (390, 768, 1280):
+            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            browser.get(page.as_uri())
+            assert browser.execute_script(FAULTS) == [], (scheme, width)
+            keep(browser, f"report_{classes}_{width}_{scheme}")

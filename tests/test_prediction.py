@@ -5,12 +5,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cnnlab import plots
 from cnnlab.cli import app
+from cnnlab.commands import predict as predict_command
 from cnnlab.errors import CheckpointError
 from cnnlab.export import export
 from cnnlab.prediction import Predictor, load_onnx, load_run, predict
@@ -219,3 +222,22 @@ def test_a_file_that_is_no_export_is_refused(tmp_path: Path, onnx: Path, call):
     with pytest.raises(CheckpointError, match="does not name its classes"):
         load_onnx(tmp_path / "strange.onnx")
     assert call("predict", onnx, "x.png", "--accelerator", "gpu")[0] == 2
+
+
+def test_a_sheet_names_pictures_with_the_folders_that_tell_them_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    titles: list[str] = []
+    image_grid = plots.image_grid
+
+    def watch(images: np.ndarray, names: list[str]) -> plots.Figure:
+        titles.extend(names)
+        return image_grid(images, names)
+
+    monkeypatch.setattr(plots, "image_grid", watch)
+    answers = [
+        SimpleNamespace(image=name, top=[("cat", 0.9)], pixels=np.zeros((4, 4, 3), np.uint8))
+        for name in ("photos/a/1.jpg", "photos/b/1.jpg", str(Path("photos/b/2.jpg").absolute()))
+    ]
+    predict_command._draw(answers, tmp_path / "sheet.png")
+    assert [title.split("\n")[0] for title in titles] == ["a/1.jpg", "b/1.jpg", "b/2.jpg"]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 100

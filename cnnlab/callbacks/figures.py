@@ -15,6 +15,7 @@ from typing_extensions import override
 from cnnlab import plots
 from cnnlab.batch import PADDING, Batch
 from cnnlab.bounds import NonNegativeInt
+from cnnlab.callbacks.checkpoint import find_checkpoint
 from cnnlab.callbacks.history import History, writers
 from cnnlab.classifier import Classifier
 from cnnlab.data import DataModule, Gallery
@@ -62,7 +63,9 @@ class Figures(Callback):
             self._save(trainer, "learning_rate", plots.learning_rate_curve(history.lrs, network))
         if history.rows:
             columns = {name: [row[name] for row in history.rows] for name in history.rows[0]}
-            self._save(trainer, "learning_curves", plots.learning_curves(columns, network))
+            checkpoint = find_checkpoint(trainer)
+            best = {"epoch": checkpoint.best_epoch} if checkpoint and checkpoint.best_score is not None else None
+            self._save(trainer, "learning_curves", plots.learning_curves(columns, network, best))
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -142,5 +143,11 @@ def _draw(pictures: list[Any], path: Path) -> None:
 
     from cnnlab import plots
 
-    titles = [f"{Path(picture.image).name}\n{picture.top[0][0]}\n{picture.top[0][1]:.0%} sure" for picture in pictures]
+    # With the folders that tell them apart: photos of several cameras have the same names.
+    paths = [Path(picture.image).absolute() for picture in pictures]
+    shared = Path(os.path.commonpath([path.parent for path in paths]))
+    titles = [
+        f"{path.relative_to(shared)}\n{picture.top[0][0]}\n{picture.top[0][1]:.1%} sure"
+        for path, picture in zip(paths, pictures, strict=True)
+    ]
     write_bytes(path, plots.to_png(plots.image_grid(np.stack([picture.pixels for picture in pictures]), titles)))

@@ -205,9 +205,9 @@ def _answer_in_words(content: Mapping[str, Any], best: Mapping[str, Any] | None)
             f"The weakest class: \u2068{worst[0]['class']}\u2069, F1 {format_metric('f1', worst[0]['f1'])}."
         )
     if best:
-        metric = str(best.get("metric"))
-        value = f" ({format_metric(metric, best['value'])})" if _is_finite(best.get("value")) else ""
-        sentences.append(f"The state that was kept is that of epoch {best['epoch'] + 1}, the best by {metric}{value}.")
+        metric, value = str(best.get("metric")), best.get("value")
+        why = f"the best by {metric} ({format_metric(metric, value)})" if _is_finite(value) else "the last one"
+        sentences.append(f"The state that was kept is that of epoch {best['epoch'] + 1}, {why}.")
     return sentences
 
 
