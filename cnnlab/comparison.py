@@ -157,13 +157,23 @@ def compare_with_first(
 
 
 def compare_groups(
-    first: Sequence[ComparedRun], second: Sequence[ComparedRun], metric: str = "test/accuracy"
+    first: Sequence[ComparedRun],
+    second: Sequence[ComparedRun],
+    metric: str = "test/accuracy",
+    *,
+    any_length: bool = False,
 ) -> Verdict:
     """Compare one group of runs with another, such as five seeds of each of two recipes.
 
+    Args:
+        first: At least two runs.
+        second: At least two runs.
+        metric: What they are compared by.
+        any_length: Whether the runs of a group may have been trained to different limits.
+
     Raises:
         ConfigError: A run did not measure the metric; or is in both groups; or a group has a single run, or two of the
-            same seed.
+            same seed, or one that was trained to other limits.
     """
     folders = [run.record.folder.resolve() for run in (*first, *second)]
     if twice := next(
@@ -175,6 +185,8 @@ def compare_groups(
         raise ConfigError("a comparison over seeds needs at least two runs on each side of --against.")
     for group in (first, second):
         _check_independent(group)
+        if not any_length:
+            _check_lengths(group)
     values = []
     for group in (first, second):
         measured = [run.record.metrics.get(metric) for run in group]
@@ -196,6 +208,19 @@ def _check_independent(group: Sequence[ComparedRun]) -> None:
             raise ConfigError(
                 f"{other.label} and {run.label} have the same seed, {seeds.get('seed')}: in a group that is one "
                 "measurement, not two. Leave one of them out, or train with another seed."
+            )
+
+
+def _check_lengths(group: Sequence[ComparedRun]) -> None:
+    """Check that a group's runs were trained to the same limits: one of them may have been resumed with others."""
+    limits = [run.record.run.get("limits") for run in group]
+    for run, own in zip(group, limits, strict=True):
+        usual = max(limits, key=limits.count)
+        if own != usual and own is not None:
+            changed = ", ".join(f"{key}={value}" for key, value in own.items() if value != (usual or {}).get(key))
+            raise ConfigError(
+                f"{run.label} was trained to other limits than the rest of its group ({changed}): leave it out, or "
+                "give --any-length."
             )
 
 

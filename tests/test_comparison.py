@@ -127,6 +127,17 @@ def test_groups_of_runs_are_compared_over_seeds(tmp_path: Path, call):
     assert call(*first, "--against", *second, "--metric", "val/loss")[0] == 2
 
 
+def test_a_run_of_another_length_is_no_part_of_a_group_unless_asked(tmp_path: Path, call):
+    groups = [[result(tmp_path / name / str(seed), 0.9 + seed / 100, seed) for seed in range(3)] for name in "ab"]
+    for path in [*groups[0], *groups[1]]:
+        limits = {"max_epochs": 9 if path == groups[0][1] else 3}
+        (Path(path) / "run.json").write_text(json.dumps({"status": "completed", "limits": limits}))
+    code, _, err = call(*groups[0], "--against", *groups[1])
+    assert code == 2
+    assert "a/1 was trained to other limits than the rest of its group (max_epochs=9): leave it out" in err
+    assert call(*groups[0], "--against", *groups[1], "--any-length")[0] == 0
+
+
 def test_a_seed_counts_once_in_a_group(tmp_path: Path, call):
     first = [result(tmp_path / "a" / str(number), 0.9 + number / 100, number) for number in range(2)]
     again = result(tmp_path / "a" / "copy", 0.91, seed=1)

@@ -35,6 +35,7 @@ def compare(
     figure: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Where the curves go. [default: the first run's figures]")
     ] = None,
+    any_length: Annotated[bool, typer.Option("--any-length", help="Groups may hold runs of other lengths.")] = False,
     wide: Wide = False,
     as_json: AsJson = False,
     trust: Trust = None,
@@ -50,7 +51,7 @@ def compare(
     compared = comparison.find_runs([*first, *second])
     if second:
         left, right = compared[: len(first)], compared[len(first) :]
-        verdict = comparison.compare_groups(left, right, metric)
+        verdict = comparison.compare_groups(left, right, metric, any_length=any_length)
         verdicts = {f"{len(right)} runs": (verdict, f"the first {len(left)}", f"the other {len(right)}", metric)}
     else:
         try:

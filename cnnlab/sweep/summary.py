@@ -68,7 +68,9 @@ def describe(summary: Summary) -> str:
     parts += [f"lead    {summary.lead}"] if summary.lead else []
     parts += [f"matters {_importance_line(summary)}"] if summary.importance else []
     parts += [f"winner  {table.winner}"] if table.winner else []
-    parts += [f"table   {table.folder / 'sweep.md'}", f"next    cnnlab report {shlex.quote(str(table.folder))}"]
+    folder = table.folder.relative_to(Path.cwd()) if table.folder.is_relative_to(Path.cwd()) else table.folder
+    parts += [f"table   {folder / 'sweep.md'}"]
+    parts += [f"next    cnnlab {verb} {shlex.quote(str(folder))}" for verb in ("report", "dashboard")]
     return "\n".join(parts)
 
 
