@@ -29,6 +29,7 @@ from cnnlab import patches, trust
 from cnnlab.augment import Compose
 from cnnlab.callbacks import AtomicCheckpointIO, Dashboard, Divergence, Figures, History, Progress, StopOnSignal, Timer
 from cnnlab.data import DataModule
+from cnnlab.data.datasets import adopt
 from cnnlab.errors import CnnlabError, ConfigError, MachineError, first_line
 from cnnlab.machine import (
     check_accelerator,
@@ -164,7 +165,7 @@ def build_classifier(
 
 def build_data(cfg: DictConfig, images: DataModule | None = None) -> DataModule:
     """Build the data module, unless there is one already, with its augmentation."""
-    images = images or instantiate_part(cfg.data, "data")
+    images = images or adopt(instantiate_part(cfg.data, "data"), cfg.seed)
     steps = build_list(cfg, "augment", num_classes=images.num_classes, num_images=images.count("train"))
     images.augment = Compose(steps) if steps else None
     return images

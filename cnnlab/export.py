@@ -109,7 +109,7 @@ def export(
     path = Path(output) if output else _default_path(state, format)
     if output and path.exists() and not overwrite:
         raise ConfigError(f"{path} exists. Choose another name, or pass --overwrite to replace it.")
-    images = restore_data(state, data).images("test", slice(COMPARED_IMAGES)).numpy()
+    images = restore_data(state, data, trusted=trusted).images("test", slice(COMPARED_IMAGES)).numpy()
     with replacing(path) as file:
         temporary = Path(file.name)
         predict = WRITERS[format](WithProbabilities(state.network).eval(), temporary, input, _metadata(state, input))

@@ -13,13 +13,15 @@ from typing_extensions import override
 from cnnlab import trust
 from cnnlab.build import build_network
 from cnnlab.checkpoint import network_weights, read_checkpoint
-from cnnlab.data import ImageData, archive, folder, npz
+from cnnlab.data import DataModule, ImageData, archive, folder, npz
+from cnnlab.data.datasets import adopt
 from cnnlab.errors import CheckpointError, ConfigError, DamagedError, DataError, first_line, is_out_of_memory
 from cnnlab.files import check_type, plain
 from cnnlab.metrics import MetricBuilder
 from cnnlab.record import Record, find_run, precision_of
 from cnnlab.tta import TTA
 
+OF_FILES = ("cnnlab.data.ImageData", "cnnlab.data.module.ImageData")
 SIZES = ("test_size", "train_size", "folds", "fold", "label_noise")
 """Settings that decide, with `val_size` and `split_seed`, which images a split has."""
 
@@ -216,21 +218,36 @@ def restore_metrics(run: Restored, trusted: Sequence[str] = ()) -> Mapping[str, 
     }
 
 
-def restore_data(run: Restored, path: str | Path | None = None, *, eval_batch_size: int | None = None) -> ImageData:
+def restore_data(
+    run: Restored,
+    path: str | Path | None = None,
+    *,
+    eval_batch_size: int | None = None,
+    trusted: Sequence[str] = (),
+) -> DataModule:
     """Read the images that a run worked on, or another file of the same classes; nothing is fetched or made.
 
-    The run's folder only says which file and how it is split: no class that it names is built.
+    Of a file, the run's folder only says which and how it is split. Data of another class is built if it is
+    trusted.
 
     Args:
         run: The run.
         path: The other file.
         eval_batch_size: Instead of the run's.
+        trusted: Packages that the person at the keyboard vouches for, for data that is none of cnnlab's.
 
     Raises:
         DataError: There is no such file, or its classes or its images' size are not those of the network.
         CheckpointError: The run does not say how its data is read.
+        UnsafeError: Its data is of a class that is not trusted.
     """
     section: Any = run.config.get("data")
+    if path is None and isinstance(section, dict) and section.get("_target_") not in OF_FILES:
+        trust.check(section, "data", trusted)
+        images: DataModule = adopt(trust.build(section, "data", trusted))
+        images.eval_batch_size = eval_batch_size or images.eval_batch_size
+        _check_like(run, images, str(images.path))
+        return images
     try:
         keys = {str(role): None if name is None else str(name) for role, name in section["keys"].items()}
         classes = section["classes"] and [str(name) for name in section["classes"]]
@@ -260,13 +277,18 @@ def restore_data(run: Restored, path: str | Path | None = None, *, eval_batch_si
         path, keys=keys, classes=classes, batch_size=1, eval_batch_size=eval_batch_size, mean=unknown, std=unknown,
         resident=resident, **sizes,
     )  # fmt: skip
+    _check_like(run, images, path)
+    return images
+
+
+def _check_like(run: Restored, images: DataModule, path: Path | str) -> None:
+    """Check that images are such as the network was trained on."""
     if images.classes != run.classes:
         expected, found = (f"{len(names)} ({', '.join(names[:5])}...)" for names in (run.classes, images.classes))
         raise DataError(f"{path}: its classes must be those of the network, {expected}; it has {found}.")
     if images.image_shape != run.image_shape:
         expected, found = (" × ".join(map(str, shape)) for shape in (run.image_shape, images.image_shape))
         raise DataError(f"{path}: its images must be {expected} as the network's, they are {found}.")
-    return images
 
 
 def _number(value: Any) -> int | float:
@@ -280,7 +302,7 @@ def _locate(path: Path, run: Restored) -> Path:
     cwd = run.record.run.get("cwd") if run.record else None
     places = [path, *([Path(cwd) / path] if isinstance(cwd, str) else [])]
     for place in places:
-        if place.exists():
+        if place.is_file() or place.is_dir():
             return place
     looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
     raise DataError(f"the run's data.path={path}: there is no {looked}. Give the file with --data FILE.")

@@ -39,7 +39,7 @@ class Kind(NamedTuple):
 
 MODULE = Kind(("cnnlab.model.", "torch.nn.", "torchmetrics.classification."), "torch.nn.modules.module.Module")
 KINDS = {
-    "data": Kind(("cnnlab.data.module.ImageData.",)),
+    "data": Kind(("cnnlab.data.module.ImageData.", "cnnlab.data.datasets.Datasets.")),
     "augment": Kind(("cnnlab.augment.",)),
     "model": MODULE,
     "init": Kind(("cnnlab.init.",)),

@@ -111,6 +111,7 @@ def test_flags_may_stand_among_overrides_and_hydra_reads_the_result():
 def test_every_option_of_every_group_passes(trained: Path):
     given = {
         **{f"data={option}": ["data.path=x"] for option in ("npz", "folder", "medmnist")},
+        "data=dataset": ["data.train._target_=my.Photographs"],
         "experiment=transfer": ["data.path=x.npz", f"init_from='{trained}'"],
         "model=custom": ["model._target_=my.Network"],
         "metrics=balanced_accuracy": ["objective.metric=val/balanced_accuracy"],

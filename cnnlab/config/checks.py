@@ -17,8 +17,10 @@ from cnnlab.source import Signature, signature
 
 # To the classes of the other groups one may hand further arguments, and choose other classes.
 CLOSED = ("objective", "eval", "data", "trainer", "search")
+OPEN_PARTS = (("data", "train"), ("data", "val"), ("data", "test"))  # datasets of the user's own
 GIVE = {
     "data.path": "FILE.npz",
+    "data.train._target_": "PACKAGE.MODULE.CLASS",
     "model._target_": "PACKAGE.MODULE.CLASS",
     "model.name": "resnet18",
     "classifier.teacher": "RUN",
@@ -116,7 +118,7 @@ def _absent(key: Key, config: Mapping[str, Any]) -> Iterator[str]:
 
 def _names_in(section: Key, config: Mapping[str, Any]) -> set[str]:
     """Return the names that a closed section may hold, or nothing for an open one."""
-    if section and section[0] not in CLOSED:
+    if section and (section[0] not in CLOSED or section[:2] in OPEN_PARTS):
         return set()
     return {name for value in values_of(section, config) if isinstance(value, Mapping) for name in value}
 

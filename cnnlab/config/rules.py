@@ -208,6 +208,9 @@ RULES: dict[str, Rule] = {
     "search.batch": whole(1),
     # data
     "data.path": filled,
+    "data.train": section,
+    "data.val": section | null,
+    "data.test": section | null,
     # model: what build takes itself
     "model.channels_last": flag,
     "model.compile": flag | one_of("default", "reduce-overhead", "max-autotune"),

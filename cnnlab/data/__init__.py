@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cnnlab.data.batches import Batches
+    from cnnlab.data.datasets import Datasets
     from cnnlab.data.module import ImageData
     from cnnlab.data.protocol import DataModule, Gallery
 
-__all__ = ["Batches", "DataModule", "Gallery", "ImageData", "read_ahead"]
+__all__ = ["Batches", "DataModule", "Datasets", "Gallery", "ImageData", "read_ahead"]
 
 
 def read_ahead(node: Mapping[str, Any]) -> None:
@@ -28,7 +29,13 @@ def read_ahead(node: Mapping[str, Any]) -> None:
 
 def __getattr__(name: str) -> Any:
     # On demand: `cnnlab data check` needs neither torch nor Lightning.
-    rooms = {"Batches": "batches", "DataModule": "protocol", "Gallery": "protocol", "ImageData": "module"}
+    rooms = {
+        "Batches": "batches",
+        "Datasets": "datasets",
+        "DataModule": "protocol",
+        "Gallery": "protocol",
+        "ImageData": "module",
+    }
     if name in rooms:
         return getattr(importlib.import_module(f"{__name__}.{rooms[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import sys
@@ -24,6 +25,8 @@ _log = logging.getLogger(__name__)
 SIZES = (16, 24, 28, 32, 48, 64)
 """Sides that are proposed: larger ones cost a small network more time than they bring."""
 TEST_FRACTION = 0.2
+MOST_FILES = 1_000_000
+"""That are looked at to find out whether a folder was packed before."""
 _SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
@@ -157,7 +160,10 @@ def cache_of(folder: Path, size: int | None, fit: Fit) -> Path:
     That is of the settings, and of the pictures' names, sizes and times of change.
     """
     digest = hashlib.blake2b(repr((1, size, fit)).encode(), digest_size=6)
-    for path in sorted(_files(folder)):
+    files = list(itertools.islice(_files(folder), MOST_FILES + 1))
+    if len(files) > MOST_FILES:
+        raise DataError(f"{folder} holds more than {MOST_FILES:,} files; pack it with `cnnlab data pack`.")
+    for path in sorted(files):
         status = path.stat() if path.exists() else path.lstat()
         digest.update(repr((path.relative_to(folder), status.st_size, status.st_mtime_ns)).encode())
     folder = folder.absolute()

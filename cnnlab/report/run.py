@@ -94,7 +94,7 @@ def _evaluate(
         filters = _filters(*anatomy.read_filters(state.network))
         sections = {"Learned filters": filters}
         result = evaluation.evaluate(str(record.folder), data=data, figures=False, trusted=trusted)
-        images = restore_data(state, data)
+        images = restore_data(state, data, trusted=trusted)
     except UnsafeError:
         raise
     except CnnlabError as error:
