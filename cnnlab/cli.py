@@ -36,6 +36,9 @@ COMMANDS = {
 }
 
 
+HINT = "cnnlab: the same with --debug shows the traceback"
+
+
 class _Verbatim(TyperCommand):
     """A command that leaves all its arguments, --help among them, to whom it calls."""
 
@@ -63,7 +66,7 @@ def train(context: typer.Context) -> None:
         sys.path.append(str(Path.cwd()))
         runpy.run_path(script, run_name="__main__")
 
-    _run(run, context.obj)
+    _run(run, context.obj, "cnnlab train: starting")
 
 
 def _train_script() -> Path:
@@ -84,6 +87,7 @@ def _forward_to(name: str) -> Callable[[typer.Context], None]:
         _run(
             lambda: importlib.import_module(f"cnnlab.commands.{name}").app(args, prog_name=f"cnnlab {name}"),
             debug,
+            f"cnnlab {name}: starting",
         )
 
     return forward
@@ -93,8 +97,8 @@ for _name, _help in COMMANDS.items():
     app.command(_name, cls=_Verbatim, help=_help)(_forward_to(_name))
 
 
-def _run(command: Callable[[], object], debug: bool) -> None:
+def _run(command: Callable[[], object], debug: bool, waiting: str) -> None:
     """Run a command and end the process with the exit code that its outcome has."""
     lock.forget_stale_ranks()
-    with exit_on_error(debug=debug, last=True, hint="cnnlab: the same with --debug shows the traceback"):
+    with exit_on_error(debug=debug, last=True, hint=HINT, waiting=waiting):
         command()

@@ -10,13 +10,15 @@ import locale
 import logging
 import math
 import os
+import shutil
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from cnnlab import signals
 from cnnlab.errors import CnnlabError, MachineError, Stopped, translate
@@ -53,18 +55,19 @@ def rich_console(**options: Any) -> "Console":
 
 
 @contextmanager
-def exit_on_error(*, debug: bool = False, last: bool = False, hint: str = "") -> Iterator[None]:
+def exit_on_error(*, debug: bool = False, last: bool = False, hint: str = "", waiting: str = "") -> Iterator[None]:
     """Turn an error or a signal in the block into a message on standard error and the process's exit code.
 
     Args:
         debug: Show the traceback too.
         last: Whether the process ends after the block, see `signals.handled`.
         hint: What to say after an error that nobody foresaw, if its traceback is not shown.
+        waiting: What to say is being done until something is printed; nothing if it is empty.
     """
     _open_streams()
     try:
         _check_working_folder()
-        with signals.handled(last=last):
+        with signals.handled(last=last), Waiting.start(waiting):
             yield
             sys.stdout.flush()  # a full disk is noticed here, and not when the interpreter ends
     except Stopped as stop:
@@ -84,6 +87,101 @@ def _check_working_folder() -> None:
         Path.cwd()
     except FileNotFoundError as error:
         raise MachineError("the working folder was deleted: change into another one.") from error
+
+
+class Waiting:
+    """Say what is being done until something else is printed: nobody should look at an empty terminal.
+
+    On a terminal a line appears after a moment, counts the seconds, and vanishes with the first output. Elsewhere, as
+    in a log, a line is written every minute.
+
+    Args:
+        text: What is being done.
+    """
+
+    first_seconds = 0.15
+    terminal_seconds = 0.5
+    log_seconds = 60.0
+    current: "Waiting | None" = None
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._start = time.monotonic()
+        self._ended = threading.Event()
+        self._drawing = threading.Lock()
+        self._is_drawn = False
+        self._terminal = sys.stderr.isatty()
+
+    @classmethod
+    def start(cls, text: str) -> "contextlib.AbstractContextManager[object]":
+        """Return a context that waits, or does nothing where there is no text, or somebody waits already."""
+        if not text or cls.current is not None or os.environ.get("LOCAL_RANK", "0") != "0":
+            return contextlib.nullcontext()
+        return cls(text)
+
+    def __enter__(self) -> Self:
+        """Start to watch."""
+        Waiting.current = self
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take the line away."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the line away, for good."""
+        with self._drawing:
+            self._ended.set()
+            Waiting.current = None
+            if self._is_drawn:
+                self._write("\r\x1b[K")
+                self._is_drawn = False
+
+    def _watch(self) -> None:
+        seconds = self.first_seconds if self._terminal else self.log_seconds
+        while not self._ended.wait(seconds):
+            seconds = self.terminal_seconds if self._terminal else self.log_seconds
+            with self._drawing:
+                if not self._ended.is_set():
+                    self._draw()
+
+    def _draw(self) -> None:
+        elapsed = f"{self.text} ({time.monotonic() - self._start:.0f} s)"
+        if self._terminal:
+            width = shutil.get_terminal_size().columns
+            self._write(f"\r{elapsed[: width - 1]}\x1b[K")
+            self._is_drawn = True
+        else:
+            self._write(f"{elapsed}\n")
+
+    @staticmethod
+    def _write(text: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode(errors="replace"))  # past our streams, which would end the waiting
+
+
+def wait_for(text: str) -> None:
+    """Say that something else is being waited for, where a `Waiting` is under way."""
+    if Waiting.current is not None:
+        Waiting.current.text = text
+
+
+def _stop_waiting() -> None:
+    if Waiting.current is not None:
+        Waiting.current.stop()
+
+
+os.register_at_fork(before=_stop_waiting)  # a child has no thread that watches
+
+
+class _Stream(io.TextIOWrapper):
+    """A text stream whose first line ends the waiting."""
+
+    def write(self, text: str) -> int:
+        if text:
+            _stop_waiting()
+        return super().write(text)
 
 
 class _Output(io.FileIO):
@@ -118,7 +216,7 @@ def _open_streams() -> None:
             lines = name == "stderr" or raw.isatty()
             if stream:
                 stream.flush()
-            wrapped = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=lines)
+            wrapped = _Stream(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=lines)
             setattr(sys, name, wrapped)
 
 

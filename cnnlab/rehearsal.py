@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from cnnlab.batch import Batch
 from cnnlab.build import Lab, build_lab
 from cnnlab.classifier import require_parts
+from cnnlab.console import Waiting
 from cnnlab.data.protocol import Split
 from cnnlab.errors import CnnlabError, ConfigError, DivergedError, MachineError
 
@@ -58,7 +60,8 @@ def rehearse(cfg: Any, folder: Path) -> None:
         CnnlabError: What stands in the way of the run, with its own exit code.
     """
     findings = []
-    for finding in examine(build_lab(cfg), folder, cfg.trainer.max_time):
+    examination = examine(build_lab(cfg), folder, cfg.trainer.max_time)
+    for finding in iter(partial(_examine_next, examination), None):
         findings.append(finding)
         state = "no" if finding.error else "look" if finding.note else "ok"
         print(
@@ -70,6 +73,11 @@ def rehearse(cfg: Any, folder: Path) -> None:
         print("no go")
         raise type(errors[0])("\n".join(map(str, errors)))
     print("go" + ("" if not any(finding.note for finding in findings) else ", with an eye on what says look"))
+
+
+def _examine_next(examination: Iterator[Finding]) -> Finding | None:
+    with Waiting.start("trying a few steps"):
+        return next(examination, None)
 
 
 def examine(lab: Lab, folder: Path, max_time: str | None = None) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from cnnlab import lock, signals
-from cnnlab.console import exit_on_error, print_error, say
+from cnnlab.console import Waiting, exit_on_error, print_error, say, wait_for
 from cnnlab.errors import CnnlabError, ConfigError, PartialError, Stopped, translate
 from cnnlab.files import read_csv, read_json, write_json
 from cnnlab.identity import find_twin, identify
@@ -278,7 +278,7 @@ def command_line() -> Iterator[None]:
     """Around a training's command line: report an error that came before any run, or runs that failed."""
     lock.forget_stale_ranks()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print a traceback of its own, and exit with 1
-    with exit_on_error(last=True):
+    with exit_on_error(last=True, waiting="train.py: starting"):
         yield
         if failed:
             raise PartialError(f"{len(failed)} of the sweep's runs failed: {', '.join(map(str, failed))}")
@@ -291,10 +291,13 @@ def importing() -> Iterator[None]:
     Of the processor time that importing torch and Lightning takes, this saves a tenth (median of seven pairs of runs).
     """
     gc.disable()
+    wait_for("importing PyTorch and Lightning")
     try:
-        yield
+        with Waiting.start("importing PyTorch and Lightning"):
+            yield
         gc.freeze()
     finally:
+        wait_for("reading the data and building the network")
         gc.enable()
 
 

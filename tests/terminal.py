@@ -64,4 +64,5 @@ def run_on_terminal(
         process.wait()
         os.close(control)
     text = content.decode(errors="replace").replace("\r\n", "\n")
+    text = re.sub(r"[^\n]*\r\x1b\[K", "", text)  # lines that were taken away again
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)

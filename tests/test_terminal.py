@@ -5,11 +5,15 @@ After a change that is meant, `REWRITE_TRANSCRIPTS=1 pytest tests/test_terminal.
 
 import json
 import os
+import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 
+from tests.conftest import ROOT
 from tests.terminal import run_on_terminal
 
 TRANSCRIPTS = Path(__file__).parent / "transcripts"
@@ -75,3 +79,33 @@ def test_compare(home: Path, width: int):
     first, second, third, fourth = sorted(str(path.relative_to(home)) for path in day.iterdir())
     words = ["compare", first, third, "--against", second, fourth]
     check("compare", run_on_terminal(words, width=width, cwd=home), width)
+
+
+WAITING = """
+import sys, time
+from cnnlab.console import exit_on_error
+with exit_on_error(waiting="a long import"):
+    time.sleep(4)
+    print("the answer")
+"""
+
+
+def test_nobody_looks_at_an_empty_terminal(tmp_path: Path):
+    pieces: list[tuple[float, bytes]] = []
+    text = run_on_terminal([], cwd=tmp_path, code=WAITING, seen=lambda *piece: pieces.append(piece))
+    assert text == "the answer\n", "the line is taken away"
+    answered = next(seconds for seconds, piece in pieces if b"the answer" in piece)
+    times = [seconds for seconds, piece in pieces if b"a long import" in piece]
+    assert times[0] < answered - 2.5, "it comes long before the answer"
+    assert max(later - earlier for earlier, later in pairwise([*times, answered])) < 3
+
+
+def test_a_log_gets_a_line_a_minute(tmp_path: Path):
+    code = WAITING.replace("import exit_on_error", "import Waiting, exit_on_error; Waiting.log_seconds = 1.5")
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ran.stdout == "the answer\n"
+    assert ran.stderr.splitlines()[0].startswith("a long import (")
+    assert len(ran.stderr.splitlines()) == 2

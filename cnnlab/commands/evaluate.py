@@ -8,6 +8,7 @@ import typer
 
 from cnnlab.commands import AsJson, RunName, Trust, Wide
 from cnnlab.console import say
+from cnnlab.run import importing
 from cnnlab.tables import Column, print_table
 from cnnlab.tta import TTA
 from cnnlab.wording import format_metric
@@ -39,8 +40,9 @@ def evaluate(
     Writes evaluation.json, evaluation.npz and figures into the run's folder; evaluations of another split, file or
     checkpoint, or with other settings, stand beside them under names of their own.
     """
-    from cnnlab.data import archive, npz
-    from cnnlab.evaluation import evaluate
+    with importing():
+        from cnnlab.data import archive, npz
+        from cnnlab.evaluation import evaluate
 
     evaluation = evaluate(
         run, data=data, split=split, tta=tta, accelerator=accelerator, precision=precision,

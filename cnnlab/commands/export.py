@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from cnnlab.commands import RunName, Trust
+from cnnlab.run import importing
 
 app = typer.Typer(add_completion=False)
 
@@ -32,7 +33,8 @@ def export(
     The file is loaded again and compared with the network on real images before it is kept. `cnnlab predict file.onnx`
     asks it with onnxruntime alone.
     """
-    from cnnlab.export import export
+    with importing():
+        from cnnlab.export import export
 
     done = export(
         run, format=format, output=output, input=input, data=data, tolerance=tolerance,
