@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def say(*texts: object, sep: str = " ", file: TextIO | None = None) -> None:
+def say(*texts: object, sep: str = " ", file: TextIO | None = None, flush: bool = False) -> None:
     """Print texts, by default on standard output."""
-    print(printable(sep.join(map(str, texts))), file=file or sys.stdout)
+    print(printable(sep.join(map(str, texts))), file=file or sys.stdout, flush=flush)
 
 
 def print_error(error: BaseException) -> None:

@@ -97,6 +97,7 @@ def evaluate(
     precision: str | None = None,
     batch_size: int | None = None,
     figures: bool = True,
+    output: Path | None = None,
     trusted: Sequence[str] = (),
 ) -> Evaluation:
     """Evaluate a run's best state, and write the result into its folder.
@@ -112,6 +113,7 @@ def evaluate(
         precision: In Lightning's words; by default the run's.
         batch_size: Images at a time; by default the run's.
         figures: Whether to draw.
+        output: Another folder to write into.
         trusted: Packages that may be imported although a run's folder names them.
 
     Raises:
@@ -142,6 +144,7 @@ def evaluate(
         precision=None if computed_precision == run_precision else computed_precision,
         data=None if data is None else (Path(data).stem, digest),
     )
+    stem = output / stem.name if output else stem
     content = {
         "format": 1,
         "checkpoint": str(state.checkpoint),

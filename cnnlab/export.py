@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import io
 import json
 import logging
 import statistics
@@ -181,7 +182,10 @@ def _write_torch_export(network: WithProbabilities, path: Path, input: Input, me
         program = _trace(
             lambda: torch.export.export(network, (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
         )
-        torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
+        # Into memory first: on a full disk torch's own writer aborts the process.
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(dict(metadata))})
+        path.write_bytes(buffer.getvalue())
         loaded = torch.export.load(path).module()
 
     def predict(images: np.ndarray) -> np.ndarray:

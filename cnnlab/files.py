@@ -32,7 +32,7 @@ MOST_DEPTH = 50
 MOST_ELEMENTS = 200_000
 """The most values and containers that settings hold; the names of 100,000 classes are among them."""
 
-CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(128, 160))} | {
     code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))
 }
 """Characters that command a terminal, turn the direction of a text, or cannot be encoded, and how they are printed."""

@@ -4,6 +4,7 @@ An exported ONNX file needs onnxruntime alone.
 """
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from PIL import Image
 
 from cnnlab.data import archive, pictures
 from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, MachineError
+from cnnlab.files import check_type
 
 # Metadata of an exported file; `cnnlab.export` writes it.
 CLASSES, SHAPE, INPUT = "cnnlab.classes", "cnnlab.image_shape", "cnnlab.input"
@@ -37,6 +39,9 @@ class Predictor(NamedTuple):
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     predict: Callable[[UInt8[np.ndarray, "n height width channel"]], Float[np.ndarray, "n classes"]]
+
+
+MOST_PIXELS = 2**24
 
 
 class Prediction(NamedTuple):
@@ -131,6 +136,8 @@ def load_onnx(path: str | Path, threads: int = 0) -> Predictor:
         import onnxruntime
     except ImportError as error:
         raise MachineError("this needs onnxruntime: pip install 'cnnlab[export]'.") from error
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: there is no such file.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -140,20 +147,34 @@ def load_onnx(path: str | Path, threads: int = 0) -> Predictor:
     except Exception as error:  # onnxruntime's exceptions have no common class of their own
         raise CheckpointError(f"{path} can't be loaded: {' '.join(str(error).split())[:200]}") from error
     try:
-        classes = tuple(map(str, json.loads(metadata[CLASSES])))
-        height, width, channels = map(int, json.loads(metadata[SHAPE]))
+        classes, shape = json.loads(metadata[CLASSES]), json.loads(metadata[SHAPE])
+        check_type(classes, list[str], f"{path}: {CLASSES}")
+        check_type(shape, list[int], f"{path}: {SHAPE}")
+        height, width, channels = shape
         kind = INPUTS.index(metadata[INPUT])
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} does not name its classes and its input: `cnnlab export` makes one.") from error
-    (name,) = (entry.name for entry in session.get_inputs())
+    if min(shape) < 1 or math.prod(shape) > MOST_PIXELS:
+        raise CheckpointError(f"{path}: {SHAPE} must be that of a picture, got {shape}.")
 
     def predict(images: np.ndarray) -> np.ndarray:
         batch = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         if INPUTS[kind] == "float":
             batch = batch.astype(np.float32) / np.float32(255)
-        return session.run(["probabilities"], {name: batch})[0]
+        try:
+            (entry,) = session.get_inputs()
+            probabilities = session.run(["probabilities"], {entry.name: batch})[0]
+        except Exception as error:  # likewise
+            raise CheckpointError(f"{path} can't be used: {' '.join(str(error).split())[:200]}") from error
+        expected = (len(images), len(classes))
+        if np.shape(probabilities) != expected or not np.isfinite(probabilities).all():
+            raise CheckpointError(
+                f"{path} must give {expected[1]} probabilities for each picture, it gives {np.shape(probabilities)}."
+            )
+        return probabilities
 
-    return Predictor(classes, (height, width, channels), predict)
+    predict(np.zeros((1, *shape), np.uint8))
+    return Predictor(tuple(classes), (height, width, channels), predict)
 
 
 class _Item(NamedTuple):

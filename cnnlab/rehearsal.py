@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cnnlab.batch import Batch
 from cnnlab.build import Lab, build_lab
 from cnnlab.classifier import require_parts
-from cnnlab.console import Waiting
+from cnnlab.console import Waiting, say
 from cnnlab.data.protocol import Split
 from cnnlab.errors import CnnlabError, ConfigError, DivergedError, MachineError
 
@@ -64,15 +64,15 @@ def rehearse(cfg: Any, folder: Path) -> None:
     for finding in iter(partial(_examine_next, examination), None):
         findings.append(finding)
         state = "no" if finding.error else "look" if finding.note else "ok"
-        print(
+        say(
             f"{finding.subject:<14} {state:<5} {finding.outcome}{f' ({finding.note})' if finding.note else ''}",
             flush=True,
         )
     errors = [finding.error for finding in findings if finding.error]
     if errors:
-        print("no go")
+        say("no go")
         raise type(errors[0])("\n".join(map(str, errors)))
-    print("go" + ("" if not any(finding.note for finding in findings) else ", with an eye on what says look"))
+    say("go" + ("" if not any(finding.note for finding in findings) else ", with an eye on what says look"))
 
 
 def _examine_next(examination: Iterator[Finding]) -> Finding | None:

@@ -79,7 +79,7 @@ def compare(
                          zip(verdicts.values(), words, strict=True)],
             "figure": str(figure) if curves else None,
         }  # fmt: skip
-        print(json.dumps(content, indent=1))
+        say(json.dumps(content, indent=1))
     else:
         _print(compared, tables, wide)
         say(*words, *([f"curves: {figure}"] if curves else []), sep="\n")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cnnlab.console import say
 from cnnlab.errors import ConfigError, MachineError
 from cnnlab.record import RUNS
 
@@ -47,7 +48,7 @@ def dashboard(
 
     It opens on training and validation in common charts; of every curve all points are drawn.
     """
-    print(f"{serve(folder, port)} shows {folder}; Ctrl-C ends it", flush=True)
+    say(f"{serve(folder, port)} shows {folder}; Ctrl-C ends it", flush=True)
     threading.Event().wait()  # for a signal, with which `cnnlab.cli` ends the process
 
 
@@ -101,7 +102,7 @@ def rearranged(provide: Callable[[], Any]) -> Callable[[], Any]:
                 for pattern, replacement in OPENING:
                     script, count = re.subn(pattern, replacement, script)
                     if not count:
-                        print("cnnlab: TensorBoard's page has changed: it may open smoothed.", file=sys.stderr)
+                        say("cnnlab: TensorBoard's page has changed: it may open smoothed.", file=sys.stderr)
                 data = script.encode()
             copy.writestr(name, data)
     return lambda: io.BytesIO(content.getvalue())

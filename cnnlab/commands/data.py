@@ -33,7 +33,7 @@ def fetch(
     path = path or Path("data") / f"{name}.npz"
     existed = path.exists()
     cifar.fetch(name, path)
-    print(f"{path} {'was there already' if existed else 'is ready'}. Train: {_command(name, path)}")
+    say(f"{path} {'was there already' if existed else 'is ready'}. Train: {_command(name, path)}")
 
 
 @app.command()
@@ -59,18 +59,18 @@ def pack(
     packed = folder.pack(source, output, size, fit, test_fraction, seed, overwrite)
     written = packed.num_train + packed.num_val + packed.num_test
     validation = f", {packed.num_val} validation" if packed.num_val else ""
-    print(
+    say(
         f"{packed.path}: {packed.num_train} training{validation} and {packed.num_test} test images of "
         f"{packed.size} × {packed.size}{' (--size)' if size is None else ''}, "
         f"{len(packed.classes)} classes. Train: {_command('npz', packed.path)}"
     )
     for note in packed.notes:
-        print(f"cnnlab: {note}", file=sys.stderr)
+        say(f"cnnlab: {note}", file=sys.stderr)
     if packed.num_others:
-        print(f"cnnlab: {packed.num_others} other files are no pictures", file=sys.stderr)
+        say(f"cnnlab: {packed.num_others} other files are no pictures", file=sys.stderr)
     if packed.unreadable:
         for path, reason in packed.unreadable:
-            print(f"cnnlab: left out {path}: {reason}", file=sys.stderr)
+            say(f"cnnlab: left out {path}: {reason}", file=sys.stderr)
         raise PartialError(
             f"{len(packed.unreadable)} of {written + len(packed.unreadable)} pictures could not be read "
             f"and are left out; {packed.path} holds the other {written}."
@@ -106,7 +106,7 @@ def check(
         "notes": _note_leaks(duplicates, data), "command": _command("npz", file, keys),
     }  # fmt: skip
     if as_json:
-        print(json.dumps(content, indent=1))
+        say(json.dumps(content, indent=1))
         return
     _print("Images", content["images"], wide)
     _print("Classes", content["classes"], wide)

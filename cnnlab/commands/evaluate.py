@@ -31,6 +31,9 @@ def evaluate(
     precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed, ... [default: the run's]")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time. [default: the run's]")] = None,
     figures: Annotated[bool, typer.Option(help="Draw confusion matrix, calibration and worst mistakes.")] = True,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write. [default: the run's folder]")
+    ] = None,
     wide: Wide = False,
     as_json: AsJson = False,
     trust: Trust = None,
@@ -46,11 +49,11 @@ def evaluate(
 
     evaluation = evaluate(
         run, data=data, split=split, tta=tta, accelerator=accelerator, precision=precision,
-        batch_size=batch_size, figures=figures, trusted=trust or (),
+        batch_size=batch_size, figures=figures, output=output, trusted=trust or (),
     )  # fmt: skip
     content = evaluation.content
     if as_json:
-        print(json.dumps(content | {"path": str(evaluation.path)}, indent=1))
+        say(json.dumps(content | {"path": str(evaluation.path)}, indent=1))
         return
     _print(content, wide)
     if data is not None and archive.CLASSES not in npz.layouts(data):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from cnnlab.commands import RunName, Trust
+from cnnlab.console import say
 from cnnlab.run import importing
 
 app = typer.Typer(add_completion=False)
@@ -40,9 +41,9 @@ def export(
         run, format=format, output=output, input=input, data=data, tolerance=tolerance,
         overwrite=overwrite, trusted=trust or (),
     )  # fmt: skip
-    print(
+    say(
         f"{done.path}: {done.path.stat().st_size / 2**20:.2f} MiB; loaded again, its probabilities differ by at most "
         f"{done.difference:.1e} over {done.images} images"
     )
     for size, (eager, exported) in done.milliseconds.items():
-        print(f"batch {size:>3}: PyTorch {eager:.2f} ms, onnxruntime {exported:.2f} ms, ratio {exported / eager:.2f}")
+        say(f"batch {size:>3}: PyTorch {eager:.2f} ms, onnxruntime {exported:.2f} ms, ratio {exported / eager:.2f}")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TextIO
 import typer
 
 from cnnlab.commands import Trust
+from cnnlab.console import say
 from cnnlab.data.pictures import Fit
 from cnnlab.errors import ConfigError, DataError, PartialError
 from cnnlab.files import csv_cell, replacing, write_bytes
@@ -73,7 +74,7 @@ def predict(
         for picture in track(predictions):
             if picture.error is not None:
                 unreadable += 1
-                print(f"cnnlab: left out {picture.image}: {picture.error}", file=sys.stderr)
+                say(f"cnnlab: left out {picture.image}: {picture.error}", file=sys.stderr)
                 continue
             readable += 1
             write(picture)
@@ -86,7 +87,7 @@ def predict(
     if sheet:
         _draw(drawn, sheet)
     if output:
-        print(f"{output}: {readable} pictures{f'; {sheet}' if sheet else ''}")
+        say(f"{output}: {readable} pictures{f'; {sheet}' if sheet else ''}")
     if unreadable:
         raise PartialError(f"{unreadable} of {readable + unreadable} pictures could not be read and are left out.")
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cnnlab.commands import Trust
+from cnnlab.console import say
 from cnnlab.errors import MachineError, PartialError
 from cnnlab.record import check_links, is_sweep
 
@@ -35,13 +36,13 @@ def report(
     try:
         if is_sweep(folder):
             check_links(folder)
-            print(summary.describe(summary.write(folder, any_length=any_length)))
+            say(summary.describe(summary.write(folder, any_length=any_length)))
             written = report_sweep(folder, output)
         else:
             written = report_run(run, output, data, trust or ())
     except OSError as error:
         place = error.filename or output or run
         raise MachineError(f"cannot write {place}: {error.strerror}. Give another --output.") from error
-    print(written.path)
+    say(written.path)
     if written.missing:
         raise PartialError(f"{written.path} lacks the evaluation: {written.missing}")

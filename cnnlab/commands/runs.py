@@ -56,7 +56,7 @@ def runs(
     columns = list(dict.fromkeys([first, *(show or ()), *([] if sort == "started" else [sort]), *others]))
     if as_json:
         # All that is at hand, and what was asked for.
-        print(json.dumps([{**row, **{name: row.get(name) for name in columns}} for row in rows], indent=1))
+        say(json.dumps([{**row, **{name: row.get(name) for name in columns}} for row in rows], indent=1))
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)

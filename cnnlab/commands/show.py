@@ -13,6 +13,7 @@ from PIL import Image
 
 from cnnlab import tutorial
 from cnnlab.commands import RunName, Trust, check_screen, open_file
+from cnnlab.console import say
 from cnnlab.data import archive, pictures, shapes, splits
 from cnnlab.errors import ConfigError, DataError, MachineError
 from cnnlab.tables import Column, print_table
@@ -402,7 +403,7 @@ def _write(figure: "plots.Figure", path: Path, open: bool) -> Path:
         path.write_bytes(content)
     except OSError as error:
         raise MachineError(f"cannot write {path}: {error.strerror}. Choose another --output.") from error
-    print(path)
+    say(path)
     if open:
         open_file(path)
     return path

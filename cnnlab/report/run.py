@@ -12,7 +12,7 @@ from cnnlab import anatomy, evaluation
 from cnnlab.checkpoint import read_checkpoint
 from cnnlab.data import DataModule
 from cnnlab.errors import CnnlabError, ConfigError, UnsafeError
-from cnnlab.files import read_yaml, write_text
+from cnnlab.files import read_bytes, read_yaml, write_text
 from cnnlab.record import Record, check_links, find_run, is_run, program, typed
 from cnnlab.report.chart import Chart, Line, draw
 from cnnlab.report.page import Page, embed, render
@@ -68,7 +68,7 @@ def report_run(
             "The same again": command(record),
             "Throughput": _throughput(record, content),
             "Environment": _environment(record),
-            "Config": (record.folder / ".hydra" / "config.yaml").read_text(encoding="utf-8", errors="replace"),
+            "Config": read_bytes(record.folder / ".hydra" / "config.yaml").decode(errors="replace"),
         },
     )
     path = output or record.folder / "report.html"

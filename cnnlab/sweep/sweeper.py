@@ -16,6 +16,7 @@ from typing_extensions import override
 from cnnlab import run as runs
 from cnnlab import signals
 from cnnlab.config import quote
+from cnnlab.console import say
 from cnnlab.errors import ConfigError, PartialError, Stopped
 from cnnlab.objective import objective_of
 from cnnlab.record import LIMITS, program, typed
@@ -65,7 +66,7 @@ class Sweeper(HydraSweeper):
             with signals.handled():
                 self._run(plan, folder)
         except Stopped as stop:
-            print(f"cnnlab: stopped by {stop}; resume with: {_command(plan, folder)}", file=sys.stderr)
+            say(f"cnnlab: stopped by {stop}; resume with: {_command(plan, folder)}", file=sys.stderr)
             sys.exit(stop.exit_code)
         finally:
             folder.release()
