@@ -74,11 +74,11 @@ def _answer(groups: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], met
     best = groups[0]
     spread = ""
     if best["interval_95"]:
-        low, high = (format_metric(metric, end) for end in best["interval_95"])
+        low, high = (_end(metric, end) for end in best["interval_95"])
         spread = f" on average over {best['n']} runs (95% interval {low} to {high})"
     sentences = [f"Best: {_in_words(best)}. {metric} is {format_metric(metric, best['mean'])}{spread}."]
     if summary.get("lead"):
-        sentences.append(f"{summary['lead']}.")
+        sentences.append(f"{summary['lead'][:1].upper()}{summary['lead'][1:]}.")
     if summary.get("importance"):
         key, share = max(summary["importance"].items(), key=lambda item: item[1])
         sentences.append(f"{key} mattered most, with {share:.0%} of what made a trial one of the best quarter.")
@@ -113,7 +113,7 @@ def _groups(groups: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
         (
             *(format_setting(group["settings"].get(key, "")) for key in keys),
             _format(metric, group["mean"]),
-            " to ".join(_format(metric, end) for end in group["interval_95"] or ()),
+            " to ".join(_end(metric, end) for end in group["interval_95"] or ()),
             _format(metric, group["sd"]),
             group["n"],
             _format("accuracy", group["test/accuracy"]),
@@ -166,6 +166,11 @@ def _pictures(folder: Path) -> list[dict[str, str]]:
     """Return the sweep's own pictures but those that stand on the page as charts."""
     paths = sorted(path for path in (folder / "figures").glob("*.png") if path.stem not in _PICTURES)
     return [{"source": embed_png(path.read_bytes()), "alternative": path.stem.replace("_", " ")} for path in paths]
+
+
+def _end(metric: str, value: float) -> str:
+    """Return an end of an interval; Student's t knows nothing of the bounds of a share."""
+    return format_metric(metric, min(1.0, max(0.0, value)) if is_share(metric) else value)
 
 
 def _format(metric: str, value: object) -> str:
