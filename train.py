@@ -1,6 +1,8 @@
 """Train a network: `python train.py --help` shows how."""
 
+import logging
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -11,6 +13,8 @@ from cnnlab import config, data, sweep
 from cnnlab.record import LIMITS
 from cnnlab.run import Run, command_line, importing
 
+log = logging.getLogger(__name__)
+
 sweep.register()
 
 
@@ -20,15 +24,19 @@ def main(cfg: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
     sweeping = hydra_cfg.mode == RunMode.MULTIRUN
     fresh = not (sweeping or cfg.resume)
+    folder = Path(hydra_cfg.runtime.output_dir)
     with Run(
-        hydra_cfg.runtime.output_dir, seed=cfg.seed, debug=cfg.debug, exit_on_error=not sweeping, fresh=fresh
-    ) as run:
+        folder, seed=cfg.seed, debug=cfg.debug, exit_on_error=not sweeping, fresh=fresh,
+        resume_with=None if cfg.trainer.fast_dev_run else config.resume_command(folder),
+    ) as run:  # fmt: skip
         limits = {name: cfg.trainer[name] for name in LIMITS}
         resume = bool(cfg.resume) or (sweeping and run.has_begun)
         if resume and run.is_done(limits):
             return run.previous_objective()
         if run.primary and not resume:
             config.write_record(cfg, run.folder)
+        for line in config.replaced():
+            log.info(line)
         run.start(limits, afresh=not resume)
         if cfg.resume and run.primary:
             config.record_limits(run.folder, limits, hydra_cfg.overrides.task)

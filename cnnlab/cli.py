@@ -34,6 +34,8 @@ COMMANDS = {
     "report": "Write one HTML file about a run or a sweep.",
     "dashboard": "Start TensorBoard on a folder of runs.",
 }
+COMPOSE = ("check", "benchmark", "show", "options", "schema")
+"""Verbs that read configs, and so see those of a project of the user's own; so do those with `--trust` its modules."""
 
 
 HINT = "cnnlab: the same with --debug shows the traceback"
@@ -62,8 +64,6 @@ def train(context: typer.Context) -> None:
     def run() -> None:
         script = str(_train_script())
         sys.argv = [script, *context.args]
-        # For the user's classes. Last, so that a file there replaces nothing that is installed.
-        sys.path.append(str(Path.cwd()))
         runpy.run_path(script, run_name="__main__")
 
     _run(run, context.obj, "cnnlab train: starting")
@@ -84,11 +84,16 @@ def _forward_to(name: str) -> Callable[[typer.Context], None]:
     def forward(context: typer.Context) -> None:
         debug = context.obj or "--debug" in context.args
         args = [arg for arg in context.args if arg != "--debug"]
-        _run(
-            lambda: importlib.import_module(f"cnnlab.commands.{name}").app(args, prog_name=f"cnnlab {name}"),
-            debug,
-            f"cnnlab {name}: starting",
-        )
+
+        def run() -> None:
+            words = args
+            if name in COMPOSE or "--trust" in args:
+                from cnnlab.config import take_flags  # not before: Hydra takes a fifth of a second
+
+                words = take_flags(args)
+            importlib.import_module(f"cnnlab.commands.{name}").app(words, prog_name=f"cnnlab {name}")
+
+        _run(run, debug, f"cnnlab {name}: starting")
 
     return forward
 

@@ -24,7 +24,7 @@ from cnnlab.console import Waiting, exit_on_error, print_error, say, wait_for
 from cnnlab.errors import CnnlabError, ConfigError, PartialError, Stopped, translate
 from cnnlab.files import read_csv, read_json, write_json
 from cnnlab.identity import find_twin, identify
-from cnnlab.record import RUNS, Record, program
+from cnnlab.record import RUNS, Record, program, typed
 from cnnlab.wording import format_duration, format_metric
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class Run:
         exit_on_error: Whether an error leaves as `SystemExit`; otherwise it is only reported and noted in `failed`,
             for a caller with more runs to do.
         fresh: Whether the folder must not hold a run yet.
+        resume_with: What a person types to resume the run; None where there is nothing to resume.
     """
 
     def __init__(
@@ -65,18 +66,20 @@ class Run:
         debug: bool = False,
         exit_on_error: bool = True,
         fresh: bool = False,
+        resume_with: str | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.debug = debug
         self.exit_on_error = exit_on_error
         self.fresh = fresh
+        self.resume_with = resume_with
         self.primary = lock.is_primary()
         self._lock: int | None = None
         self._before: dict[str, Any] = {}
         self._seconds_before = 0.0
         self.record: dict[str, Any] = {
             "status": "running",
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": f"{program()} {typed(sys.argv[1:])}",
             "started": now(),
             "seconds": 0.0,
             "device": None,
@@ -208,7 +211,8 @@ class Run:
         table.add_row("folder", str(self.folder))
         folder = shlex.quote(str(self.folder))
         table.add_row("next", f"cnnlab dashboard {folder}")
-        table.add_row("", f"{program()} resume={folder} trainer.max_epochs=...")
+        if self.resume_with:
+            table.add_row("", f"{self.resume_with} trainer.max_epochs=...")
         # Wide: a line that the terminal wraps is still one line to whoever copies it.
         console = Console(file=io.StringIO(), width=1000, markup=False, highlight=False)
         with console.capture() as capture:
@@ -249,7 +253,9 @@ class Run:
             if self.record["status"] != "completed":
                 self.record["status"] = "interrupted"
                 self._save()
-                log.warning(f"stopped by {error}; continue with: resume={self.folder}")
+                log.warning(
+                    f"stopped by {error}" + (f"; resume it with: {self.resume_with}" if self.resume_with else "")
+                )
             sys.exit(error.exit_code)
         cause = translate(error)
         if not untouched:

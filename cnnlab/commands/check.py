@@ -1,7 +1,6 @@
 """`cnnlab check`: try a run out before it begins."""
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +36,6 @@ def try_out(lines: Sequence[str]) -> None:
     Args:
         lines: The overrides of the run.
     """
-    sys.path.append(str(Path.cwd()))  # for networks of the user's own; last, as `cnnlab train` has it
     run = compose(lines, Path.cwd(), verify_presence=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
     with exit_on_error(debug=run.config.debug):

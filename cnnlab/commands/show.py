@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -301,8 +300,6 @@ def _size(shape: tuple[int, ...]) -> str:
 def _compose(overrides: list[str]) -> Any:
     from cnnlab import config
 
-    # For classes of the user's own, as `cnnlab train` does.
-    sys.path.append(str(Path.cwd()))
     return config.composed(overrides)
 
 

@@ -2,7 +2,8 @@
 
 import textwrap
 
-from cnnlab.config.tree import PACKAGE, ROOT, chosen, groups, options
+from cnnlab.config.project import PACKAGE, ROOT
+from cnnlab.config.tree import chosen, groups, options
 
 TEXT = """\
 Train a convolutional network: from an npz file of images to a trained, tested and recorded network.

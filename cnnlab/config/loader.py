@@ -9,14 +9,12 @@ import argparse
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import yaml  # type: ignore[import-untyped]
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path, get_args_parser
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
@@ -24,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config.checks import unknown
 from cnnlab.config.lines import sets, text_of
+from cnnlab.config.project import CONF, ROOT, config_name
 from cnnlab.config.references import plain
-from cnnlab.config.tree import CONF, ROOT
 from cnnlab.config.words import refusal, shown
 from cnnlab.files import flatten
 
@@ -67,7 +65,7 @@ class Loader:
     def __init__(self, flags: argparse.Namespace, overrides: Sequence[Override]) -> None:
         version.setbase("1.3")
         JobRuntime.instance().set("name", "train")
-        self.main = flags.config_name or "train"
+        self.main = config_name()
         paths = [text_of(override) for override in overrides if sets(override, "hydra.searchpath")]
         try:
             self.hydra = ConfigLoaderImpl(_search_path(flags))
@@ -119,13 +117,7 @@ def first_cause(error: BaseException) -> str:
 def _search_path(flags: argparse.Namespace) -> Any:
     """Return the folders in which Hydra's main will look for configs."""
     path = flags.config_path or CONF
-    search_path = create_config_search_path(str(path) if "://" in str(path) else str(ROOT / path))
-    if flags.config_dir:
-        folder = Path(flags.config_dir).absolute()
-        if not folder.is_dir():
-            raise refusal(f"--config-dir={shown(flags.config_dir)} is no folder")
-        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
-    return search_path
+    return create_config_search_path(str(path) if "://" in str(path) else str(ROOT / path))
 
 
 def _in_words(override: Override, config: DictConfig, error: Exception) -> str:

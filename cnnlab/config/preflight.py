@@ -9,6 +9,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import lock
+from cnnlab.config import project
 from cnnlab.config.command import Command
 from cnnlab.config.help import help_text
 from cnnlab.config.lines import parse, parse_all, quote, sets, text_of
@@ -38,6 +39,8 @@ def preflight(argv: Sequence[str], *, verify_presence: bool = False, objects: Se
         DataError: The data is not there.
     """
     flags, words = read_flags(argv)
+    project.use(flags)
+    project.enter()
     _answer_help(flags)
     if "${" in str(Path.cwd()):
         raise refusal(f"the working folder {Path.cwd()} must not hold ${{, which Hydra would replace: rename it")
@@ -93,7 +96,10 @@ def compose(lines: Sequence[str], folder: Path | None = None, *, verify_presence
         DataError: The data is not there.
     """
     flags, words = read_flags(lines)
-    if words:
+    if flags.config_dir or flags.config_name:
+        project.use(flags)
+    project.enter()
+    if words := [word for word in words if word not in (*project.FLAGS, flags.config_dir, flags.config_name)]:
         raise refusal(f"{words[0]}: only one run that has not begun can be looked at; a setting is written KEY=VALUE")
     overrides, mistakes = parse_all(flags.overrides)
     if any(sets(override, "resume") for override in overrides):

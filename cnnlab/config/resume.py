@@ -1,6 +1,8 @@
 """Go on with a run: its own command line again, in its own folder, as long as its config is the same."""
 
+import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -10,12 +12,13 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from cnnlab import trust
+from cnnlab.config import project
 from cnnlab.config.lines import parse, quote
 from cnnlab.config.references import Unresolved, get, resolved
 from cnnlab.config.words import refusal, shown
 from cnnlab.errors import DataError, UnsafeError
 from cnnlab.files import flatten, write_text
-from cnnlab.record import LIMITS, RUNS, SWEEP_RECORD, Record, is_run, is_sweep, runs
+from cnnlab.record import LIMITS, RUNS, SWEEP_RECORD, Record, is_run, is_sweep, program, runs, typed
 
 STATES = ("init_from", "classifier.teacher")
 """Settings that name the state of another run."""
@@ -100,6 +103,14 @@ def find_sweep(named: str) -> Path:
     if not found:
         raise refusal("resume=last found no sweep below outputs; give the sweep's folder")
     return max(found, key=lambda record: record.stat().st_mtime_ns).parent.parent.absolute()
+
+
+def resume_command(folder: Path) -> str:
+    """Return what resumes a run, as a person types it into a shell in this folder."""
+    plain = re.fullmatch(r"[\w./+-]+", str(folder))
+    search_path = os.environ.get("PYTHONPATH")
+    prefix = f"PYTHONPATH={shlex.quote(search_path)} " if search_path else ""
+    return f"{prefix}{program()} {typed([*project.words(), f'resume={folder if plain else quote(folder)}'])}"
 
 
 def expand(folder: Path, given: list[str]) -> list[str]:

@@ -8,11 +8,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from cnnlab import trust
-
-PACKAGE = Path(__file__).resolve().parent.parent
-ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
-"""The folder that holds `conf` and `train.py`: the package itself in a wheel, its parent in a checkout."""
-CONF = ROOT / "conf"
+from cnnlab.config.project import CONF, folders, own_folders
 
 Key = tuple[str, ...]
 
@@ -51,18 +47,35 @@ def chosen(group: str) -> list[str]:
 
 def options(group: str) -> list[str]:
     """List the options of a group."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted({path.stem for folder in folders() for path in (folder / group).glob("*.yaml")})
+
+
+def content(group: str, option: str) -> dict[str, Any]:
+    """Return what an option contributes to its group: its file over the options that its defaults list begins with.
+
+    An own file that is no YAML contributes nothing: whoever composes it says what is wrong.
+    """
+    paths = [folder / group / f"{option}.yaml" for folder in folders()]
+    path = next(path for path in paths if path.is_file())
+    return _content(path, group, _state())
 
 
 @cache
-def content(group: str, option: str) -> dict[str, Any]:
-    """Return what an option contributes to its group: its file over the options that its defaults list begins with."""
-    values = dict(_read(CONF / group / f"{option}.yaml")[1])
-    bases = [base for base in values.pop("defaults", ()) if base in options(group)]
+def _content(path: Path, group: str, state: tuple[tuple[str, int], ...]) -> dict[str, Any]:
+    try:
+        values = dict(_read(path)[1])
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError):
+        return {}
     merged: dict[str, Any] = {}
-    for layer in (*(content(group, base) for base in bases), values):
-        merged = _merged(merged, layer)
-    return merged
+    for base in values.pop("defaults", None) or ():
+        if isinstance(base, str) and base != path.stem and base in options(group):
+            merged = _merged(merged, content(group, base))
+    return _merged(merged, values)
+
+
+def _state() -> tuple[tuple[str, int], ...]:
+    """Return the user's own files with the times of their last change, so that a later call reads what changed."""
+    return tuple((str(path), path.stat().st_mtime_ns) for folder in own_folders() for path in folder.glob("*/*.yaml"))
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,8 +86,12 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-@cache
 def _samples() -> list[dict[str, Any]]:
+    return _samples_of(_state())
+
+
+@cache
+def _samples_of(state: tuple[tuple[str, int], ...]) -> list[dict[str, Any]]:
     """List what the files of the tree contribute to a config, each as the part of a config that it is."""
     samples = [{key: value for key, value in main_file().items() if key != "defaults"}]
     samples.append({group: {} for group in groups() if group not in OPTIONAL})
@@ -84,10 +101,17 @@ def _samples() -> list[dict[str, Any]]:
     return samples
 
 
-@cache
 def targets() -> frozenset[str]:
-    """Return the classes that the files of the tree name."""
-    return frozenset(target for sample in _samples() for _, target in trust.targets(sample) if isinstance(target, str))
+    """Return the classes that the package's own files name."""
+    return _targets()
+
+
+@cache
+def _targets() -> frozenset[str]:
+    contents = [_content(path, path.parent.name, ()) for group in groups() for path in (CONF / group).glob("*.yaml")]
+    return frozenset(
+        target for part in contents for _, target in trust.targets(part) if isinstance(target, str) and target != "???"
+    )
 
 
 def values_of(key: Key, config: Mapping[str, Any]) -> Iterator[Any]:
