@@ -81,10 +81,10 @@ def folders() -> list[Path]:
 
 
 def enter() -> None:
-    """Make modules in the working folder importable, and have Hydra see its configs."""
-    here = _project()
-    if here and str(here) not in sys.path:
-        sys.path.append(str(here))  # last, so that a file lying there replaces nothing that is installed
+    """Make modules beside the user's configs importable, and have Hydra see the configs."""
+    for folder in dict.fromkeys([*(folder.parent for folder in own_folders()), *filter(None, [_project()])]):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))  # last, so that a file lying there replaces nothing that is installed
     Plugins.instance().register(OwnFolders)
 
 
