@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from cnnlab.wording import is_share
+from cnnlab.wording import format_difference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,11 +36,10 @@ class Verdict(NamedTuple):
 
     def words(self, first: str, second: str, what: str = "accuracy") -> str:
         """Return the verdict as a sentence."""
-        if is_share(what):
-            difference, low, high = (f"{100 * value:+.2f}" for value in (self.difference, self.low, self.high))
-            interval = f"{difference} points, 95 % interval {low} to {high}"
-        else:
-            interval = f"{self.difference:+.4g}, 95 % interval {self.low:+.4g} to {self.high:+.4g}"
+        difference, low, high = (
+            format_difference(what, value, "+") for value in (self.difference, self.low, self.high)
+        )
+        interval = f"{difference}, 95 % interval {low.removesuffix(' points')} to {high}"
         how = f"{self.test}, p = {self.p:.2g}; difference {interval}"
         if self.p >= LEVEL:
             return f"no evidence of a difference in {what} between {first} and {second} ({how})"

@@ -24,6 +24,17 @@ def format_metric(metric: str, value: float | None) -> str:
     return f"{value:.2%}" if is_share(metric) else f"{value:.4g}"
 
 
+def format_difference(metric: str, difference: float, sign: str = "") -> str:
+    """Return how far two values of a metric are apart: shares in points of per cent.
+
+    Args:
+        metric: The metric's name.
+        difference: The one value minus the other.
+        sign: `+` to write a plus sign too.
+    """
+    return f"{100 * difference:{sign}.2f} points" if is_share(metric) else f"{difference:{sign}.4g}"
+
+
 def format_value(value: Any) -> str:
     """Return a value of a config or a record as people read it: numbers with up to six significant digits."""
     if value is None:

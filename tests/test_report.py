@@ -193,7 +193,7 @@ def test_the_page_of_a_sweep_says_what_is_best_and_whether_that_is_so(tmp_path: 
     content = parsed(report.report_sweep(folder).path)
     said = words(content)
     assert "Best: optimizer.lr 0.1235. val/accuracy is 70.00% on average over 3 runs" in said
-    assert "ore than chance &lt;script" in said
+    assert "Is its lead more than chance? more than chance &lt;script" in said
     assert "optimizer.lr mattered most, with 80%" in said
     assert "train.py a=1 &lt;b&gt;" in said
     assert "0.123456789012" not in said, "the table file has all digits"

@@ -110,7 +110,7 @@ def test_a_lead_that_chance_explains_is_called_so(make: Make):
 
 def test_the_lead_of_a_single_run_is_left_open(make: Make):
     sentence = verdict.lead(make({"lr": [0.1, 0.2]}, lambda lr: lr)) or ""
-    assert sentence.startswith("lr=0.2 leads lr=0.1 by 10.00%: whether that is more than chance can't be told")
+    assert sentence.startswith("lr=0.2 leads lr=0.1 by 10.00 points: whether that is more than chance can't be told")
 
 
 def test_the_setting_that_mattered_comes_first(make: Make, tmp_path: Path):

@@ -28,3 +28,8 @@ def test_settings_stay_as_typed_but_for_long_numbers():
 def test_times_and_counts_are_said_in_words():
     assert list(map(wording.format_duration, (0.4, 59.6, 3725))) == ["0 s", "1 min 0 s", "1 h 2 min"]
     assert (wording.count(1, "epoch"), wording.count(1200, "image")) == ("1 epoch", "1,200 images")
+
+
+def test_differences_of_shares_are_in_points():
+    assert wording.format_difference("val/accuracy", 0.0123, "+") == "+1.23 points"
+    assert wording.format_difference("val/loss", 0.0123456) == "0.01235"

@@ -78,7 +78,7 @@ def _answer(groups: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], met
         spread = f" on average over {best['n']} runs (95% interval {low} to {high})"
     sentences = [f"Best: {_in_words(best)}. {metric} is {format_metric(metric, best['mean'])}{spread}."]
     if summary.get("lead"):
-        sentences.append(f"{summary['lead'][:1].upper()}{summary['lead'][1:]}.")
+        sentences.append(f"Is its lead more than chance? {summary['lead']}.")
     if summary.get("importance"):
         key, share = max(summary["importance"].items(), key=lambda item: item[1])
         sentences.append(f"{key} mattered most, with {share:.0%} of what made a trial one of the best quarter.")

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cnnlab.stats import holm, welch, wilson
-from cnnlab.sweep.table import Group, Table, as_text
+from cnnlab.sweep.table import Group, Table
+from cnnlab.wording import format_difference, format_setting
 
 MIN_TRIALS = 12  # to say which setting mattered
 GOOD = 0.25  # the share of the trials that count as good
@@ -99,11 +100,12 @@ def _values(group: Group) -> list[float]:
 
 def _name(group: Group, other: Group) -> str:
     """Return the settings that tell a group from another."""
-    return " ".join(f"{key}={value}" for key, value in group.settings.items() if other.settings.get(key) != value)
+    different = [(key, value) for key, value in group.settings.items() if other.settings.get(key) != value]
+    return " ".join(f"{key}={format_setting(value)}" for key, value in different)
 
 
 def _difference(table: Table, best: Group, second: Group) -> str:
-    return as_text(table.metric, abs(best.mean - second.mean))
+    return format_difference(table.metric, abs(best.mean - second.mean))
 
 
 def _scale(texts: list[str]) -> tuple[Any, list[Any]]:
