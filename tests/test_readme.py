@@ -73,6 +73,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, npz: Path, trained: Path) -> 
     shutil.copytree(trained, folder / "outputs" / "day" / "first")
     (network,) = [block for block in blocks("python") if "class MyNet" in block]
     (folder / "mynet.py").write_text(network)
+    (dataset,) = [block for block in blocks("python") if "class Photos" in block]
+    (folder / "myphotos.py").write_text(dataset)
     return folder
 
 
