@@ -38,6 +38,7 @@ def main(cfg: DictConfig) -> float | None:
         for line in config.replaced():
             log.info(line)
         run.start(limits, afresh=not resume)
+        run.describe(tags=[str(tag) for tag in cfg.tags], note=cfg.note)
         if cfg.resume and run.primary:
             config.record_limits(run.folder, limits, hydra_cfg.overrides.task)
         if cfg.reuse and not resume and run.adopt(OmegaConf.to_container(cfg, resolve=True)):

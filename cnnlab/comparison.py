@@ -1,5 +1,6 @@
 """Compare runs: their settings, their results, and whether the difference is more than chance."""
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -10,8 +11,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from cnnlab.errors import ConfigError, DataError
-from cnnlab.files import flatten, read_json
-from cnnlab.record import Record, find_run, precision_of
+from cnnlab.files import flatten, read_bytes, read_json
+from cnnlab.record import CODE_DIFF, Record, find_run, precision_of
 from cnnlab.stats import Verdict, holm, mcnemar, welch
 
 
@@ -112,6 +113,35 @@ def compare_environments(compared: Sequence[ComparedRun]) -> dict[str, list[Any]
     """Return facts about code and environment, with each run's value."""
     names = dict.fromkeys(name for run in compared for name in run.facts)
     return {name: [run.facts.get(name) for run in compared] for name in names}
+
+
+def compare_code(compared: Sequence[ComparedRun], most_lines: int = 40) -> dict[str, list[str]]:
+    """Return how the code of each run differs from that of the first, by the runs' labels; nothing of those alike.
+
+    Args:
+        compared: The runs.
+        most_lines: Of a difference; the rest is counted.
+    """
+    first, first_diff = compared[0], _read_code(compared[0])
+    differences = {}
+    for run in compared[1:]:
+        lines = []
+        commits = [str((side.record.run.get("git") or {}).get("commit")) for side in (first, run)]
+        if commits[0] != commits[1]:
+            lines.append(f"git diff {commits[0][:10]} {commits[1][:10]}")
+        diff = list(difflib.unified_diff(first_diff, _read_code(run), first.label, run.label, lineterm="", n=0))
+        lines += diff[:most_lines]
+        if len(diff) > most_lines:
+            lines.append(f"... {len(diff) - most_lines} lines more: {run.record.folder / CODE_DIFF}")
+        if lines:
+            differences[run.label] = lines
+    return differences
+
+
+def _read_code(run: ComparedRun) -> list[str]:
+    """Return the lines in which a run's code differed from its commit."""
+    path = run.record.folder / CODE_DIFF
+    return read_bytes(path).decode(errors="replace").splitlines() if path.is_file() else []
 
 
 def compare_metrics(compared: Sequence[ComparedRun]) -> dict[str, list[float | None]]:

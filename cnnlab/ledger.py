@@ -10,7 +10,7 @@ from cnnlab.errors import ConfigError, DamagedError, MachineError
 from cnnlab.files import flatten, read_yaml
 from cnnlab.record import Record, runs
 
-FACTS = ("status", "started", "seconds", "device", "precision", "num_parameters", "seed", "command", "error")
+FACTS = ("status", "started", "seconds", "device", "precision", "num_parameters", "seed", "command", "error", "note")
 CONDITION = re.compile(r"(?P<key>[^=<>!]+)(?P<sign>!=|<=|>=|=|<|>)(?P<value>.*)", re.DOTALL)
 
 
@@ -34,6 +34,8 @@ class Row(Mapping[str, Any]):
             self._values |= _choices(record)
             self._values |= {name: value for name, value in record.metrics.items() if isinstance(value, int | float)}
             self._values["changes"] = _changes(record)
+            if tags := record.run.get("tags"):
+                self._values["tags"] = ",".join(map(str, tags))
         except (DamagedError, MachineError):
             self._values["status"] = "damaged"
 

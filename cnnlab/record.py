@@ -34,6 +34,10 @@ LIMITS = ("max_epochs", "max_steps", "max_time")
 """The trainer's settings that say how far a run is trained."""
 
 
+CODE_DIFF = "code.diff"
+"""How the code of a run differed from its commit, where it did."""
+
+
 def program() -> str:
     """Return what starts a training here: the script in a checkout's folder, the command anywhere else."""
     return "python train.py" if Path("train.py").is_file() else "cnnlab train"

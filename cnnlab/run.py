@@ -22,12 +22,14 @@ from typing import Any, Literal, Self
 from cnnlab import lock, signals
 from cnnlab.console import Waiting, exit_on_error, print_error, say, wait_for
 from cnnlab.errors import CnnlabError, ConfigError, PartialError, Stopped, translate
-from cnnlab.files import read_csv, read_json, write_json
+from cnnlab.files import read_csv, read_json, write_json, write_text
 from cnnlab.identity import find_twin, identify
-from cnnlab.record import RUNS, Record, program, typed
+from cnnlab.record import CODE_DIFF, RUNS, Record, program, typed
 from cnnlab.wording import format_duration, format_metric
 
 log = logging.getLogger(__name__)
+
+MOST_DIFF = 1_000_000  # characters of code that differs from the commit
 
 failed: list[Path] = []
 """The runs that failed in this process, where a sweep continues after one."""
@@ -147,6 +149,8 @@ class Run:
         if afresh:
             self._before, self._seconds_before = {}, 0.0
             self.record["started"] = now()
+        if self.primary and (self.record["git"] or {}).get("dirty"):
+            write_text(self.folder / CODE_DIFF, uncommitted_code(Path(__file__).parent) + "\n")
         self.describe(limits=dict(limits))
 
     def adopt(self, config: Any) -> bool:
@@ -320,13 +324,26 @@ def versions() -> dict[str, str]:
 
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Return the commit of the checkout that `folder` stands in and whether files differ from it; None outside one."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        return {"commit": _git(folder, "rev-parse", "HEAD"), "dirty": bool(_git(folder, "status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def uncommitted_code(folder: Path) -> str:
+    """Return how the files of the checkout that `folder` stands in differ from its commit, new ones named.
+
+    No more than `MOST_DIFF` characters; nothing outside a checkout.
+    """
+    try:
+        new = _git(folder, "ls-files", "--others", "--exclude-standard", "--full-name", ":/").splitlines()
+        diff = "".join(f"new file, not kept: {name}\n" for name in new)
+        diff += _git(folder, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return diff if len(diff) <= MOST_DIFF else f"{diff[:MOST_DIFF]}\n... and {len(diff) - MOST_DIFF} characters more\n"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    output = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, check=True, timeout=10).stdout
+    return output.decode(errors="replace").strip()

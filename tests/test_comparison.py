@@ -1,6 +1,7 @@
 """Differences are found where they are, and called real as often as is claimed."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from cnnlab.cli import app
 from cnnlab.comparison import compare_configs, compare_groups, compare_with_first, find_runs
 from cnnlab.errors import DataError
 from cnnlab.evaluation import evaluate
+from cnnlab.run import uncommitted_code
 from tests.conftest import drawn, read
 
 
@@ -136,6 +138,37 @@ def test_a_run_of_another_length_is_no_part_of_a_group_unless_asked(tmp_path: Pa
     assert code == 2
     assert "a/1 was trained to other limits than the rest of its group (max_epochs=9): leave it out" in err
     assert call(*groups[0], "--against", *groups[1], "--any-length")[0] == 0
+
+
+def test_changed_code_is_kept_and_compared(tmp_path: Path, call):
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+
+    def git(*words: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", *identity, *words], cwd=checkout, check=True, capture_output=True)
+
+    git("init")
+    (checkout / "net.py").write_text("width = 16\n")
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert uncommitted_code(checkout) == ""
+    (checkout / "net.py").write_text("width = 32\n")
+    (checkout / "new.py").write_text("")
+    diff = uncommitted_code(checkout)
+    assert "-width = 16\n+width = 32" in diff
+    assert "new file, not kept: new.py" in diff
+    (checkout / "net.py").write_text("x" * 2_000_000)
+    assert len(uncommitted_code(checkout)) < 1_001_000, "bounded"
+    assert uncommitted_code(tmp_path) == "", "outside a checkout"
+    first = [result(tmp_path / "a" / str(number), 0.9, number) for number in range(2)]
+    second = [result(tmp_path / "b" / str(number), 0.9, number) for number in range(2)]
+    (tmp_path / "b" / "0" / "code.diff").write_text(diff)
+    code, out, _ = call(*first, "--against", *second)
+    assert code == 0
+    assert "Code of b/0, unlike that of a/0:" in out
+    assert "++width = 32" in out
+    assert "Code of b/1" not in out
 
 
 def test_a_seed_counts_once_in_a_group(tmp_path: Path, call):

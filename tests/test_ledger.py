@@ -93,6 +93,39 @@ def test_a_real_run_is_in_the_table(train: Train, tmp_path: Path):
     assert "model.blocks=[1]" in row["changes"]
 
 
+def test_tags_and_a_note_find_a_run(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = train("trainer.max_steps=1", "tags=[baseline,paper]", "note='first, of many'")
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["tags"], record["note"]) == (["baseline", "paper"], "first, of many")
+    for where in (["tags=paper"], ["tags=baseline", "note=first, of many"]):
+        assert [row["run"] for row in list_runs(tmp_path, where)] == ["run"]
+    assert not list_runs(tmp_path, ["tags=pap"])
+    with pytest.raises(SystemExit):
+        app(["runs", str(tmp_path), "--wide"], prog_name="cnnlab")
+    assert "baseline,paper" in capsys.readouterr().out
+
+
+def test_a_row_is_opened_by_its_number(
+    three: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    opened: list[str] = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr("typer.launch", opened.append)
+
+    def call(number: int) -> tuple[object, str]:
+        with pytest.raises(SystemExit) as end:
+            app(["runs", str(three), "--open", str(number)], prog_name="cnnlab")
+        return end.value.code, capsys.readouterr().err
+
+    assert call(9)[0] == 2
+    code, err = call(1)
+    assert code == 2
+    assert f"cnnlab report {three / 'sweep' / '1'}" in err
+    (three / "sweep" / "1" / "report.html").write_text("a page")
+    assert call(1)[0] in (0, None)
+    assert opened == [str(three / "sweep" / "1" / "report.html")]
+
+
 def test_the_command_prints_a_table_json_and_csv(three: Path, capsys: pytest.CaptureFixture[str]):
     def printed(*arguments: str) -> str:
         with pytest.raises(SystemExit) as end:

@@ -67,6 +67,7 @@ def compare(
         "Environment": comparison.compare_environments(compared),
         "Metrics": comparison.compare_metrics(compared),
     }
+    code = comparison.compare_code(compared)
     words = [verdict.words(*names) for verdict, *names in verdicts.values()]
     curves = comparison.read_curves(compared)
     if curves:
@@ -75,13 +76,15 @@ def compare(
     if as_json:
         content = {
             "runs": [run.label for run in compared], **{name.lower(): table for name, table in tables.items()},
-            "verdicts": [{**verdict._asdict(), "words": text} for (verdict, *_), text in
+            "code": code, "verdicts": [{**verdict._asdict(), "words": text} for (verdict, *_), text in
                          zip(verdicts.values(), words, strict=True)],
             "figure": str(figure) if curves else None,
         }  # fmt: skip
         say(json.dumps(content, indent=1))
     else:
         _print(compared, tables, wide)
+        for label, lines in code.items():
+            say(f"Code of {label}, unlike that of {compared[0].label}:", *lines, "", sep="\n")
         say(*words, *([f"curves: {figure}"] if curves else []), sep="\n")
         if verdicts and not second:
             say(f"This is about these networks. About their recipes, give several seeds of each, with {AGAINST}.")

@@ -29,6 +29,8 @@ MAY_CHANGE = (
     "objective.over",
     "debug",
     "reuse",
+    "tags",
+    "note",
     "trusted",
     "on_divergence",
     "data.path",

@@ -194,6 +194,8 @@ RULES: dict[str, Rule] = {
     "resume": run | null,
     "debug": flag,
     "reuse": flag,
+    "tags": each(filled | whole()),
+    "note": text | null,
     "trusted": each(matching(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "a package or module")),
     "on_divergence": one_of("stop", "rollback"),
     # search
