@@ -111,7 +111,7 @@ def void(_: object) -> None:
 
 
 def announce(tell: Callable[[str], None]) -> None:
-    """Have a child tell its steps (t), validations (v), saves (c), test batches (e), and slow down its saves."""
+    """Have a child tell its steps (t), validations (v), saves (c), epochs (n) and test batches (e); slow its saves."""
     from cnnlab import checkpoint
     from cnnlab.callbacks import Checkpoint, StopOnSignal
 
@@ -127,6 +127,7 @@ def announce(tell: Callable[[str], None]) -> None:
     before(StopOnSignal, "on_train_batch_end", "t")
     before(StopOnSignal, "on_test_batch_end", "e")
     before(Checkpoint, "on_validation_start", "v")
+    before(Checkpoint, "on_train_epoch_start", "n")
     seal = checkpoint.seal
 
     def slow(content: bytes) -> object:
