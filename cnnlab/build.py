@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,12 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import LightningModule, Trainer, seed_everything
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
+from pytorch_lightning import callbacks as lightning_callbacks
 from pytorch_lightning.callbacks import Checkpoint as LightningCheckpoint
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import ModelSummary, ProgressBar
 from pytorch_lightning.plugins.precision import DoublePrecision, HalfPrecision
+from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -28,6 +31,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from cnnlab import patches, trust
 from cnnlab.augment import Compose
 from cnnlab.callbacks import AtomicCheckpointIO, Dashboard, Divergence, Figures, History, Progress, StopOnSignal, Timer
+from cnnlab.classifier import Classifier
 from cnnlab.data import DataModule
 from cnnlab.data.datasets import adopt
 from cnnlab.errors import CnnlabError, ConfigError, MachineError, first_line
@@ -45,12 +49,29 @@ from cnnlab.metrics import MetricBuilder
 from cnnlab.model import normalised
 from cnnlab.objective import direction
 from cnnlab.optimizer import may_fuse, parameter_groups
+from cnnlab.probe import probe
 from cnnlab.record import precision_of
 from cnnlab.schedule import Scheduler
 from cnnlab.weights import begin_with
 
 log = logging.getLogger(__name__)
 
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+REFUSED: dict[type[Callback], str] = {
+    lightning_callbacks.BatchSizeFinder: "trains with another data.batch_size than the record says: "
+    "`cnnlab benchmark --sweep` measures what suits the machine.",
+    lightning_callbacks.LearningRateFinder: "trains with another optimizer.lr than the record says: search=lr_range "
+    "tries rates, each in a run of its own.",
+    lightning_callbacks.StochasticWeightAveraging: "puts its average into the network after the last checkpoint is "
+    "written, so that it is neither validated nor kept: callbacks=[default,ema], or "
+    "pytorch_lightning.callbacks.WeightAveraging, averages as well.",
+    lightning_callbacks.BaseFinetuning: "adds groups to the optimizer during training, which a resumed run lacks: "
+    "callbacks=[default,freeze] with callbacks.freeze.until_epoch trains a part later.",
+    lightning_callbacks.ModelPruning: "renames the weights, so that no command can read the checkpoint.",
+    lightning_callbacks.GradientAccumulationScheduler: "is not told inside which epoch a run is resumed: "
+    "trainer.accumulate_grad_batches is kept.",
+}
+"""Callbacks of Lightning's whose result would not be what the run's record says, and why."""
 SAMPLE = 5000  # training images that an initialisation may look at
 
 
@@ -112,11 +133,46 @@ def build_lab(cfg: DictConfig, images: DataModule | None = None, *, rollbacks: i
         initialise(network, cfg, images)
     trainer = build_trainer(cfg, validate=images.count("val") > 0, rollbacks=rollbacks)
     classifier = build_classifier(cfg, network, images, session.objects)
+    batches, last_batch = count_batches(cfg, images, trainer.world_size)
+    check_rhythm(cfg, batches, validated=images.count("val") > 0)
+    if not resumed and isinstance(classifier, Classifier):
+        sample = images.images("train", slice(2)).permute(0, 3, 1, 2)
+        probe(network, sample.repeat(2, 1, 1, 1)[:2], images.num_classes, last_batch=last_batch)
     if isinstance(trainer.precision_plugin, (DoublePrecision, HalfPrecision)):
         # Before a checkpoint is read, whose float64 weights would pass through float32.
         trainer.precision_plugin.convert_module(classifier)
     session.folder, session.lab = Path(trainer.default_root_dir), Lab(images, classifier, trainer)
     return session.lab
+
+
+def count_batches(cfg: DictConfig, images: DataModule, world_size: int) -> tuple[int, int]:
+    """Return the batches of a training epoch on each device, and the images of the last one."""
+    share = math.ceil(images.count("train") / world_size)
+    batches = share // images.batch_size if images.drop_last else math.ceil(share / images.batch_size)
+    last = images.batch_size if images.drop_last or share % images.batch_size == 0 else share % images.batch_size
+    limit = cfg.trainer.limit_train_batches
+    limited = batches if limit is None else min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return limited, last if limited == batches else images.batch_size
+
+
+def check_rhythm(cfg: DictConfig, batches: int, *, validated: bool) -> None:
+    """Check what is counted in batches against those of an epoch.
+
+    Raises:
+        ConfigError: A validation would never come.
+    """
+    accumulated, interval = cfg.trainer.accumulate_grad_batches, cfg.trainer.val_check_interval
+    if accumulated > batches > 0:
+        log.warning(
+            f"trainer.accumulate_grad_batches={accumulated} is more than the {batches} batches of an epoch: each epoch "
+            f"is one step, over {batches} batches."
+        )
+    every = cfg.trainer.check_val_every_n_epoch
+    if validated and isinstance(interval, int) and every is not None and interval > batches > 0:
+        raise ConfigError(
+            f"trainer.val_check_interval={interval} must be at most {batches}, the batches of an epoch; to count "
+            "batches across epochs, give trainer.check_val_every_n_epoch=null."
+        )
 
 
 def build_classifier(
@@ -286,6 +342,14 @@ def build_optimizer(cfg: DictConfig, network: nn.Module) -> Optimizer:
         raise ConfigError(f"optimizer: {first_line(error)}") from error
 
 
+def build_profiler(cfg: DictConfig) -> Any:
+    """Build the profiler that `trainer.profiler` names; its table is kept in the run's folder."""
+    name = cfg.trainer.profiler
+    if not isinstance(name, str):
+        return name or patches.NoProfiler()
+    return PROFILERS[name](dirpath=cfg.trainer.default_root_dir, filename="profile")
+
+
 def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0) -> Trainer:
     """Build the Trainer with its callbacks and loggers.
 
@@ -297,6 +361,10 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0)
         # Their processes' results stay in them: best state, metrics and curves would be lost.
         raise ConfigError(f"trainer.strategy={cfg.trainer.strategy}: use ddp, which starts train.py once a device.")
     callbacks = build_list(cfg, "callbacks")
+    for callback in callbacks:
+        for refused, reason in REFUSED.items():
+            if isinstance(callback, refused):
+                raise ConfigError(f"callbacks: {type(callback).__name__} {reason}")
     loggers = build_list(cfg, "logger")
     if cfg.trainer.fast_dev_run:
         recording = (LightningCheckpoint, History, Figures, Dashboard)
@@ -318,10 +386,12 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0)
             logger=loggers or False,
             plugins=plugins,
             precision=cfg.trainer.precision and precision_of(cfg),  # Lightning warns of the short spellings
-            profiler=cfg.trainer.profiler or patches.NoProfiler(),
+            profiler=build_profiler(cfg),
             limit_val_batches=cfg.trainer.limit_val_batches if validate else 0,
             enable_checkpointing=any(isinstance(callback, LightningCheckpoint) for callback in callbacks),
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+            enable_model_summary=cfg.trainer.enable_model_summary
+            or any(isinstance(callback, ModelSummary) for callback in callbacks),
         )
     except (InstantiationException, MisconfigurationException) as error:
         cause = error.__cause__ or error

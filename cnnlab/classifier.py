@@ -1,12 +1,13 @@
 """The LightningModule: what a step computes, and which metrics are kept."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -121,7 +122,7 @@ class Classifier(QuickHookNames):
             return optimizer  # nothing to do in each step
         if isinstance(self.schedule, Scheduler):
             return {"optimizer": optimizer, "lr_scheduler": self.schedule.configure(optimizer)}
-        schedule, total_steps = self.schedule, int(self.trainer.estimated_stepping_batches)
+        schedule, total_steps = self.schedule, count_steps(self.trainer, "schedule")
         scheduler = LambdaLR(optimizer, lambda step: schedule(step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -130,10 +131,35 @@ class Classifier(QuickHookNames):
         metrics.update(logits, batch.targets)
         return logits
 
+    @override
+    def predict_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "batch classes"]:
+        return average_views(self.network, self.tta)(batch.images)
+
     def _log(self, metrics: SplitMetrics) -> None:
-        # Not to the loggers: History gives them the epoch's values together, on an epoch axis.
-        self.log_dict(metrics.compute(), logger=False)
+        # Where a callback records the history, it gives the loggers the epoch's values together, on an epoch axis.
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        recorded = any(getattr(callback, "logs_epochs", False) for callback in callbacks)
+        self.log_dict(metrics.compute(), logger=not recorded)
         metrics.reset()
+
+
+def count_steps(trainer: Trainer, purpose: str) -> int:
+    """Return the optimizer steps of the whole run.
+
+    Args:
+        trainer: Knows the limits.
+        purpose: What needs their number, for the message.
+
+    Raises:
+        ConfigError: The run's length is not known beforehand.
+    """
+    steps = trainer.estimated_stepping_batches
+    if not 0 <= steps < math.inf:
+        raise ConfigError(
+            f"{purpose} follows the share of the run that is over, but this run's length is not known beforehand: give "
+            f"trainer.max_epochs or trainer.max_steps, or leave {purpose} out."
+        )
+    return int(steps)
 
 
 def require_parts(module: LightningModule, purpose: str) -> Classifier:

@@ -155,6 +155,8 @@ def test(lab: Lab) -> Result:
         log.info(f"no test: {type(lab.classifier).__name__} has no test_step")
         return Result(metrics, best)
     lab.trainer.test(lab.classifier, lab.data, verbose=False)
+    for path in sorted(Path(lab.trainer.default_root_dir).glob("*-profile*.txt")):
+        log.info(f"{path}\n{path.read_text()}")
     return Result(as_numbers(lab.trainer.callback_metrics) | metrics, best)
 
 

@@ -5,7 +5,9 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
+from typing_extensions import override
 
 from cnnlab.batch import PADDING
 from cnnlab.errors import ConfigError
@@ -34,6 +37,8 @@ DEFAULT: Mapping[str, MetricBuilder] = {
 class SplitMetrics(MetricCollection):
     """The loss and the metrics of one split, under names such as `val/accuracy`.
 
+    They are computed in float32 whatever the network's precision is: two ways to the same logits give the same values.
+
     Args:
         num_classes: Number of classes.
         prefix: The split and a slash, or nothing.
@@ -54,15 +59,39 @@ class SplitMetrics(MetricCollection):
 
     def update(self, logits: Float[Tensor, "batch classes"], targets: Int64[Tensor, "batch"]) -> None:  # type: ignore[override]
         """See a batch; targets that are `PADDING` count nowhere."""
-        losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=PADDING)
-        for name, metric in self.items(keep_base=True):
-            if name == LOSS:
-                metric.update(losses, targets != PADDING)
-            elif getattr(metric, "ignore_index", None) == PADDING:
-                metric.update(logits, targets)
-            else:
-                is_image = targets != PADDING
-                metric.update(logits[is_image], targets[is_image])
+        with default_float32():
+            losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=PADDING)
+            for name, metric in self.items(keep_base=True):
+                if name == LOSS:
+                    metric.update(losses, targets != PADDING)
+                elif getattr(metric, "ignore_index", None) == PADDING:
+                    metric.update(logits, targets)
+                else:
+                    is_image = targets != PADDING
+                    metric.update(logits[is_image], targets[is_image])
+
+    @override
+    def compute(self) -> dict[str, Any]:
+        with default_float32():
+            return super().compute()
+
+    @override
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        # With the network, Lightning converts what belongs to its module; torchmetrics lets only some spellings pass.
+        super()._apply(*args, **kwargs)
+        self.set_dtype(torch.float32)
+        return self
+
+
+@contextmanager
+def default_float32() -> Iterator[None]:
+    """Let new tensors be float32, where Lightning's half and double precision have made them others."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def build_metric(name: str, build: MetricBuilder, num_classes: int) -> Metric | None:

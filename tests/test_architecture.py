@@ -40,7 +40,7 @@ ROWS = [
     }
     | {"anatomy", "checkpoint"},
     {"identity"},
-    {"batch", "patches", "record", "trust", "lock", "study", "tables", "tutorial", "tta", "stats"},
+    {"batch", "patches", "probe", "record", "trust", "lock", "study", "tables", "tutorial", "tta", "stats"},
     {"console"},
     {"signals", "files", "wording"},
     {"objective"},

@@ -1,12 +1,14 @@
 """Early stopping that a resumed run agrees with."""
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning import callbacks as lightning_callbacks
 from typing_extensions import override
+
+from cnnlab.bounds import NonNegativeFloat, NonNegativeInt
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +31,9 @@ class EarlyStopping(lightning_callbacks.EarlyStopping):
     def __init__(
         self,
         monitor: str,
-        mode: str = "min",
-        patience: int = 3,
-        min_delta: float = 0.0,
+        mode: Literal["min", "max"] = "min",
+        patience: NonNegativeInt = 3,
+        min_delta: NonNegativeFloat = 0.0,
         check_finite: bool = True,
         **options: Any,
     ) -> None:

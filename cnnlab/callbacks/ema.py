@@ -8,6 +8,8 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor, nn
 from typing_extensions import override
 
+from cnnlab.bounds import Share
+
 
 class EMA(WeightAveraging):
     """Average the weights exponentially, with a warm-up; validation and test use the average.
@@ -30,7 +32,7 @@ class EMA(WeightAveraging):
     `ExponentialMovingAverage(num_updates=...)`.
     """
 
-    def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
+    def __init__(self, decay: Share = 0.999, warmup: bool = True) -> None:
         super().__init__()
         if not 0 <= decay <= 1:
             raise ValueError(f"decay must be between 0 and 1, got {decay}.")

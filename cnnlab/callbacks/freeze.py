@@ -13,7 +13,7 @@ from cnnlab.errors import ConfigError
 
 
 class Freeze(Callback):
-    """Keep parameters as they are during some epochs.
+    """Keep parameters as they are during some epochs, and the statistics of norms whose parameters are kept.
 
     Args:
         parameters: Their names in the network, with wildcards: `body.features.*`. A name that starts with `!` takes
@@ -46,6 +46,13 @@ class Freeze(Callback):
         if not self._chosen:
             names = ", ".join(list(parameters)[:12])
             raise ConfigError(f"callbacks.freeze.parameters={self.parameters} fits no trained parameter: {names}, ...")
+        chosen = {id(parameter) for parameter in self._chosen}
+        norms = {name: module for name, module in pl_module.named_modules() if hasattr(module, "track_running_stats")}
+        self._norms = [
+            module for name, module in norms.items()
+            if chosen.issuperset(map(id, module.parameters()))
+            and (list(module.parameters()) or self._chooses(f"{name.removeprefix('network.')}.weight"))
+        ]  # fmt: skip
         self._apply(trainer)
 
     @override
@@ -62,6 +69,8 @@ class Freeze(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for parameter in self._chosen:
             parameter.requires_grad = True
+        for norm in self._norms:
+            norm.train()
 
     def _chooses(self, name: str) -> bool:
         wanted = any(fnmatchcase(name, pattern) for pattern in self.parameters if not pattern.startswith("!"))
@@ -75,6 +84,8 @@ class Freeze(Callback):
             # wait for each other's gradients, though, of all parameters that had one in the beginning.
             parameter.requires_grad = not frozen or trainer.world_size > 1
         self._frozen = frozen
+        for norm in self._norms:
+            norm.train(not frozen)  # its running statistics follow the images only in training
         if not frozen:
             for optimizer in trainer.optimizers:
                 self._begin_momentum(optimizer)

@@ -41,6 +41,9 @@ class History(Callback):
         flush_every: Steps between two readings.
     """
 
+    logs_epochs = True
+    """The loggers get an epoch's metrics from here."""
+
     def __init__(self, flush_every: PositiveInt = 50) -> None:
         if flush_every < 1:
             raise ValueError(f"flush_every must be at least 1, got {flush_every}.")

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from cnnlab.bounds import PositiveInt, ShareBelowOne
 from cnnlab.callbacks.ema import split_by_kind
+from cnnlab.classifier import count_steps
 
 
 class Lookahead(Callback):
@@ -48,7 +49,7 @@ class Lookahead(Callback):
             self.slow = [value.clone() for value in fast]
         self.slow = [slow.to(value.device) for slow, value in zip(self.slow, fast, strict=True)]
         self._stepped = trainer.global_step
-        self._total_steps = trainer.estimated_stepping_batches
+        self._total_steps = count_steps(trainer, "callbacks.lookahead")
 
     @override
     @torch.no_grad()

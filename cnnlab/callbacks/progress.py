@@ -1,5 +1,6 @@
 """A progress bar on a terminal."""
 
+import math
 import time
 from typing import Any
 
@@ -34,7 +35,8 @@ class Progress(Callback):
         console = get_console()
         if not (console.is_terminal and trainer.is_global_zero):
             return
-        total = int(trainer.estimated_stepping_batches) * trainer.accumulate_grad_batches
+        steps = trainer.estimated_stepping_batches
+        total = int(steps) * trainer.accumulate_grad_batches if 0 <= steps < math.inf else None
         self._bar = Bar(
             TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("steps"),
             TimeRemainingColumn(), console=console, transient=True,

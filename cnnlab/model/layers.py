@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, UInt8
@@ -64,6 +64,13 @@ class Normalize(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._derive()
+
+    @override
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        # In another precision they are what a network that is built in it, and then loaded, derives.
+        super()._apply(*args, **kwargs)
+        self._derive()
+        return self
 
     def _derive(self) -> None:
         """Compute what a step needs of mean and standard deviation."""

@@ -123,8 +123,8 @@ def kill(options: Sequence[str], victim: Path, output: Path, chance: random.Rand
         expect(code in (0, -signum, 128 + signum), f"{signal.Signals(signum).name} {PLACES[place]} ended with {code}")
         first = first or (PLACES[place] if code else "at its end")
         if (victim / ".hydra" / "overrides.yaml").is_file():
-            arguments = [f"resume='{victim}'"]
-    code, text = run([f"resume='{victim}'"] if (victim / ".hydra").is_dir() else arguments, output)
+            arguments = [f"resume='{victim}'", "trusted=[pytorch_lightning]"]
+    code, text = run(arguments, output)
     expect(code == 0, f"the resumed run ended with {code}: {text[-1500:]}")
     return first
 
