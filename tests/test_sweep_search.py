@@ -16,6 +16,7 @@ from cnnlab.data import shapes
 from cnnlab.errors import PartialError
 from cnnlab.files import write_json
 from cnnlab.record import Record
+from cnnlab.run import Run
 from cnnlab.sweep.search import Search
 from tests.conftest import ROOT, read, run_process
 
@@ -92,6 +93,28 @@ def test_asha_stops_what_falls_behind_and_the_study_goes_on(search):
     assert len(after) == 6
     assert {path: after[path] for path in before} == before
     assert len({row["settings"]["optimizer.lr"] for row in read(folder / "sweep.json")["trials"]}) == 6
+
+
+def test_a_search_that_measures_no_objective_says_so(search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    finish = Run.finish
+    monkeypatch.setattr(
+        Run, "finish", lambda self, metrics, objective, **rest: finish(self, metrics, "val/mean", **rest)
+    )
+    with pytest.raises(PartialError, match=r"no trial measured the objective, val/accuracy; measured: .*test/accuracy"):
+        search("search=random", "search.n_trials=2", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
+    assert read(tmp_path / "sweep" / "sweep.json")["counts"] == {"completed": 2}
+
+
+def test_a_result_that_was_lost_is_measured_again(search):
+    words = ["search=random", "search.n_trials=2", "trainer.max_epochs=1", "trainer.limit_train_batches=1"]
+    folder = search(*words)
+    before = read(folder / "sweep.json")
+    lost = folder / before["trials"][0]["name"]
+    (lost / "metrics.json").write_text("")
+    search(*words, "resume=sweep")
+    after = read(folder / "sweep.json")
+    assert [row["metrics"] for row in after["trials"]] == [row["metrics"] for row in before["trials"]]
+    assert [trial.state for trial in opened(folder).trials] == [TrialState.COMPLETE] * 2
 
 
 def test_diverging_trial_fails_and_the_study_goes_on_with_means_over_seeds(search, tmp_path):

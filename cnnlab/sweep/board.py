@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cnnlab.console import ConsoleHandler, rich_console, say
-from cnnlab.sweep.table import as_text, read_row
-from cnnlab.wording import shorten
+from cnnlab.console import ConsoleHandler, rich_console
+from cnnlab.files import printable
+from cnnlab.sweep.table import read_row
+from cnnlab.wording import format_duration, format_metric, shorten
 
 PAUSE_SECONDS = 60  # between two lines of a trial that runs in this process: the board has a line for each
 
@@ -46,7 +46,7 @@ class Board:
         """Say how many trials there are, how many of them are done already, and how many run at a time."""
         self.planned, self.done = planned, done
         parts = [f"{planned} trials", f"{done} done already" if done else "", f"{size} at a time" if size > 1 else ""]
-        self.say(", ".join(filter(None, parts)))
+        self.show(", ".join(filter(None, parts)))
 
     def start(self, name: str) -> None:
         """Say that a trial starts."""
@@ -66,18 +66,17 @@ class Board:
             self.best = (row.objective, name)
         facts = [row.status, row.error or "", f"{time.monotonic() - started:.0f} s"]
         if row.objective is not None:
-            facts.insert(1, f"{self._metric} {as_text(self._metric, row.objective)}")
+            facts.insert(1, f"{self._metric} {format_metric(self._metric, row.objective)}")
         count = f"{self.done + len(self.failed)} of {self.planned}"
-        self.say(f"[{count}] {name}: {', '.join(filter(None, [*facts, *self._time_left()]))}")
+        self.show(printable(f"[{count}] {name}: {', '.join(filter(None, [*facts, *self._time_left()]))}"))
 
-    def say(self, line: str) -> None:
-        """Print a line, above the live table; a full disk or a closed pipe behind standard output ends no sweep."""
+    def show(self, text: str) -> None:
+        """Print a text, above the live table; a full disk or a closed pipe behind standard output ends no sweep."""
         try:
             if self._live is not None and self._live.is_started:
-                self._live.console.print(line, markup=False, highlight=False)
+                self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
             else:
-                say(line)
-                sys.stdout.flush()
+                print(text, flush=True)
         except (OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
@@ -92,12 +91,13 @@ class Board:
             history = read_row(self.folder / name).history
             epoch = f"epoch {len(history)}" if history else ""
             if history and math.isfinite(value := history[-1].get(self._metric, math.nan)):
-                epoch += f", {self._metric} {as_text(self._metric, value)}"
+                epoch += f", {self._metric} {format_metric(self._metric, value)}"
             table.add_row("running", shorten(name), f"{time.monotonic() - started:.0f} s", epoch)
         parts = [f"{self.done} of {self.planned} done", f"{len(self._running)} running", f"{len(self.failed)} failed"]
+        parts += self._time_left()
         if self.best:
-            parts.append(f"best {self._metric} {as_text(self._metric, self.best[0])} ({shorten(self.best[1])})")
-        self._live.update(Group(table, Text(" · ".join([*parts, *self._time_left()]))), refresh=True)
+            parts.append(f"best {self._metric} {format_metric(self._metric, self.best[0])} ({shorten(self.best[1])})")
+        self._live.update(Group(table, Text(" · ".join(parts), no_wrap=True, overflow="ellipsis")), refresh=True)
 
     @property
     def _metric(self) -> str:
@@ -109,7 +109,7 @@ class Board:
             return []
         half_done = len(self._running) / 2  # on average
         seconds = (time.monotonic() - self._started) / (self._ended + half_done) * (left - half_done)
-        return [f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left"]
+        return [f"about {format_duration(seconds)} left"]
 
     def close(self) -> None:
         """Take the live table away."""

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cnnlab import tables
-from cnnlab.files import csv_cell, write_text
+from cnnlab.files import csv_cell, printable, write_text
 from cnnlab.sweep import verdict
-from cnnlab.sweep.table import Table, as_text, read
+from cnnlab.sweep.table import Table, read
+from cnnlab.wording import format_metric, format_setting
 
 TERMINAL_ROWS = 30
 
@@ -61,8 +62,7 @@ def describe(summary: Summary) -> str:
         tables.Column(name, cells, number=all(_is_number(cell.rstrip("%").replace(",", "")) for cell in cells if cell))
         for name, *cells in zip(header, *lines[:TERMINAL_ROWS], strict=True)
     ]
-    parts = [tables.draw(columns, title=_counts_line(table), elsewhere="sweep.csv")]
-    parts += [f"{len(lines) - TERMINAL_ROWS} more in sweep.md"] if len(lines) > TERMINAL_ROWS else []
+    parts = [f"{len(lines) - TERMINAL_ROWS} more in sweep.md"] if len(lines) > TERMINAL_ROWS else []
     parts += [f"failed  {row.name}: {row.error}" for row in table.failed]
     parts += [f"length  {line}" for line in _incomparable_lines(table)]
     parts += [f"lead    {summary.lead}"] if summary.lead else []
@@ -71,7 +71,8 @@ def describe(summary: Summary) -> str:
     folder = table.folder.relative_to(Path.cwd()) if table.folder.is_relative_to(Path.cwd()) else table.folder
     parts += [f"table   {folder / 'sweep.md'}"]
     parts += [f"next    cnnlab {verb} {shlex.quote(str(folder))}" for verb in ("report", "dashboard")]
-    return "\n".join(parts)
+    drawn = tables.draw(columns, title=_counts_line(table), elsewhere="sweep.csv")
+    return "\n".join([drawn, *map(printable, parts)])
 
 
 def _json(summary: Summary) -> dict[str, Any]:
@@ -176,9 +177,9 @@ def _row_lines(table: Table) -> tuple[list[str], list[list[str]]]:
     header = [*_short_names(table.keys), table.metric, *tests, "status", "epochs", "seconds", "images/s", "folder"]
     return header, [
         [
-            *(_setting(row.settings.get(key, "")) for key in table.keys),
-            as_text(table.metric, row.objective),
-            *(as_text(name, row.metrics.get(name)) for name in tests),
+            *(format_setting(row.settings.get(key, "")) for key in table.keys),
+            format_metric(table.metric, row.objective),
+            *(format_metric(name, row.metrics.get(name)) for name in tests),
             row.status,
             str(row.epochs),
             f"{row.seconds:.0f}",
@@ -196,17 +197,17 @@ def _group_lines(table: Table) -> tuple[list[str], list[list[str]]]:
     header += ["all folds", "its 95 % interval"] if any(pools) else []
 
     def interval(low: float, high: float) -> str:
-        return f"{as_text(table.metric, low)} to {as_text(table.metric, high)}"
+        return f"{format_metric(table.metric, low)} to {format_metric(table.metric, high)}"
 
     return header, [
         [
-            *(_setting(group.settings.get(key, "")) for key in keys),
-            as_text(table.metric, group.mean),
-            as_text(table.metric, group.sd),
+            *(format_setting(group.settings.get(key, "")) for key in keys),
+            format_metric(table.metric, group.mean),
+            format_metric(table.metric, group.sd),
             str(len(group.rows)),
             "" if group.half is None else interval(group.mean - group.half, group.mean + group.half),
-            as_text("test/accuracy", group.test_accuracy),
-            *([as_text(table.metric, pool.accuracy), interval(pool.low, pool.high)] if pool else []),
+            format_metric("test/accuracy", group.test_accuracy),
+            *([format_metric(table.metric, pool.accuracy), interval(pool.low, pool.high)] if pool else []),
             *(["", ""] if any(pools) and not pool else []),
         ]
         for group, pool in zip(table.groups, pools, strict=True)
@@ -217,14 +218,6 @@ def _short_names(keys: Sequence[str]) -> list[str]:
     """Return the keys' last parts, as far as those tell them apart."""
     last = [key.rpartition(".")[2] for key in keys]
     return [short if last.count(short) == 1 else key for short, key in zip(last, keys, strict=True)]
-
-
-def _setting(text: str) -> str:
-    """Shorten a number that a search proposed; sweep.csv has all its digits."""
-    try:
-        return f"{float(text):.3g}" if len(text) > 9 else text
-    except ValueError:
-        return text
 
 
 def _markdown(summary: Summary) -> str:

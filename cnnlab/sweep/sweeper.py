@@ -105,7 +105,7 @@ class Sweeper(HydraSweeper):
             runs.failed.clear()  # each is in the table
             # Not after a signal: it may have come while matplotlib was imported, which can then be imported no more.
             result = summary.write(folder.path, pictures=not isinstance(sys.exc_info()[1], Stopped))
-            board.say(summary.describe(result))
+            board.show(summary.describe(result))
         table = result.table
         if table.rows and all(row.objective is None for row in table.rows) and not table.failed:
             measured = ", ".join(dict.fromkeys(name for row in table.rows for name in row.metrics)) or "nothing"

@@ -15,7 +15,6 @@ from cnnlab.record import LIMITS, SWEEP_RECORD, TRIAL, Record, typed
 from cnnlab.stats import mean_interval
 from cnnlab.sweep.folder import read_record
 from cnnlab.sweep.trial import Metrics, Note, split_override
-from cnnlab.wording import format_metric
 
 NOT_STARTED = "not started"
 
@@ -207,11 +206,6 @@ def read(folder: Path, *, any_length: bool = False) -> Table:
     keys = list(dict.fromkeys(key for row in rows for key in row.settings))
     differing = [key for key in keys if len({row.settings.get(key) for row in rows}) > 1]
     return Table(folder, record, differing or keys, rows)
-
-
-def as_text(metric: str, value: float | None) -> str:
-    """Return a metric's value as people read it; nothing where it was not measured."""
-    return "" if value is None else format_metric(metric, value)
 
 
 def _limits(record: Mapping[str, Any]) -> dict[str, Any]:

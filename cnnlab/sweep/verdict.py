@@ -35,10 +35,13 @@ def lead(table: Table) -> str | None:
         return None
     best, second = table.groups[:2]
     names = _name(second, best), _name(best, second)
+    if best.mean == second.mean:
+        return f"{names[1]} and {names[0]} are equally good"
     if min(len(best.rows), len(second.rows)) < 2:
+        ahead = format_difference(table.metric, abs(best.mean - second.mean))
         return (
-            f"{names[1]} leads {names[0]} by {_difference(table, best, second)}: whether that is more than chance "
-            "can't be told from one run of either; repeat both with several seeds (seed=0,1,2,3,4)"
+            f"{names[1]} leads {names[0]} by {ahead}: whether that is more than chance can't be told from one run of "
+            "either; repeat both with several seeds (seed=0,1,2,3,4)"
         )
     verdicts = [
         welch(_values(group), _values(best)) for group in table.groups[1:] if len(group.rows) > 1
@@ -100,12 +103,8 @@ def _values(group: Group) -> list[float]:
 
 def _name(group: Group, other: Group) -> str:
     """Return the settings that tell a group from another."""
-    different = [(key, value) for key, value in group.settings.items() if other.settings.get(key) != value]
-    return " ".join(f"{key}={format_setting(value)}" for key, value in different)
-
-
-def _difference(table: Table, best: Group, second: Group) -> str:
-    return format_difference(table.metric, abs(best.mean - second.mean))
+    differing = {key: value for key, value in group.settings.items() if other.settings.get(key) != value}
+    return " ".join(f"{key.rpartition('.')[2]}={format_setting(value)}" for key, value in differing.items())
 
 
 def _scale(texts: list[str]) -> tuple[Any, list[Any]]:
