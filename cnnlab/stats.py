@@ -118,11 +118,12 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Verdict:
     return Verdict(difference, difference - half, difference + half, t_tails(difference / error, freedom), test)
 
 
-def confidence_sequence(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+def confidence_sequence(values: Sequence[float], level: float = LEVEL, least_sd: float = 0.0) -> tuple[float, float]:
     """Return an interval of the mean that may be looked at after every value.
 
     Of intervals made after the second, third, ... of a stream of normally distributed values, all hold the mean with
     probability 1 - `level`, however the moment to stop is chosen. Before the second value it is everything.
+    The values are taken to have a standard deviation of at least `least_sd`, such as that of their rounding.
 
     Source: the t-test's mixture of Lai 1976, doi:10.1214/aos/1176343406, as a test martingale in Wang & Ramdas 2023,
     arXiv:2310.03722, theorem 4.9; the mixture's variance is that of the values (g = 1).
@@ -130,7 +131,7 @@ def confidence_sequence(values: Sequence[float], level: float = LEVEL) -> tuple[
     count = len(values)
     if count < 2:
         return -math.inf, math.inf
-    mean, sd = statistics.fmean(values), statistics.stdev(values)
+    mean, sd = statistics.fmean(values), max(statistics.stdev(values), least_sd)
     # The martingale reaches 1 / level where (1 + r) / (1 + r / (1 + count)) = bound, with r = t² / (count - 1).
     bound = math.exp(2 / count * (math.log(1 / level) + math.log1p(count) / 2))
     if bound >= 1 + count:

@@ -18,7 +18,7 @@ ROWS = [
     {"train", "cli"},
     {"commands", "notebook"},
     {"sweep"},
-    {"benchmark", "export", "comparison", "report"},
+    {"benchmark", "export", "comparison", "report", "decision"},
     {"evaluation", "prediction", "rehearsal", "distillation"},
     {"fit", "restore"},
     {"build"},

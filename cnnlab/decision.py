@@ -1,0 +1,247 @@
+"""Whether one recipe is better than another: paired seeds of both, trained until the answer is certain, and no longer.
+
+`decide` returns what `decision.json` holds:
+
+| key | holds |
+|---|---|
+| `format` | 1: the version of this layout |
+| `answer` | `better`, `worse`, `no difference` or `undecided`: what the second recipe is, compared with the first |
+| `sentence` | the same in words |
+| `first`, `second` | the overrides of each, without the seed |
+| `metric`, `margin`, `alpha` | what was compared; the difference that does not matter; the error rate |
+| `difference`, `low`, `high` | mean of the second less the first, and its interval, signed so that more is better |
+| `pairs` | `seed`, `first`, `second`: the values |
+"""
+
+import json
+import math
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from cnnlab.config import composed, quote
+from cnnlab.errors import CnnlabError, ConfigError, DamagedError, MachineError
+from cnnlab.files import read_bytes, write_text
+from cnnlab.objective import direction
+from cnnlab.record import Record, is_run
+from cnnlab.stats import LEVEL, confidence_sequence
+
+Answer = Literal["better", "worse", "no difference", "undecided"]
+FEWEST = 3
+"""Pairs before the first answer: two differences are too often equal by chance, as accuracies come in steps."""
+
+
+class Pair(NamedTuple):
+    """The metric of one seed of both recipes, and the step in which it comes, such as one image of those counted."""
+
+    seed: int
+    first: float
+    second: float
+    step: float = 0.0
+
+
+class Decision(NamedTuple):
+    """What some pairs say: see the module for the names."""
+
+    answer: Answer
+    difference: float
+    low: float
+    high: float
+    pairs: tuple[Pair, ...]
+
+
+def decide(
+    pairs: Iterator[Pair],
+    *,
+    larger_is_better: bool = True,
+    margin: float = 0.002,
+    alpha: float = LEVEL,
+    max_seeds: int = 40,
+    after_each: Callable[[Decision], None] | None = None,
+) -> Decision:
+    """Ask for one pair after the other until the answer is certain.
+
+    The interval of the mean difference may be looked at after every pair (`stats.confidence_sequence`): over a whole
+    decision it ever leaves out the true difference with probability `alpha` at most, if the differences of pairs are
+    normally distributed.
+
+    Args:
+        pairs: Trains the next pair when it is asked for it.
+        larger_is_better: Whether more of the metric is better.
+        margin: Differences up to this size do not matter.
+        alpha: The error rate.
+        max_seeds: Pairs after which it is given up.
+        after_each: Called with the state after each pair.
+
+    Raises:
+        ConfigError: A number is out of its range.
+    """
+    if not 0 < alpha < 1:
+        raise ConfigError(f"--alpha must be above 0 and below 1, got {alpha}.")
+    if margin < 0:
+        raise ConfigError(f"--margin must be at least 0, got {margin}.")
+    if max_seeds < FEWEST:
+        raise ConfigError(f"--max-seeds must be at least {FEWEST}, got {max_seeds}.")
+    sign = 1 if larger_is_better else -1
+    seen: list[Pair] = []
+    decision = Decision("undecided", math.nan, -math.inf, math.inf, ())
+    for pair in pairs:
+        seen.append(pair)
+        differences = [sign * (each.second - each.first) for each in seen]
+        # Two values rounded to steps differ by a rounding error of this standard deviation.
+        low, high = confidence_sequence(differences, alpha, pair.step / math.sqrt(6))
+        answer: Answer = judge(low, high, margin) if len(seen) >= FEWEST else "undecided"
+        decision = Decision(answer, statistics.fmean(differences), low, high, tuple(seen))
+        if after_each is not None:
+            after_each(decision)
+        if answer != "undecided" or len(seen) >= max_seeds:
+            break
+    return decision
+
+
+def judge(low: float, high: float, margin: float) -> Answer:
+    """Return what an interval of a difference says."""
+    if -margin <= low and high <= margin:
+        return "no difference"
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "undecided"
+
+
+def describe(
+    decision: Decision, *, first: Sequence[str], second: Sequence[str], metric: str, margin: float, alpha: float
+) -> dict[str, Any]:
+    """Return the content of `decision.json`."""
+    words = {
+        "better": f"B is better than A in {metric}",
+        "worse": f"B is worse than A in {metric}",
+        "no difference": f"A and B differ by no more than {margin:g} in {metric}",
+        "undecided": f"undecided: whether A and B differ by more than {margin:g} in {metric} is not certain",
+    }
+    interval = f"{decision.difference:+.4f}, interval {decision.low:+.4f} to {decision.high:+.4f}"
+    sentence = (
+        f"{words[decision.answer]} ({len(decision.pairs)} pairs of seeds; B over A {interval}, which may be looked at "
+        f"at any time; error rate {alpha:.3g})."
+    )
+    return {
+        "format": 1,
+        "answer": decision.answer,
+        "sentence": sentence,
+        "first": list(first),
+        "second": list(second),
+        "metric": metric,
+        "margin": margin,
+        "alpha": alpha,
+        "difference": decision.difference,
+        "low": decision.low if math.isfinite(decision.low) else None,
+        "high": decision.high if math.isfinite(decision.high) else None,
+        "pairs": [{"seed": pair.seed, "first": pair.first, "second": pair.second} for pair in decision.pairs],
+    }
+
+
+def recipe(words: Sequence[str]) -> list[str]:
+    """Return the overrides of a recipe: those given, or those that the run was begun with whose folder is given."""
+    if len(words) == 1 and "=" not in words[0]:
+        if not is_run(Path(words[0])):
+            raise ConfigError(f"{words[0]} must be a run's folder; overrides are given by --a and --b.")
+        words = Record(Path(words[0])).overrides
+    return [
+        line
+        for line in words
+        if line.partition("=")[0].lstrip("+~") not in ("seed", "resume", "reuse", "hydra.run.dir")
+    ]
+
+
+def train_pairs(
+    first: Sequence[str], second: Sequence[str], metric: str, folder: Path, first_seed: int = 0
+) -> Iterator[Pair]:
+    """Train one seed of both recipes after the other; what exists is not trained again, what was stopped is resumed.
+
+    Raises:
+        CnnlabError: A run failed; the message is its own.
+    """
+    seed = first_seed
+    while True:
+        values = []
+        for name, overrides in (("first", first), ("second", second)):
+            place = folder / f"{name}-seed={seed}"
+            _train([*overrides, f"seed={seed}"], place)
+            value = Record(place).metrics.get(metric)
+            if not isinstance(value, int | float):
+                raise ConfigError(f"--metric {metric} is not measured by {shlex.join(overrides)}.")
+            values.append(float(value))
+        images = (Record(place).run.get("images") or {}).get(metric.partition("/")[0])
+        yield Pair(seed, *values, step=1 / images if images and metric.endswith("accuracy") else 0.0)
+        seed += 1
+
+
+def compared_metric(overrides: Sequence[str], metric: str | None) -> tuple[str, bool]:
+    """Return the metric to compare, by default the recipe's objective, and whether more of it is better.
+
+    Raises:
+        ConfigError: The recipe is wrong, or nothing says whether more is better.
+    """
+    config: Any = dict(composed(overrides))
+    metric = metric or str(config["objective"]["metric"])
+    better = direction(metric, config)
+    if better is None:
+        raise ConfigError(f"--metric {metric}: nothing says whether more of it is better; choose another.")
+    return metric, better == "max"
+
+
+def share_alpha(ledger: Path, alpha: float) -> float:
+    """Return what a ledger leaves the next decision of a campaign: over all of them the error rate is `alpha`.
+
+    The k-th decision gets 6 / (π k)² of it, shares that add up to one.
+
+    Raises:
+        ConfigError: The file is no ledger.
+    """
+    count = len(_entries(ledger)) + 1
+    return alpha * 6 / (math.pi * count) ** 2
+
+
+def note_in_ledger(ledger: Path, entry: Mapping[str, Any]) -> None:
+    """Add a decision to a ledger: a JSON object a line."""
+    lines = [json.dumps(each) for each in [*_entries(ledger), entry]]
+    write_text(ledger, "\n".join(lines) + "\n")
+
+
+def _entries(ledger: Path) -> list[Any]:
+    try:
+        text = read_bytes(ledger).decode()
+    except FileNotFoundError:
+        return []
+    except (DamagedError, MachineError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--ledger {ledger} cannot be read: {error}") from error
+    try:
+        return [json.loads(line) for line in text.splitlines()]
+    except ValueError as error:
+        raise ConfigError(f"--ledger {ledger} must hold a JSON object a line: {error}") from error
+
+
+def _train(overrides: Sequence[str], folder: Path) -> None:
+    record = Record(folder)
+    if record.run.get("status") == "completed":
+        return
+    begun = is_run(folder) and bool(record.run)
+    arguments = [f"resume={quote(folder)}"] if begun else [*overrides, "reuse=true", f"hydra.run.dir={quote(folder)}"]
+    command = [sys.executable, "-c", "from cnnlab.cli import app; app()", "train", *arguments]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
+    try:
+        _, errors = child.communicate()
+    except BaseException:  # a signal of ours: the run saves, and is resumed by the same command
+        child.send_signal(signal.SIGTERM)
+        child.communicate()
+        raise
+    if child.returncode:
+        lines = [line.removeprefix("cnnlab: error: ") for line in errors.splitlines() if line.strip()]
+        error = CnnlabError("\n".join(lines[-2:]) or f"{folder} ended with {child.returncode}")
+        error.exit_code = child.returncode
+        raise error

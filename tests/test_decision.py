@@ -1,0 +1,119 @@
+"""Decisions between recipes: error rates over whole campaigns, seeds saved, and real runs that are resumed."""
+
+import json
+import math
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cnnlab.decision import Pair, decide, note_in_ledger, share_alpha
+from cnnlab.errors import ConfigError
+from cnnlab.stats import confidence_sequence, t_quantile
+from tests.conftest import ROOT, read
+
+
+def pairs(difference: float, chance: random.Random) -> Iterator[Pair]:
+    """Yield pairs whose differences vary with a standard deviation of 1 around `difference`."""
+    seed = 0
+    while True:
+        shared = chance.gauss(0, 3)  # what the seed does to both
+        yield Pair(seed, shared, shared + difference + chance.gauss(0, 1))
+        seed += 1
+
+
+def test_without_a_difference_few_campaigns_answer_that_there_is_one():
+    chance = random.Random(0)
+    answers = [decide(pairs(0.0, chance), margin=0.0, max_seeds=40).answer for _ in range(400)]
+    assert sum(answer in ("better", "worse") for answer in answers) <= 0.05 * len(answers)
+
+
+def test_a_ledger_keeps_the_error_rate_over_a_whole_campaign(tmp_path: Path):
+    chance = random.Random(1)
+    wrong = 0
+    for campaign in range(100):
+        ledger = tmp_path / f"{campaign}.jsonl"
+        answers = []
+        for _ in range(20):
+            alpha = share_alpha(ledger, 0.05)
+            answers.append(decide(pairs(0.0, chance), margin=0.0, alpha=alpha, max_seeds=15).answer)
+            note_in_ledger(ledger, {"answer": answers[-1]})
+        wrong += any(answer in ("better", "worse") for answer in answers)
+    assert wrong <= 5
+    shares = [0.05 * 6 / (math.pi * k) ** 2 for k in range(1, 10_000)]
+    assert sum(shares) <= 0.05
+
+
+def test_a_difference_of_one_sd_takes_at_most_60_percent_of_the_seeds_of_a_fixed_test_of_equal_power():
+    chance = random.Random(2)
+    decisions = [decide(pairs(1.0, chance), margin=0.0, max_seeds=40) for _ in range(400)]
+    power = sum(decision.answer == "better" for decision in decisions) / len(decisions)
+    seeds = sum(len(decision.pairs) for decision in decisions) / len(decisions)
+
+    def fixed_power(count: int) -> float:
+        hits = 0
+        for _ in range(400):
+            values = [1.0 + chance.gauss(0, 1) for _ in range(count)]
+            mean = sum(values) / count
+            sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+            hits += mean / sd * math.sqrt(count) > t_quantile(0.05, count - 1)
+        return hits / 400
+
+    fixed = next(count for count in range(3, 60) if fixed_power(count) >= power)
+    assert seeds <= 0.6 * fixed, (seeds, fixed, power)
+
+
+def test_the_interval_holds_the_mean_at_every_look():
+    chance = random.Random(3)
+    missed = 0
+    for _ in range(400):
+        values = [5 + chance.gauss(0, 2) for _ in range(30)]
+        intervals = [confidence_sequence(values[:count]) for count in range(2, 31)]
+        missed += any(not low <= 5 <= high for low, high in intervals)
+    assert missed <= 0.05 * 400
+
+
+def test_equal_recipes_are_found_equal_within_the_margin():
+    chance = random.Random(4)
+    decision = decide(pairs(0.0, chance), margin=2.0, max_seeds=40)
+    assert decision.answer == "no difference"
+    assert -2 <= decision.low <= decision.high <= 2
+
+
+def test_less_is_better_for_a_loss():
+    chance = random.Random(5)
+    assert decide(pairs(-3.0, chance), larger_is_better=False).answer == "better"
+
+
+def test_equal_differences_of_few_images_are_no_certainty():
+    steps = iter([Pair(seed, 0.5, 0.51, step=0.01) for seed in range(3)])
+    assert decide(steps, margin=0.0, max_seeds=3).answer == "undecided"
+
+
+@pytest.mark.parametrize("option", [{"alpha": 0.0}, {"alpha": 1.0}, {"margin": -1.0}, {"max_seeds": 2}])
+def test_numbers_out_of_range_are_refused(option: dict):
+    with pytest.raises(ConfigError, match="must be"):
+        decide(iter([]), **option)
+
+
+def test_real_runs_are_decided_resumed_and_not_run_twice(small: list[str], tmp_path: Path):
+    common = [*small, "~callbacks.figures", "~callbacks.dashboard", "logger=none", "trainer.max_epochs=1"]
+    command = [
+        sys.executable, "-c", "from cnnlab.cli import app; app()", "decide", *common, "--a", "optimizer.lr=1e-6",
+        "--b", "optimizer.lr=0.1 optimizer.nesterov=true", "--max-seeds", "3", "--folder", "decision",
+    ]  # fmt: skip
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=280)
+    assert first.returncode == 0, first.stderr
+    content = read(tmp_path / "decision" / "decision.json")
+    assert [pair["seed"] for pair in content["pairs"]] == [0, 1, 2]
+    assert content["difference"] == pytest.approx(sum(pair["second"] - pair["first"] for pair in content["pairs"]) / 3)
+    started = [read(path)["started"] for path in sorted((tmp_path / "decision").glob("*/run.json"))]
+    again = subprocess.run(
+        [*command, "--json"], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert json.loads(again.stdout) == content
+    assert started == [read(path)["started"] for path in sorted((tmp_path / "decision").glob("*/run.json"))]
