@@ -33,6 +33,9 @@ COMMANDS = {
     "data": "Fetch, pack and check the npz files that training reads.",
     "show": "Draw data, convolution, pooling, augmentation, schedules, and the inside of a network.",
     "report": "Write one HTML file about a run or a sweep.",
+    "options": "List the options of each group, a project's own among them.",
+    "schema": "Write a JSON schema of the config, so that editors complete and check yaml files.",
+    "new": "Make a project of your own: a network, a loss, data, a recipe and a test.",
     "dashboard": "Start TensorBoard on a folder of runs.",
 }
 COMPOSE = ("check", "benchmark", "show", "options", "schema")

@@ -1,14 +1,18 @@
 """A project of one's own: a conf folder and modules beside it are found by every verb, a stranger's never."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
-from cnnlab.config import preflight, replaced
-from cnnlab.config.tree import content, options
+from cnnlab.config import CONF, preflight, replaced
+from cnnlab.config.schema import make_schema
+from cnnlab.config.tree import content, groups, options
 from cnnlab.errors import ConfigError, UnsafeError
 from tests.conftest import ROOT, read
 
@@ -143,3 +147,93 @@ def test_a_run_s_folder_is_no_project(trained: Path, tmp_path: Path, monkeypatch
     overrides.write_text(overrides.read_text() + "- model._target_=evil.Net\n")
     with pytest.raises(UnsafeError, match="none of the classes"):
         preflight([f"resume={run}"], verify_presence=True)
+
+
+def test_a_new_project_trains_and_passes_its_own_test_as_it_is_made(tmp_path: Path):
+    made = cnnlab("new", "my-project", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    folder = tmp_path / "my-project"
+    run = cnnlab("train", "experiment=first", "trainer.max_epochs=1", "~callbacks.figures", cwd=folder)
+    assert run.returncode == 0, run.stderr
+    listed = cnnlab("options", "--json", cwd=folder)
+    own = {f"{row['group']}={row['option']}" for row in json.loads(listed.stdout) if row["own"]}
+    assert own == {"data=my_project", "loss=my_project", "model=my_project", "experiment=first"}
+    assert "my_project" in cnnlab("train", "--help", cwd=folder).stdout
+    again = cnnlab("new", "my-project", cwd=tmp_path)
+    assert (again.returncode, "exists already" in again.stderr) == (2, True)
+    assert cnnlab("new", "../a b", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.slow
+def test_the_test_of_a_new_project_passes(tmp_path: Path):
+    assert cnnlab("new", "fresh", cwd=tmp_path).returncode == 0
+    tested = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=tmp_path / "fresh", capture_output=True,
+        text=True, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert tested.returncode == 0, tested.stdout
+
+
+def fits(value: object, schema: dict) -> bool:
+    """Whether a value fits a schema; of JSON schema's words those that ours use."""
+    if "anyOf" in schema:
+        return any(fits(value, part) for part in schema["anyOf"])
+    if "enum" in schema:
+        return any(type(value) is type(word) and value == word for word in schema["enum"])
+    types = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    match schema.get("type"):
+        case "integer":
+            right = number and isinstance(value, int)
+        case "number":
+            right = number
+        case None:
+            right = True
+        case kind:
+            right = isinstance(value, types[kind])
+    if right and number:
+        right = (
+            value >= schema.get("minimum", value)
+            and value <= schema.get("maximum", value)
+            and ("exclusiveMinimum" not in schema or value > schema["exclusiveMinimum"])
+            and ("exclusiveMaximum" not in schema or value < schema["exclusiveMaximum"])
+        )
+    if right and isinstance(value, str) and "pattern" in schema:
+        right = re.search(schema["pattern"], value) is not None
+    if right and isinstance(value, list) and "items" in schema:
+        right = all(fits(element, schema["items"]) for element in value)
+    if right and isinstance(value, dict):
+        properties = schema.get("properties", {})
+        right = schema.get("additionalProperties", True) or set(value) <= set(properties)
+        right = right and all(fits(inner, properties.get(name, {})) for name, inner in value.items())
+    return right
+
+
+def test_every_file_of_the_tree_fits_the_schema_and_wrong_ones_do_not():
+    whole = make_schema()
+    for group in groups():
+        for option in options(group) if group != "search" else ():
+            text = (CONF / group / f"{option}.yaml").read_text().replace("init_from: ''", "")  # still to be given
+            schema = whole if group == "experiment" else make_schema(group)
+            assert fits(yaml.safe_load(text) or {}, schema), f"{group}/{option}"
+    for wrong in (
+        {"seed": -1}, {"sed": 0}, {"optimizer": {"lr": 0}}, {"optimizer": {"lr": "fast"}}, {"model": {"dropout": 1}},
+        {"trainer": {"max_epoch": 3}}, {"trainer": {"precision": "bf17"}}, {"loss": {"label_smoothing": 2}},
+        {"callbacks": {"checkpoint": {"every_n_steps": 0}}}, {"objective": {"mode": "best"}},
+    ):  # fmt: skip
+        assert not fits(wrong, whole), wrong
+    accepted: list[dict] = [
+        {"seed": 3},
+        {"optimizer": {"lr": 0.5}},
+        {"model": {"channels": [1, 2]}},
+        {"hydra": {"run": {}}},
+    ]
+    for right in accepted:
+        assert fits(right, whole), right
+
+
+def test_schema_is_written_for_a_project_s_own_options_too(project: Path):
+    model = json.loads(cnnlab("schema", "model", cwd=project).stdout)
+    assert fits({"_target_": "nets.Small", "width": 3}, model)
+    assert not fits({"width": 0}, model)
+    assert cnnlab("schema", "nothing", cwd=project).returncode == 2

@@ -148,10 +148,10 @@ def _in_value(key: Key, value: Any, config: Mapping[str, Any]) -> Iterator[str]:
         return
     except Unresolved:
         return
-    rule = _rule(key, config)
+    rule = rule_of(key, config)
     if isinstance(value, Mapping) and rule.accepts(value):
         yield from _in_section(key, value, config)
-    elif reference and not _rule(tuple(reference[2].split(".")), config).accepts(value):
+    elif reference and not rule_of(tuple(reference[2].split(".")), config).accepts(value):
         return  # and that key is told of
     elif not rule.accepts(value):
         near = nearest(value, rule.words)
@@ -161,7 +161,7 @@ def _in_value(key: Key, value: Any, config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _rule(key: Key, config: Mapping[str, Any]) -> Rule:
+def rule_of(key: Key, config: Mapping[str, Any]) -> Rule:
     """Return the rule of a key: from the table, or else from the types that the conf tree gives to it."""
     if key[-1] == "_target_":
         return filled

@@ -4,7 +4,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -24,12 +24,14 @@ class Rule:
     name: str
     accepts: Callable[[object], bool]
     words: tuple[str, ...] = ()
+    schema: Mapping[str, Any] = field(default_factory=dict)  # as JSON schema has it; empty allows anything
 
     def __or__(self, other: "Rule") -> "Rule":
         return Rule(
             f"{self.name}, or {other.name}",
             lambda value: self.accepts(value) or other.accepts(value),
             self.words + other.words,
+            {"anyOf": [self.schema, other.schema]} if self.schema and other.schema else {},
         )
 
 
@@ -48,6 +50,7 @@ def whole(low: int | None = None, high: int | None = None) -> Rule:
             and (low is None or value >= low)
             and (high is None or value <= high)
         ),
+        schema=_bounded("integer", minimum=low, maximum=high),
     )
 
 
@@ -71,7 +74,12 @@ def real(
             and (above is None or value > above)
             and (below is None or value < below)
         ),
+        schema=_bounded("number", minimum=low, maximum=high, exclusiveMinimum=above, exclusiveMaximum=below),
     )
+
+
+def _bounded(kind: str, **bounds: float | None) -> dict[str, Any]:
+    return {"type": kind} | {name: bound for name, bound in bounds.items() if bound is not None}
 
 
 def one_of(*values: str | int, note: str = "") -> Rule:
@@ -80,12 +88,17 @@ def one_of(*values: str | int, note: str = "") -> Rule:
         ("one of " if len(values) > 1 else "") + ", ".join(map(str, values)) + note,
         lambda value: isinstance(value, str | int) and not isinstance(value, bool) and value in values,
         tuple(value for value in values if isinstance(value, str)),
+        {"enum": list(values)},
     )
 
 
 def matching(pattern: str, name: str) -> Rule:
     """Allow texts that a regular expression matches as a whole."""
-    return Rule(name, lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None)
+    return Rule(
+        name,
+        lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None,
+        schema={"type": "string", "pattern": f"^({pattern})$"},
+    )
 
 
 def each(rule: Rule, length: int | None = None) -> Rule:
@@ -97,16 +110,24 @@ def each(rule: Rule, length: int | None = None) -> Rule:
             and (length is None or len(value) == length)
             and all(rule.accepts(element) for element in value)
         ),
+        schema={"type": "array", "items": rule.schema}
+        | ({} if length is None else {"minItems": length, "maxItems": length}),
     )
 
 
-null = Rule("null", lambda value: value is None)
+null = Rule("null", lambda value: value is None, schema={"type": "null"})
 anything = Rule("anything", lambda value: True)
-flag = Rule("true or false", lambda value: isinstance(value, bool))
-text = Rule("a text (in quotes if it reads as something else)", lambda value: isinstance(value, str))
-filled = Rule("a text that is not empty", lambda value: isinstance(value, str) and value.strip() != "")
-run = Rule("a run (its folder, a checkpoint, last or best)", filled.accepts)
-section = Rule("a group of keys", lambda value: isinstance(value, Mapping))
+flag = Rule("true or false", lambda value: isinstance(value, bool), schema={"type": "boolean"})
+text = Rule(
+    "a text (in quotes if it reads as something else)", lambda value: isinstance(value, str), schema={"type": "string"}
+)
+filled = Rule(
+    "a text that is not empty",
+    lambda value: isinstance(value, str) and value.strip() != "",
+    schema={"type": "string", "pattern": r"\S"},
+)
+run = Rule("a run (its folder, a checkpoint, last or best)", filled.accepts, schema=filled.schema)
+section = Rule("a group of keys", lambda value: isinstance(value, Mapping), schema={"type": "object"})
 
 
 def like(value: object) -> Rule:
@@ -129,7 +150,7 @@ def like(value: object) -> Rule:
         case [first, *rest] if all(type(element) is type(first) for element in rest):
             return like(first) | each(like(first))
         case list():
-            return Rule("a list", lambda value: isinstance(value, list)) | null
+            return Rule("a list", lambda value: isinstance(value, list), schema={"type": "array"}) | null
         case Mapping():
             return section
         case _:
@@ -175,7 +196,8 @@ def _within(kind: type, bounds: Bounds) -> Rule:
     return whole(None if low is None else math.ceil(low), None if high is None else math.floor(high))
 
 
-_batches = whole(0) | Rule("a share from 0.0 to 1.0", real(0, 1).accepts)
+_indices = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_batches = whole(0) | Rule("a share from 0.0 to 1.0", real(0, 1).accepts, schema=real(0, 1).schema)
 _time = matching(r"\d+:\d+:\d+:\d+", "a time as DD:HH:MM:SS")
 _mode = one_of("auto", "max", "min")
 
@@ -247,7 +269,11 @@ RULES: dict[str, Rule] = {
     | section,
     "trainer.devices": whole(1)
     | one_of(-1, "auto")
-    | Rule("a list of indices", lambda value: value != [] and each(whole(0)).accepts(value))
+    | Rule(
+        "a list of indices",
+        lambda value: value != [] and each(whole(0)).accepts(value),
+        schema={"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+    )
     | matching(r"-1|[1-9]\d*|\d+,|\d+(,\d+)+", "a text such as '0,1'"),
     "trainer.num_nodes": whole(1),
     "trainer.precision": one_of(
@@ -280,7 +306,7 @@ RULES: dict[str, Rule] = {
     "trainer.limit_predict_batches": _batches | null,
     "trainer.overfit_batches": _batches,
     "trainer.val_check_interval": whole(1)
-    | Rule("a share of an epoch up to 1.0", real(above=0, high=1).accepts)
+    | Rule("a share of an epoch up to 1.0", real(above=0, high=1).accepts, schema=real(above=0, high=1).schema)
     | _time
     | section
     | null,

@@ -1,0 +1,1 @@
+"""NAME: a network, a loss and data."""
