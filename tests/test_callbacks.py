@@ -149,3 +149,35 @@ def test_weights_of_another_network_are_refused(train: Train, tmp_path: Path, ca
         train(f"init_from='{first}'", "model=resnet20", folder=tmp_path / "second")
     assert stop.value.code == 4
     assert "no weight fits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["true", "default", "reduce-overhead", "max-autotune"])
+def test_logits_of_a_captured_network_are_kept_though_each_step_overwrites_the_last(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+):
+    """A CUDA graph writes its result where it wrote the last one: so does this stand-in for a compiled network."""
+    modes = []
+
+    def capture(network: torch.nn.Module, mode: str | None = None) -> None:
+        modes.append(mode)
+        forward = network.forward
+        written: list[Tensor] = []
+
+        def replay(images: Tensor) -> Tensor:
+            if mode in ("reduce-overhead", "max-autotune"):
+                for logits in written:
+                    logits.data.zero_()
+            written[:] = [forward(images)]
+            return written[0]
+
+        monkeypatch.setattr(network, "forward", replay)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", capture)
+    plain = train(folder=tmp_path / "plain")
+    captured = train(f"model.compile={mode}", folder=tmp_path / "captured")
+    assert modes == [None if mode == "true" else mode]
+    columns = [
+        [row.split(",")[:7] for row in (folder / "history.csv").read_text().splitlines()]
+        for folder in (plain, captured)
+    ]
+    assert columns[0] == columns[1]

@@ -28,12 +28,9 @@ def place() -> Iterator[gpu.Place]:
 
 
 @pytest.fixture(scope="module")
-def rows() -> Iterator[list[dict[str, Any]]]:
-    """What the checks came to; written to GPU_JSON, where that is set."""
-    rows: list[dict[str, Any]] = []
-    yield rows
-    if os.environ.get("GPU_JSON"):
-        Path(os.environ["GPU_JSON"]).write_text(json.dumps(rows, indent=2) + "\n")
+def rows() -> list[dict[str, Any]]:
+    """What the checks came to so far."""
+    return []
 
 
 @pytest.mark.parametrize("check", gpu.CHECKS)
@@ -52,3 +49,5 @@ def test_on_a_gpu(check: str, place: gpu.Place, rows: list[dict[str, Any]]):
         raise
     finally:
         row["seconds"] = round(time.monotonic() - start, 1)
+        if os.environ.get("GPU_JSON"):  # after each check, so that nothing is lost where the time is cut short
+            Path(os.environ["GPU_JSON"]).write_text(json.dumps(rows, indent=2) + "\n")

@@ -72,6 +72,8 @@ class History(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        config = pl_module.hparams.get("config") or {}
+        self._captured = config.get("model", {}).get("compile") in ("reduce-overhead", "max-autotune")
         self._group = trainer.optimizers[0].param_groups[0]
         self._lr = self._group["lr"]
         self._clock = time.perf_counter()
