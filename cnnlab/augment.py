@@ -9,6 +9,7 @@ is made once and kept in tables, and a draw is looked up in them.
 """
 
 import importlib
+import math
 import operator
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +19,12 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Generator, Tensor, nn
 
 from cnnlab.batch import Batch
-from cnnlab.bounds import NonNegativeInt, PositiveFloat, Seed, Share
+from cnnlab.bounds import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Share
 from cnnlab.errors import ConfigError, MachineError
 
 Images = UInt8[Tensor, "batch channel height width"] | Float[Tensor, "batch channel height width"]
@@ -142,6 +144,48 @@ class Cutout:
         fill = self.fill if images.is_floating_point() else round(self.fill * 255)
         pixels = images.permute(0, 2, 3, 1).reshape(-1, channels).index_fill(0, index.view(-1), fill)
         return batch._replace(images=pixels.view(count, height, width, channels).permute(0, 3, 1, 2))
+
+
+@dataclass(frozen=True)
+class ResizedCrop:
+    """Cut a random rectangle out of each image and bring it to one size; mirror a random half of them.
+
+    Args:
+        size: Side of the result in pixels; the network is built for it where `eval.resize` says the same.
+        least: Smallest part of the image's area that is cut out; the largest is all of it.
+        flip: Whether images are mirrored.
+
+    Source: Szegedy et al. 2015, arXiv:1409.4842, section 6: aspect ratios from 3:4 to 4:3. Sampled bilinearly, so a
+    rectangle that is several times larger than `size` is not smoothed.
+    """
+
+    size: PositiveInt = 224
+    least: Share = 0.08
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        _check("resized_crop.size", self.size, self.size >= 1, "at least 1")
+        _check("resized_crop.least", self.least, 0 < self.least <= 1, "above 0 and at most 1")
+
+    def __call__(self, batch: Batch, generator: Generator, epoch: int) -> Batch:
+        """Return the batch with a part of each image, enlarged or shrunk to the size."""
+        images = batch.images
+        count, _, height, width = images.shape
+        area, ratio, x, y, coin = torch.rand((5, count), generator=generator, device=images.device)
+        area = self.least + (1 - self.least) * area
+        stretch = (math.log(4 / 3) * (ratio - 0.5)).exp()  # half the logarithm of the aspect ratio
+        # As shares of the image's sides, at most 1: a rectangle that stands out is cut.
+        across = (area.sqrt() * stretch * (height / width) ** 0.5).clamp(max=1)
+        down = (area.sqrt() / stretch * (width / height) ** 0.5).clamp(max=1)
+        mirror = torch.where(coin < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(coin)
+        theta = torch.zeros(count, 2, 3, device=images.device)
+        theta[:, 0, 0], theta[:, 0, 2] = across * mirror, (2 * x - 1) * (1 - across)
+        theta[:, 1, 1], theta[:, 1, 2] = down, (2 * y - 1) * (1 - down)
+        grid = F.affine_grid(theta, [count, 1, self.size, self.size], align_corners=False)
+        result = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+        if not images.is_floating_point():
+            result = result.round_().to(images.dtype)
+        return batch._replace(images=result.contiguous(memory_format=torch.channels_last))
 
 
 @dataclass(frozen=True)

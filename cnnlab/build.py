@@ -127,7 +127,7 @@ def build_lab(cfg: DictConfig, images: DataModule | None = None, *, rollbacks: i
     images = images or build_data(cfg, session.objects.get("data"))
     network = build_network(
         cfg.model, classes=images.classes, image_shape=images.image_shape, mean=images.mean, std=images.std,
-        body=session.objects.get("network"),
+        body=session.objects.get("network"), resize=cfg.eval.resize,
     )  # fmt: skip
     if not resumed:
         initialise(network, cfg, images)
@@ -235,6 +235,7 @@ def build_network(
     mean: Sequence[float],
     std: Sequence[float],
     body: nn.Module | None = None,
+    resize: int | None = None,
 ) -> nn.Sequential:
     """Build the network for images of (height, width, channels), their normalisation in front.
 
@@ -245,13 +246,14 @@ def build_network(
         mean: Of each channel of the training images scaled to 0-1.
         std: Likewise.
         body: The network, if there is one already.
+        resize: Side that images are brought to before they enter it.
     """
-    height, width, channels = image_shape
+    height, width, channels = (resize, resize, image_shape[2]) if resize else image_shape
     body = body or instantiate_part(
         model, "model", without=("channels_last", "compile"),
         in_channels=channels, image_size=(height, width), num_classes=len(classes),
     )  # fmt: skip
-    network = normalised(body, mean, std, channels_last=model["channels_last"])
+    network = normalised(body, mean, std, channels_last=model["channels_last"], size=resize)
     if model["compile"]:
         # In place, so that the checkpoint's names stay what they are.
         network.compile(mode=None if model["compile"] is True else model["compile"])

@@ -21,6 +21,8 @@ from cnnlab.metrics import MetricBuilder
 from cnnlab.record import Record, find_run, precision_of
 from cnnlab.tta import TTA
 
+MOST_PIXELS = 4096
+"""Of a side that a checkpoint may ask for."""
 OF_FILES = ("cnnlab.data.ImageData", "cnnlab.data.module.ImageData")
 SIZES = ("test_size", "train_size", "folds", "fold", "label_noise")
 """Settings that decide, with `val_size` and `split_seed`, which images a split has."""
@@ -140,15 +142,19 @@ def restore(name: str, trusted: Sequence[str] = ()) -> Restored:
         raise DamagedError(f"{place}: trainer.precision must be one of {', '.join(PRECISIONS)}: it is damaged.")
     trust.check(config["model"], "model", trusted)
     unknown = [0.5] * channels  # the checkpoint brings mean and standard deviation
+    resize = (config.get("eval") or {}).get("resize")
+    if resize is not None and not (type(resize) is int and 0 < resize <= MOST_PIXELS):
+        raise DamagedError(f"{place}: eval.resize must be from 1 to {MOST_PIXELS}: it is damaged.")
 
     def build() -> nn.Module:
         body = trust.build(
             {name: value for name, value in config["model"].items() if name not in ("channels_last", "compile")},
-            "model", trusted, in_channels=channels, image_size=(height, width), num_classes=len(classes),
+            "model", trusted, in_channels=channels, image_size=(resize, resize) if resize else (height, width),
+            num_classes=len(classes),
         )  # fmt: skip
         return build_network(
             {**config["model"], "compile": False}, classes=classes, image_shape=(height, width, channels),
-            mean=unknown, std=unknown, body=body,
+            mean=unknown, std=unknown, body=body, resize=resize,
         )  # fmt: skip
 
     weights = network_weights(content)

@@ -17,6 +17,7 @@ from cnnlab.augment import (
     FlipCrop,
     Kornia,
     Mixup,
+    ResizedCrop,
     shift_and_mirror,
 )
 from cnnlab.batch import Batch
@@ -369,3 +370,29 @@ class TestKornia:
     def test_wrong_arguments_are_named(self):
         with pytest.raises(ConfigError, match=r"augment\.kornia\.arguments: .*strenght"):
             Kornia("ColorJiggle", {"strenght": 1})
+
+
+def test_resized_crop_of_the_whole_image_is_the_image_or_its_mirror():
+    batch = batch_of(width=16)
+    result = ResizedCrop(size=16, least=1.0)(batch, generator(0), 0)
+    assert result.images.shape == batch.images.shape
+    # An aspect ratio other than 1:1 cuts a strip off: the middle of a gradient stays in order.
+    ramp = torch.arange(0, 160, 10, dtype=torch.uint8).expand(64, 3, 16, 16)
+    cut = ResizedCrop(size=8, least=0.3, flip=False)(batch._replace(images=ramp), generator(1), 0).images
+    assert (cut[:, 0].int().diff(dim=-1) >= 0).all()
+    assert (cut[:, 0].int().diff(dim=-2) == 0).all()
+    widths = (cut[:, 0, 0, -1].int() - cut[:, 0, 0, 0].int()).float()
+    assert widths.min() < 80 < 110 < widths.max()
+
+
+@pytest.mark.parametrize("float_", [False, True])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_resized_crop_gives_the_size_asked_for_in_the_images_own_type(float_: bool, channels: int):
+    batch = batch_of(channels=channels, float_=float_)
+    result = ResizedCrop(size=20)(batch, generator(0), 0)
+    assert result.images.shape == (64, channels, 20, 20)
+    assert result.images.dtype == batch.images.dtype
+    assert result.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.images.min() <= result.images.min() <= result.images.max() <= batch.images.max()
+    assert equal(result, ResizedCrop(size=20)(batch, generator(0), 0))
+    assert not equal(result, ResizedCrop(size=20)(batch, generator(1), 0))

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Generator
 
+from cnnlab import evaluation, export
 from cnnlab.batch import Batch
 from cnnlab.data import ImageData
 from cnnlab.errors import ConfigError, DataError
-from tests.conftest import Train
+from tests.conftest import Train, read
 
 
 def test_no_validation_split_keeps_everything_for_training(npz: Path):
@@ -160,3 +161,11 @@ def test_overfitting_sees_the_same_images_and_learns_them_by_heart(train: Train)
     with (folder / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert float(rows[-1]["train/accuracy"]) == 1
+
+
+def test_a_network_for_another_size_keeps_it_in_evaluation_and_export(train: Train):
+    size = ["augment=resized_crop", "augment.resized_crop.size=24", "augment.resized_crop.least=0.6"]
+    folder = train(*size, "eval.resize=24", "trainer.max_epochs=1")
+    result = evaluation.evaluate(str(folder), figures=False)
+    assert result.content["metrics"]["accuracy"] == read(folder / "metrics.json")["test/accuracy"]
+    assert export.export(str(folder), format="onnx").difference < 1e-5

@@ -39,6 +39,7 @@ ALSO = {
     ("metrics", "balanced_accuracy"): ["metrics=[default,balanced_accuracy]"],
     ("model", "timm"): ["model.name=resnet18"],
     ("model", "torchvision"): ["model.name=resnet18"],
+    ("augment", "resized_crop"): ["augment=resized_crop", "augment.resized_crop.size=24", "eval.resize=24"],
     ("model", "wide_resnet"): ["model.depth=10", "model.width=1"],
     ("trainer", "overfit"): ["trainer.max_epochs=2", "trainer.limit_train_batches=null"],
 }

@@ -225,8 +225,9 @@ class LabSide:
     def _count_flops(self) -> float:
         data = self.lab.data
         network = build_network(
-            self.cfg.model, classes=data.classes, image_shape=data.image_shape, mean=data.mean, std=data.std
-        ).train()
+            self.cfg.model, classes=data.classes, image_shape=data.image_shape, mean=data.mean, std=data.std,
+            resize=self.cfg.eval.resize,
+        ).train()  # fmt: skip
         batch = next(iter(data.batches("train", batch_size=8)))
         with FlopCounterMode(display=False) as counter:
             F.cross_entropy(network(batch.images.cpu()), batch.targets.cpu()).backward()

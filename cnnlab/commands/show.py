@@ -343,7 +343,9 @@ def _build_untrained(cfg: Any) -> "tuple[nn.Module, tuple[int, int, int]]":
     else:
         classes, image_shape = tuple(map(str, range(_KNOWN[cfg.data.source][1]))), (32, 32, 3)
     neutral = [0.5] * image_shape[2]
-    network = build_network(cfg.model, classes=classes, image_shape=image_shape, mean=neutral, std=neutral)
+    network = build_network(
+        cfg.model, classes=classes, image_shape=image_shape, mean=neutral, std=neutral, resize=cfg.eval.resize
+    )
     return network.eval(), image_shape
 
 

@@ -211,6 +211,7 @@ RULES: dict[str, Rule] = {
     "objective.over": each(matching(r"[\w.]+", "a key")),
     "classifier.teacher": run,
     "matmul_precision": one_of("highest", "high", "medium"),
+    "eval.resize": whole(1) | null,
     "eval.tta": one_of("none", "mirror", "mirror_translate"),
     "init_from": run | null,
     "resume": run | null,

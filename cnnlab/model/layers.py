@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from typing_extensions import override
@@ -22,6 +23,7 @@ class Normalize(nn.Module):
         std: Standard deviation of each channel, likewise.
         channels_last: Whether images keep the channels-last memory that batches come in; otherwise they are copied
             into channels-first memory.
+        size: Side that images of another size are brought to, bilinearly; None leaves all as they are.
 
     Raises:
         DataError: The two differ in length, or a standard deviation is not positive.
@@ -33,7 +35,9 @@ class Normalize(nn.Module):
     shift: Float[Tensor, "1 channel 1 1"]
     byte_scale: Float[Tensor, "1 channel 1 1"]
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], channels_last: bool = True) -> None:
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], channels_last: bool = True, size: int | None = None
+    ) -> None:
         super().__init__()
         if len(mean) != len(std):
             raise DataError(f"data.mean and data.std must be equally long, got {len(mean)} and {len(std)}.")
@@ -43,6 +47,7 @@ class Normalize(nn.Module):
                 "never changes, give data.mean and data.std."
             )
         self.channels_last = channels_last
+        self.size = size
         self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32))
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32))
         for name in ("scale", "shift", "byte_scale"):
@@ -57,6 +62,10 @@ class Normalize(nn.Module):
         if not self.channels_last:
             images = images.contiguous()
         scale = self.byte_scale if images.dtype == torch.uint8 else self.scale
+        if self.size is not None and images.shape[2:] != (self.size, self.size):
+            images = F.interpolate(
+                images.to(scale.dtype), (self.size, self.size), mode="bilinear", antialias=True, align_corners=False
+            )
         # One operation, the conversion to floats included.
         return torch.addcmul(_rows(self.shift, images), images, _rows(scale, images))
 
@@ -82,7 +91,12 @@ class Normalize(nn.Module):
 
 
 def normalised(
-    body: nn.Module, mean: Sequence[float], std: Sequence[float], *, channels_last: bool = True
+    body: nn.Module,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    channels_last: bool = True,
+    size: int | None = None,
 ) -> nn.Sequential:
     """Put the normalisation in front of a network, which then takes images as they are.
 
@@ -92,8 +106,9 @@ def normalised(
         std: Standard deviation of each channel, likewise.
         channels_last: Whether images and filters keep each pixel's channels side by side in memory: on most devices
             that is faster.
+        size: Side that images of another size are brought to.
     """
-    network = nn.Sequential(OrderedDict(normalize=Normalize(mean, std, channels_last), body=body))
+    network = nn.Sequential(OrderedDict(normalize=Normalize(mean, std, channels_last, size), body=body))
     return network.to(memory_format=torch.channels_last) if channels_last else network  # type: ignore[call-overload]
 
 
