@@ -162,15 +162,15 @@ def test_winners_command_repeats_the_winner_to_the_bit(sweep, tmp_path, monkeypa
 
 
 def test_failed_trials_are_named_and_run_again(sweep, tmp_path):
-    with pytest.raises(PartialError, match=r"1 of 2 trials failed: val_size-399\nrun them again with: .* resume="):
-        sweep("data.val_size=80,399")
-    assert read(tmp_path / "sweep" / "val_size-399" / "run.json")["status"] == "failed"
+    with pytest.raises(PartialError, match=r"1 of 2 trials failed: lr-1000000\nrun them again with: .* resume="):
+        sweep("optimizer.lr=0.01,1000000")
+    assert read(tmp_path / "sweep" / "lr-1000000" / "run.json")["status"] == "failed"
     before = done(tmp_path / "sweep")
     with pytest.raises(PartialError):
-        sweep("data.val_size=80,399", "resume=sweep")
+        sweep("optimizer.lr=0.01,1000000", "resume=sweep")
     after = done(tmp_path / "sweep")
-    assert after["val_size-80"] == before["val_size-80"]
-    assert after["val_size-399"] > before["val_size-399"]
+    assert after["lr-0.01"] == before["lr-0.01"]
+    assert after["lr-1000000"] > before["lr-1000000"]
 
 
 def test_a_finished_sweep_of_200_is_passed_over_in_seconds(sweep, tmp_path):

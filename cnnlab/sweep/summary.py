@@ -59,7 +59,9 @@ def describe(summary: Summary) -> str:
     table = summary.table
     header, lines = _group_lines(table) if table.has_means else _row_lines(table)
     columns = [
-        tables.Column(name, cells, number=all(_is_number(cell.rstrip("%").replace(",", "")) for cell in cells if cell))
+        tables.Column(
+            name, cells, number=all(map(_is_number, (cell.strip("%–").replace(",", "") or 0 for cell in cells)))
+        )
         for name, *cells in zip(header, *lines[:TERMINAL_ROWS], strict=True)
     ]
     parts = [f"{len(lines) - TERMINAL_ROWS} more in sweep.md"] if len(lines) > TERMINAL_ROWS else []
