@@ -1,6 +1,7 @@
 """The `cnnlab` command: imports the verb that is called, and turns errors into exit codes."""
 
 import importlib
+import importlib.metadata
 import runpy
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from cnnlab.errors import MachineError
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    add_completion=False,  # `cnnlab completion` knows the verbs' own arguments
     help="A laboratory for convolutional networks: train, then look at what came out.",
 )
 
@@ -37,6 +39,7 @@ COMMANDS = {
     "schema": "Write a JSON schema of the config, so that editors complete and check yaml files.",
     "new": "Make a project of your own: a network, a loss, data, a recipe and a test.",
     "dashboard": "Start TensorBoard on a folder of runs.",
+    "completion": "Print what lets the Tab key complete this command, in bash, zsh or fish.",
 }
 COMPOSE = ("check", "benchmark", "show", "options", "schema")
 """Verbs that read configs, and so see those of a project of the user's own; so do those with `--trust` its modules."""
@@ -53,10 +56,19 @@ class _Verbatim(TyperCommand):
         return []
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cnnlab {importlib.metadata.version('cnnlab')}")
+        raise typer.Exit
+
+
 @app.callback()
 def main(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     context.obj = debug
 

@@ -1,8 +1,10 @@
+import importlib.metadata
 import json
 import os
 import pickle
 import re
 import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -323,3 +325,44 @@ def test_missing_train_py_is_named(installed):
     result = run(work, "train", root=root)
     assert result.returncode == 5
     assert "train.py and conf must stand in" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([""], {"train", "evaluate", "completion", "--version"}),
+        (["show", ""], {"convolution", "pooling", "model"}),
+        (["train", "mod"], {"model="}),
+        (["train", "model=res"], {"model=resnet18", "model=resnet20"}),
+        (["train", "optimizer.l"], {"optimizer.lr="}),
+        (["evaluate", ""], {"last", "best", "outputs/day/run"}),
+        (["evaluate", "last", "--sp"], {"--split"}),
+        (["evaluate", "last", "--split", ""], {"test", "val", "train"}),
+        (["export", "last", "--format", "o"], {"onnx"}),
+        (["nonsense", ""], set()),
+    ],
+)
+def test_tab_proposes_what_may_follow(call, tmp_path, words, expected):
+    (tmp_path / "outputs" / "day" / "run" / ".hydra").mkdir(parents=True)
+    (tmp_path / "outputs" / "day" / "run" / ".hydra" / "config.yaml").write_text("seed: 0\n")
+    code, out, err = call("completion", "words", "--", *words)
+    assert (code, err) == (0, "")
+    proposals = out.split()
+    assert expected <= set(proposals) or (not expected and not proposals)
+    assert all(text.startswith(words[-1]) for text in proposals)
+
+
+def test_bash_completes_with_the_script_it_is_told_to_read(tmp_path):
+    script = (
+        f'cnnlab() {{ {shlex.join(CALL)} "$@"; }}; eval "$(cnnlab completion bash)"; compopt() {{ :; }}; '
+        'COMP_LINE="cnnlab train model=resnet1"; COMP_POINT=${#COMP_LINE}; _cnnlab; echo "${COMPREPLY[@]}"'
+    )
+    ran = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ran.stdout == "resnet18\n", "bash has the part before the = already"
+
+
+def test_version_is_printed(call):
+    assert call("--version")[:2] == (0, f"cnnlab {importlib.metadata.version('cnnlab')}\n")

@@ -112,7 +112,7 @@ def test_every_command_is_known():
     assert len(COMMANDS) > 15
     for command in COMMANDS:
         assert command in ELSEWHERE or re.match(
-            rf"python train\.py|cnnlab (train|{'|'.join(cli.COMMANDS)}) ", command
+            rf"python train\.py|cnnlab (--version|(train|{'|'.join(cli.COMMANDS)}) )", command
         ), command
 
 
@@ -130,7 +130,7 @@ def complete(words: list[str], home: Path) -> list[str]:
 def test_command_works(command: str, home: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(home)
     program, *words = shlex.split(command)
-    if program == "cnnlab" and words[0] in cli.COMMANDS:
+    if program == "cnnlab" and words[0] != "train":
         words = complete(words, home)
         if words[:2] == ["data", "fetch"]:
             words.append("--help")  # the download itself is tested on a server of its own
