@@ -81,7 +81,7 @@ def test_help_names_every_command_and_imports_none_of_them():
         "import sys; from cnnlab.cli import app, COMMANDS\n"
         "try: app(['--help'])\n"
         "except SystemExit as end: assert not end.code\n"
-        "print(*COMMANDS, [name for name in sys.modules if name.startswith('cnnlab.commands')])"
+        "print(*COMMANDS, [name for name in sys.modules if name.startswith('cnnlab.commands.')])"
     )
     *shown, last = python(code).splitlines()
     assert last.endswith(" []")

@@ -9,6 +9,26 @@ import typer
 
 from cnnlab.errors import MachineError
 
+# What --help says; each is the module cnnlab.commands.<name>, imported when it is called and not before.
+COMMANDS = {
+    "check": "Rehearse a run before it begins: go or no go, and what it will take.",
+    "evaluate": "Evaluate a run: metrics, confusion matrix, calibration, worst mistakes.",
+    "predict": "Predict the classes of pictures, with a run's network or an exported one.",
+    "export": "Write a run's network as ONNX, torch.export or safetensors.",
+    "compare": "Compare runs: config, metrics, curves, and whether the difference is real.",
+    "decide": "Decide whether one recipe is better than another, with no more seeds than that takes.",
+    "runs": "List runs: what each was, how it ended, what it reached.",
+    "benchmark": "Measure how fast a config trains on this machine, and what would be faster.",
+    "data": "Fetch, pack and check the npz files that training reads.",
+    "show": "Draw data, convolution, pooling, augmentation, schedules, and the inside of a network.",
+    "report": "Write one HTML file about a run or a sweep.",
+    "options": "List the options of each group, a project's own among them.",
+    "schema": "Write a JSON schema of the config, so that editors complete and check yaml files.",
+    "new": "Make a project of your own: a network, a loss, data, a recipe and a test.",
+    "dashboard": "Start TensorBoard on a folder of runs.",
+    "completion": "Print what lets the Tab key complete this command, in bash, zsh or fish.",
+}
+
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, a checkpoint file, `last` or `best`.")]
 Trust = Annotated[
     list[str] | None,

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
+from cnnlab.commands import COMMANDS
+
 app = typer.Typer(add_completion=False)
 
 SCRIPTS = {
@@ -66,8 +68,6 @@ def completion(
 
 def propose(words: list[str]) -> list[str]:
     """Return what may stand in the place of the last word, which may be empty, after the others."""
-    from cnnlab.cli import COMMANDS
-
     *before, current = words
     if not before:
         return _starting_with(current, ["train", *COMMANDS, "--version", "--help"])
@@ -117,8 +117,7 @@ def _list_runs() -> list[str]:
 
 
 def _list_settings(current: str) -> list[str]:
-    """Return groups with their options, and the keys of the composed config."""
-    from cnnlab import config
+    """Return groups with their options, and the keys of the options that are taken by default."""
     from cnnlab.config import tree
     from cnnlab.files import flatten
 
@@ -129,7 +128,7 @@ def _list_settings(current: str) -> list[str]:
     if "." not in current:
         sections = {f"{key.partition('.')[0]}." for key, _ in flatten(tree.main_file()) if "." in key}
         return [*groups, *(f"{name}." for name in tree.groups()), *sorted(sections)]
-    from omegaconf import OmegaConf
-
-    values = OmegaConf.to_container(config.composed([]), resolve=False)
-    return [f"{key}=" for key, _ in flatten(values) if not key.endswith("_target_")]
+    keys = [key for key, _ in flatten(tree.main_file())]
+    for name in tree.groups():
+        keys += [f"{name}.{key}" for option in tree.chosen(name) for key, _ in flatten(tree.content(name, option))]
+    return [f"{key}=" for key in keys if not key.endswith(("_target_", "defaults"))]
