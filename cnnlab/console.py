@@ -68,7 +68,12 @@ def exit_on_error(*, debug: bool = False, last: bool = False, hint: str = "", wa
     try:
         _check_working_folder()
         with signals.handled(last=last), Waiting.start(waiting):
-            yield
+            try:
+                yield
+            except SystemExit as end:
+                if not end.code:
+                    sys.stdout.flush()
+                raise
             sys.stdout.flush()  # a full disk is noticed here, and not when the interpreter ends
     except Stopped as stop:
         sys.exit(stop.exit_code)
@@ -189,13 +194,14 @@ class _Output(io.FileIO):
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)
-        self._gone = (errno.EPIPE, errno.EIO) if self.isatty() else (errno.EPIPE,)
+        self._gone: tuple[int | None, ...] = (errno.EPIPE, errno.EIO) if self.isatty() else (errno.EPIPE,)
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data) or 0
         except OSError as error:
             if error.errno not in self._gone:
+                self._gone = (error.errno,)  # once: what Python flushes at its end is not to change the exit code
                 raise
             return len(data)
 

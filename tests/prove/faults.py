@@ -2,12 +2,16 @@
 
 import contextlib
 import ctypes
+import functools
+import itertools
 import os
 import random
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from cnnlab.checkpoint import is_whole, read_checkpoint, write_checkpoint
 from cnnlab.config import quote
@@ -48,6 +53,8 @@ def prove(folder: Path, damages: int, seed: int = 0) -> Iterator[Row]:
     yield from changed(good, out)
     yield from machine(folder, options, good, out)
     yield from odd(folder, options, out)
+    yield together(folder, options)
+    yield from surroundings(folder, options, good, out)
 
 
 def expect_code(wanted: int, code: int, text: str) -> str:
@@ -285,6 +292,134 @@ def shared(folder: Path, options: list[str], out: Path) -> Row:
     expect(str(first.pid) in stale, "the lock does not name its holder")
     expect_code(0, *run([f"resume='{victim}'", "trainer.max_epochs=1"], out))
     return Row("a second writer; a stale lock", 3, 3, "exit code 5 with the holder's process id; taken over")
+
+
+def together(folder: Path, options: list[str], pairs: int = 5) -> Row:
+    """Start two runs at the same instant in one folder, whose name has a reference in it: exactly one writes."""
+    for number in range(pairs):
+        place = f"hydra.run.dir='{folder}/pair{number}-${{hydra.job.name}}'"
+        children = [
+            Child([*options, "trainer.max_epochs=1", f"seed={seed}", place], folder / f"pair{seed}.txt")
+            for seed in (1, 2)
+        ]
+        codes = [child.wait() for child in children]
+        expect(sorted(codes) == [0, 5], f"both started at once: {codes}: {[child.text()[-500:] for child in children]}")
+        config = (folder / f"pair{number}-train" / ".hydra" / "config.yaml").read_text()
+        expect(f"seed: {codes.index(0) + 1}" in config, "the refused run changed .hydra")
+        code, text = run([*options, place], folder / "third.txt")
+        expect_code(2, code, text)
+    return Row("two runs at the same instant in one folder", 2 * pairs, 2 * pairs, "one trained, one ended with 5")
+
+
+def verb(*arguments: object, shell: str = "{}") -> tuple[int, str]:
+    """Run a command of cnnlab's in a process of its own, in a line of the shell's; return exit code and output."""
+    words = [sys.executable, "-c", "from cnnlab.cli import app; app()", *map(str, arguments)]
+    line = "set -o pipefail; " + shell.replace("{}", " ".join(map(shlex.quote, words)))
+    process = subprocess.run(["bash", "-c", line], capture_output=True, text=True, errors="replace", timeout=300)
+    return process.returncode, process.stdout + process.stderr
+
+
+def surroundings(folder: Path, options: list[str], good: Path, out: Path) -> Iterator[Row]:
+    """What a shell, a disk or a crowd may do to commands."""
+    evaluate = ("evaluate", good, "--no-figures")
+    shells = [
+        "{} 2>&-", "{} >&-", "{} <&- >&- 2>&-", "{} | head -c 10", "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {}",
+        "PYTHONIOENCODING=latin-1 {}", "RANK=1 SLURM_PROCID=3 {}", "env -u HOME -u TERM {}",
+    ]  # fmt: skip
+    for shell in shells:
+        expect_code(0, *verb(*evaluate, shell=shell))
+    yield Row("closed, unread, ASCII and Latin-1 streams; stale ranks", len(shells), len(shells), "exit code 0")
+
+    gone = f"mkdir {folder}/gone; cd {folder}/gone; rmdir {folder}/gone; {{}}"
+    for shell, code in ((gone, 5), ("{} >/dev/full", 5)):
+        text = expect_code(code, *verb(*evaluate, shell=shell))
+        expect("working folder was deleted" in text or "No space left" in text, text)
+    yield Row("a deleted working folder, a full output", 2, 2, "exit code 5, what and why is said")
+
+    braces = folder / "${HOME}"
+    braces.mkdir()
+    expect_code(0, *verb(*evaluate, shell=f"cd '{braces}'; {{}}"))
+    expect_code(2, *verb("train", *options, shell=f"cd '{braces}'; {{}}"))
+    yield Row("a working folder called ${HOME}", 2, 2, "evaluated; training is refused with 2")
+
+    yield full_export(good)
+
+    pictures = folder / "pictures"
+    for split, name in itertools.product(("train", "test"), "ab"):
+        (pictures / split / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(pictures / split / name / f"{number}.png")
+    packed = folder / "packed.npz"
+    (folder / ".packed.npz.1-00000000.part").write_bytes(b"left by a killed process")
+
+    def pack() -> None:
+        from cnnlab.cli import app
+
+        app(["data", "pack", str(pictures), str(packed), "--size", "8"])
+
+    packers = [Child([], folder / f"pack{number}.txt", call=pack) for number in range(4)]
+    codes = sorted(packer.wait() for packer in packers)
+    expect(codes == [0, 2, 2, 2], f"four packed at once: {codes}: {[packer.text()[-500:] for packer in packers]}")
+    expect(not list(folder.glob(".packed*")), "a temporary file is left")
+    yield Row("four data pack to one name; a killed one's file", 4, 4, "one wrote, three ended with 2; cleaned up")
+
+    inside = folder / "work" / "outputs"
+    shutil.copytree(good, inside / "good")
+    for name in ("closed", "damaged"):
+        shutil.copytree(good, inside / name)
+    (inside / "damaged" / "run.json").write_text("")
+    (inside / "closed").chmod(0)
+    try:
+        for name in ("last", "best"):
+            hook = functools.partial(_enter, folder / "work")
+            child = Child([], out, hook, call=functools.partial(_app, "evaluate", name, "--no-figures"))
+            expect_code(0, child.wait(), child.text())
+        child = Child([], out, functools.partial(_enter, folder / "work"), call=functools.partial(_app, "runs"))
+        text = expect_code(0, child.wait(), child.text())
+        expect("damaged" in text and "closed" in text, f"nothing is said of what was left out: {text}")
+    finally:
+        (inside / "closed").chmod(0o755)
+    yield Row("an unreadable and a damaged run below outputs", 3, 3, "the others are listed, found, evaluated")
+
+    victim = copy(good, folder)
+    for path in (*victim.rglob("*"), victim):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        elsewhere = folder / "elsewhere"
+        call = functools.partial(_app, "evaluate", str(victim), "--no-figures", "--output", str(elsewhere))
+        child = Child([], out, lambda tell: without_rights(), call=call)
+        expect_code(0, child.wait(), child.text())
+        expect((elsewhere / "evaluation.json").is_file(), "nothing was written")
+    finally:
+        for path in (victim, *victim.rglob("*")):
+            path.chmod(0o755)
+    yield Row("evaluate --output of a run that may only be read", 1, 1, "written elsewhere")
+
+
+def _app(*arguments: str) -> None:
+    from cnnlab.cli import app
+
+    app(list(arguments))
+
+
+def _enter(folder: Path, tell: Callable[[str], None]) -> None:
+    os.chdir(folder)
+    without_rights()
+
+
+def full_export(good: Path) -> Row:
+    """Export to a disk that is full, and log to one."""
+    formats = ("safetensors", "torch_export")
+    with small_disk(0.1) as disk:
+        if disk is None:
+            return Row("a full disk in export", 1, 1, "not tried: nothing may be mounted here")
+        for format in formats:
+            path = disk / f"model-{format}"
+            text = expect_code(5, *verb("export", good, "--format", format, "--output", path))
+            expect(str(path) in text and "No space left" in text, f"the file is not named: {text}")
+            expect(not list(disk.iterdir()), "something half-written is left")
+    return Row("a full disk in export", len(formats), len(formats), "exit code 5, the file named, nothing left")
 
 
 def odd(folder: Path, options: list[str], out: Path) -> Iterator[Row]:

@@ -169,8 +169,13 @@ def settings(world: World, victim: Path, chance: random.Random) -> str:
     section: Any = chance.choice([content, hyper, hyper["config"], *(hyper["config"].get(key) for key in SECTIONS)])
     if not isinstance(section, dict):
         section = hyper["config"]
-    key = chance.choice([*section, "extra"])
-    section[key] = world.value(chance)
+    key, value = chance.choice([*section, "extra"]), world.value(chance)
+    if chance.random() < 0.5:
+        section, key = hyper["config"][chance.choice(["model", "model", "metrics"])], "extra"
+        value = world.call(chance)
+        for _ in range(chance.randrange(4)):
+            value = chance.choice([(value,), [value], {"k": value}, OrderedDict(k=value), (1, value)])
+    section[key] = value
     write_checkpoint(content, victim / "checkpoints" / f"{name}.ckpt")
     if name == "last":
         (victim / "checkpoints" / "best.ckpt").unlink()
