@@ -150,7 +150,7 @@ def _verb(verb: str, victim: Path) -> Callable[[], object] | None:
     arguments = {
         "evaluate": [name, "--no-figures"], "predict": [name, str(victim.parent / "picture.png")],
         "export": [name, "--format", "safetensors"], "report": [name], "runs": [name, "--csv"],
-        "compare": [name, str(victim.parent / "good")], "show": ["network", name],
+        "compare": [name, str(victim.parent / "good")], "show": ["filters", name],
     }[verb]  # fmt: skip
 
     def call() -> None:
