@@ -369,6 +369,7 @@ def surroundings(folder: Path, options: list[str], good: Path, out: Path) -> Ite
     for name in ("closed", "damaged"):
         shutil.copytree(good, inside / name)
     (inside / "damaged" / "run.json").write_text("")
+    os.utime(inside / "damaged" / "run.json", (0, 0))  # or it would be the last one, and named as damaged
     (inside / "closed").chmod(0)
     try:
         for name in ("last", "best"):
