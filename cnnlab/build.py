@@ -478,7 +478,10 @@ def instantiate_part(
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(cause, CnnlabError):
             raise cause from error
-        raise ConfigError(f"{key}: {first_line(cause or error)}") from error
+        text = first_line(cause or error)
+        if not isinstance(cause, TypeError | ValueError):  # whose texts say more than a name
+            text = f"{node['_target_']} raised {type(cause or error).__name__}: {text}"
+        raise ConfigError(f"{key}: {text}") from error
 
 
 def locate(key: str, target: str) -> Callable[..., Any]:

@@ -3,9 +3,11 @@
 import copy
 import inspect
 import itertools
+import json
 import os
 import random
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import lock, trust
-from cnnlab.config import CONF, ROOT, check, preflight, quote
+from cnnlab.config import CONF, ROOT, check, preflight, quote, resume_command, value_of
 from cnnlab.config.checks import TAKEN_BY_BUILD
 from cnnlab.config.rules import RULES
 from cnnlab.config.tree import OPTIONAL, chosen, content, groups, options
@@ -1054,3 +1056,49 @@ def test_the_direction_is_that_of_torchmetrics_class():
         for name, node in content("metrics", option).items():
             higher = trust.import_target(node["_target_"]).higher_is_better
             assert own_direction(f"val/{name}", {"metrics": {name: node}}) == ("max" if higher else "min")
+
+
+# --- places ----------------------------------------------------------------------------------------------
+
+
+def test_a_path_below_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.npz").write_bytes(b"")
+    preflight(["data=npz", "data.path=~/x.npz"], verify_presence=True)
+    with pytest.raises(DataError, match="does not exist"):
+        preflight(["data=npz", "data.path=~/y.npz"], verify_presence=True)
+
+
+def test_a_run_is_resumed_from_another_folder_with_the_data_that_it_had(tmp_path, monkeypatch):
+    folder = record_run(tmp_path / "run", "data=npz", "data.path=x.npz")
+    (folder / "run.json").write_text(json.dumps({"status": "interrupted", "cwd": str(tmp_path)}))
+    (tmp_path / "x.npz").write_bytes(b"")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert value_of("data.path", preflight([f"resume={folder}"], verify_presence=True)) == str(tmp_path / "x.npz")
+    assert value_of("data.path", preflight([f"resume={folder}", "data.path=y.npz"])) == "y.npz"
+    monkeypatch.chdir(tmp_path)
+    assert value_of("data.path", preflight([f"resume={folder}"])) == "x.npz"
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["hydra.job.chdir=true"], "a run stays in the folder that it was started in"),
+        (["-m", "experiment=null,quickstart"], "Hydra cannot choose nothing; leave experiment out"),
+        (["data.classes=[" + ",".join(f"c{index}" for index in range(20_000)) + "]"], "more than 2000 values"),
+    ],
+)
+def test_what_hydra_cannot_do_is_answered_with_what_to_do(argv, part):
+    (line,) = mistakes(*argv)
+    assert part in line
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "it's [x]", "x=1,2"])
+def test_the_printed_resume_command_can_be_pasted(tmp_path, monkeypatch, name):
+    folder = record_run(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "/my code")
+    words = shlex.split(resume_command(folder))
+    assert words[0] == "PYTHONPATH=/my code"
+    assert value_of("resume", preflight(words[3:])) == str(folder)

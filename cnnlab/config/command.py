@@ -17,7 +17,7 @@ from cnnlab.config.lines import parse_all, sets
 from cnnlab.config.loader import Loader, first_cause, whole
 from cnnlab.config.presence import check_data, unimportable
 from cnnlab.config.references import get, plain
-from cnnlab.config.tree import Key, groups
+from cnnlab.config.tree import Key, chosen, groups
 from cnnlab.config.words import nearest, shown
 from cnnlab.errors import ConfigError
 
@@ -193,6 +193,12 @@ class Command:
             return
         for option in value if isinstance(value, list) else [value]:
             # A path that leads out of the tree is no option, whatever Hydra would make of it.
+            if option is None and group in groups() and not chosen(group):
+                yield (
+                    f"{group}=null: Hydra cannot choose nothing; leave {group} out; in a sweep choose a file of your "
+                    f"own that changes nothing (conf/{group}/plain.yaml: # @package _global_)"
+                )
+                continue
             if not isinstance(option, str) or not re.fullmatch(r"[\w-]+(/[\w-]+)*(\.yaml)?", option):
                 near = "none" if option is None and "none" in options else None
             elif self._loader.has_option(group, option):
@@ -214,6 +220,11 @@ class Command:
         mistakes = [line for override in late for line in self._loader.apply(override, config)]
         content = whole(config)
         self.run_dir = str(content["hydra"]["run"]["dir"])
+        if get(content, "hydra", "job", "chdir") is True:
+            mistakes.append(
+                "hydra.job.chdir=true: a run stays in the folder that it was started in, so that paths mean the same "
+                "before and after; leave it out"
+            )
         launcher = get(content, "hydra", "launcher", "_target_")
         self._trials_are_processes, self._is_remote = launcher in ALONE, self._multirun and launcher in REMOTE
         self._choices = get(content, "hydra", "runtime", "choices") or {}

@@ -162,7 +162,21 @@ def _resumed(folder: Path, overrides: Sequence[Override], multirun: bool) -> lis
         return [*(override for override in typed if override.key_or_group != "hydra.sweep.dir"), *place]
     lock.check_free(folder)
     check_links(folder)
-    return parse_all(expand(folder, [text_of(override) for override in typed]))[0]
+    lines = [text_of(override) for override in typed]
+    if not any(sets(override, "data.path") for override in typed):
+        lines += _data_from_there(folder)
+    return parse_all(expand(folder, lines))[0]
+
+
+def _data_from_there(folder: Path) -> list[str]:
+    """Return the override of a run's data file whose path began in the folder that the run was started in."""
+    record = Record(folder)
+    data, start = record.config.get("data"), record.run.get("cwd")
+    path = data.get("path") if isinstance(data, dict) else None
+    if not isinstance(path, str) or not isinstance(start, str) or "${" in path + start:
+        return []
+    there = Path(start) / path
+    return [f"data.path={quote(there)}"] if there.exists() and not Path(path).expanduser().exists() else []
 
 
 def _with_current_state(override: Override) -> Override:

@@ -34,7 +34,7 @@ def check_data(paths: Iterable[Any], config: Mapping[str, Any]) -> None:
         DataError: One of them does not.
     """
     for path in paths:
-        if isinstance(path, str) and "${" not in path and not Path(path).exists():
+        if isinstance(path, str) and "${" not in path and not Path(path).expanduser().exists():
             source = get(config, "data", "source")
             make = f"cnnlab data fetch {source} FILE" if source in ("cifar10", "cifar100") else "cnnlab data --help"
             without = "" if source == "npz" else f", or leave data.path out to have {source} made at its own place"
