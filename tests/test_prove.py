@@ -20,7 +20,7 @@ def prove(*arguments: str, timeout: float) -> str:
 
 def test_each_proof_holds_at_a_glance():
     printed = prove("glance", timeout=280)
-    assert all(name in printed for name in ("resume", "signals", "faults", "hostile"))
+    assert all(name in printed for name in ("resume", "signals", "faults", "hostile", "truth"))
     assert "BROKEN" not in printed
 
 
@@ -28,7 +28,7 @@ def test_each_proof_holds_at_a_glance():
 @pytest.mark.timeout(1600)
 @pytest.mark.parametrize(
     "arguments",
-    [["resume", "--kills", "40"], ["signals", "--each", "10"], ["faults", "--damages", "4000"], ["hostile"]],
+    [["resume", "--kills", "40"], ["signals", "--each", "10"], ["faults", "--damages", "4000"], ["hostile"], ["truth", "--draws", "20"]],
 )
 def test_each_proof_holds(arguments: list[str]):
     prove(*arguments, timeout=1500)
