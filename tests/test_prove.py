@@ -28,7 +28,13 @@ def test_each_proof_holds_at_a_glance():
 @pytest.mark.timeout(1600)
 @pytest.mark.parametrize(
     "arguments",
-    [["resume", "--kills", "40"], ["signals", "--each", "10"], ["faults", "--damages", "4000"], ["hostile"], ["truth", "--draws", "20"]],
+    [
+        ["resume", "--kills", "40"],
+        ["signals", "--each", "10"],
+        ["faults", "--damages", "4000"],
+        ["hostile"],
+        ["truth", "--draws", "20"],
+    ],
 )
 def test_each_proof_holds(arguments: list[str]):
     prove(*arguments, timeout=1500)
