@@ -177,7 +177,7 @@ def train_pairs(
                 raise ConfigError(f"--metric {metric} is not measured by {shlex.join(overrides)}.")
             values.append(float(value))
         images = (Record(place).run.get("images") or {}).get(metric.partition("/")[0])
-        yield Pair(seed, *values, step=1 / images if images and metric.endswith("accuracy") else 0.0)
+        yield Pair(seed, values[0], values[1], step=1 / images if images and metric.endswith("accuracy") else 0.0)
         seed += 1
 
 

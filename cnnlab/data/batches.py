@@ -131,7 +131,7 @@ class Batches(Stream):
         targets: Their classes.
         subset: Which of them belong to this split; all by default.
         pin_memory: Put batches into page-locked memory, so that they are copied to a GPU without waiting.
-        after_read: Called with the number of images of each batch once they are copied.
+        take: Reads rows of `images`, where these are mapped; they are indexed by default.
         sampler: `balanced` shows each class equally often.
         order: Further arguments of `Stream`.
     """
@@ -145,7 +145,7 @@ class Batches(Stream):
         subset: Int64[Tensor, "m"] | None = None,
         *,
         pin_memory: bool = False,
-        after_read: Callable[[int], None] | None = None,
+        take: Callable[[list[int]], Tensor] | None = None,
         sampler: Sampler = "shuffled",
         **order: Any,
     ) -> None:
@@ -156,7 +156,7 @@ class Batches(Stream):
         self.targets = targets
         self.subset = subset
         self.pin_memory = pin_memory
-        self.after_read = after_read
+        self.take = take
 
     def read(self, positions: Int64[Tensor, "share"], first: int) -> Iterator[Batch]:
         """Yield the batches of an order, from the batch number `first`."""
@@ -168,12 +168,13 @@ class Batches(Stream):
         all_targets = torch.where(rows < 0, PADDING, self.targets[rows.clamp(min=0).to(device)].cpu()).to(device)
         batch_targets = all_targets.split(self.batch_size)
         for number in range(first, len(all_rows)):
-            images = self.images.index_select(0, all_rows[number])
+            if self.take is None:
+                images = self.images.index_select(0, all_rows[number])
+            else:
+                images = self.take(all_rows[number].tolist())
             if images.dtype == torch.uint16:
                 images = images.float().div_(65535)
             batch = Batch(images.permute(0, 3, 1, 2), batch_targets[number], all_indices[number])
-            if self.after_read is not None:
-                self.after_read(len(images))
             if self.pin_memory:
                 batch = Batch(*(tensor.pin_memory() for tensor in batch))
             yield batch

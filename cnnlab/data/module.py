@@ -169,7 +169,10 @@ class ImageData(DataModule):
     @override
     def images(self, split: Split, positions: Int64[Tensor, "n"] | slice) -> Tensor:
         part = self._parts[split]
-        images = part.images.index_select(0, part.rows[positions].to(part.images.device))
+        if self._mapping is None:
+            images = part.images.index_select(0, part.rows[positions].to(part.images.device))
+        else:
+            images = torch.from_numpy(self._mapping.take(part.images.numpy(), part.rows[positions].tolist()))
         return images.float().div_(65535) if images.dtype == torch.uint16 else images
 
     @override
@@ -180,8 +183,8 @@ class ImageData(DataModule):
     def batches(self, split: Split, **options: Any) -> Batches:
         part = self._parts[split]
         if self._mapping is not None:
-            mapping, row_bytes = self._mapping, part.images[:1].nbytes
-            options["after_read"] = lambda count: mapping.release(count, row_bytes)
+            mapping, array = self._mapping, part.images.numpy()
+            options["take"] = lambda rows: torch.from_numpy(mapping.take(array, rows))
         return Batches(*part, **({"batch_size": self.eval_batch_size} | options))
 
     @override

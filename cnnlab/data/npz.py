@@ -10,7 +10,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -128,7 +128,7 @@ class MappedFile:
         path: The npz file.
     """
 
-    LIMIT_BYTES = 256 * 2**20
+    LIMIT_BYTES = 64 * 2**20
     """What may be resident before it is let go."""
     # The kernel maps the cached neighbours of a page too (fault_around_bytes, 64 KiB by default).
     _AROUND_BYTES = 64 * 1024
@@ -137,7 +137,12 @@ class MappedFile:
         self.path = path
         with path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._file = os.dup(file.fileno())
+        self._address = np.frombuffer(self._bytes, np.uint8).ctypes.data
         self._resident = 0
+
+    def __del__(self) -> None:
+        os.close(self._file)
 
     def array(self, member: Member) -> np.ndarray:
         """Return one of the file's arrays, read-only; its checksum is not verified.
@@ -157,8 +162,21 @@ class MappedFile:
         flat = np.frombuffer(self._bytes, member.layout.dtype, math.prod(member.layout.shape), start)
         return flat.reshape(member.layout.shape)
 
+    def take(self, array: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+        """Return scattered rows of one of the file's arrays, read past the mapping.
+
+        A row that is touched in the mapping costs several times as much, and memory until it is let go.
+        """
+        result = np.empty((len(rows), *array.shape[1:]), array.dtype)
+        content = result.reshape(-1).view(np.uint8).data
+        start, size = array.ctypes.data - self._address, array.strides[0]
+        for number, row in enumerate(rows):
+            if os.preadv(self._file, [content[number * size : (number + 1) * size]], start + row * size) != size:
+                raise DataError(f"{self.path} has become shorter while it was read.")
+        return result
+
     def release(self, rows: int, row_bytes: int) -> None:
-        """Note that scattered rows were looked at, and let go of the pages once these add up."""
+        """Note that rows were looked at, and let go of the pages once these add up."""
         self._resident += rows * (row_bytes + self._AROUND_BYTES)
         if self._resident > self.LIMIT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
             self._bytes.madvise(mmap.MADV_DONTNEED)
