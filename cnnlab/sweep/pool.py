@@ -114,7 +114,7 @@ def cause_of_death(code: int) -> str | None:
         code: Its exit code, or minus the number of the signal that killed it.
     """
     if code < 0:
-        known = {signum.value: signum.name for signum in signal.Signals}
-        name = known.get(-code, f"signal {-code}")  # the real-time signals have no names
+        names = {signum.value: signum.name for signum in signal.Signals}
+        name = names.get(-code, f"signal {-code}")  # the real-time signals have no names
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     return f"the process ended with exit code {code}" if code else None
