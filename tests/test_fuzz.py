@@ -3,6 +3,7 @@
 import contextlib
 import json
 import tempfile
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cnnlab import trust
 from cnnlab.config import preflight
 from cnnlab.config.tree import groups
 from cnnlab.data import archive
-from cnnlab.errors import CnnlabError, DamagedError
+from cnnlab.errors import CnnlabError, DamagedError, UnsafeError
+from cnnlab.files import csv_cell, plain, printable, read_csv, read_json, read_yaml
 from cnnlab.record import Record, find_run
 from tests.conftest import drawn
 
@@ -93,3 +96,76 @@ def test_any_run_folder_is_read_or_named_as_damaged(run, metrics, history, confi
             find_run(str(folder))  # it has no checkpoint
         with pytest.raises(CnnlabError):
             preflight([f"resume={folder}", "seed=1"])
+
+
+def is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return type(value) is dict and all(type(name) is str and is_plain(inner) for name, inner in value.items())
+    if isinstance(value, list):
+        return type(value) is list and all(map(is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+odd = st.recursive(
+    st.none() | st.integers() | st.floats() | st.text(max_size=4) | st.binary(max_size=4) | st.complex_numbers(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=4) | st.integers() | st.none(), inner, max_size=3)
+        | st.dictionaries(st.text(max_size=4), inner, max_size=3).map(OrderedDict)
+        | st.frozensets(st.integers(), max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@quick
+@given(value=odd)
+def test_a_strangers_settings_are_plain_or_damaged(value):
+    with contextlib.suppress(DamagedError):
+        assert is_plain(plain(value, "x.ckpt"))
+
+
+calls = st.sampled_from(["os.system", "builtins.exec", "torch.load", "subprocess.run", "cnnlab.files.write_text"])
+hidden = st.recursive(
+    calls.map(lambda target: {"_target_": target, "command": "true"}),
+    lambda inner: (
+        st.tuples(inner)
+        | st.tuples(st.integers(), inner).map(list)
+        | inner.map(lambda value: OrderedDict(k=value))
+        | inner.map(lambda value: {"_target_": "torch.nn.Sequential", "_args_": (value,)})
+        | inner.map(lambda value: {"_target_": "torch.nn.Linear", "_partial_": True, "in_features": value})
+    ),
+    max_leaves=4,
+)
+
+
+@quick
+@given(value=hidden)
+def test_no_container_hides_a_call_from_the_builder(value):
+    for section in ({"_target_": "cnnlab.model.ConvNet", "extra": value}, value):
+        with pytest.raises(UnsafeError, match="none of the classes"):
+            trust.build(plain(section, "x.ckpt"), "model")
+
+
+@quick
+@given(content=files | st.text(max_size=60).map(lambda text: text.encode(errors="surrogateescape")))
+def test_any_file_is_read_or_named_as_damaged(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x"
+        path.write_bytes(content)
+        for read in (read_json, read_csv, read_yaml):
+            try:
+                read(path)
+            except DamagedError as error:
+                assert str(path) in str(error)  # noqa: PT017 - it need not be raised
+
+
+@quick
+@given(text=st.text(alphabet=st.characters(codec=None), max_size=30))
+def test_no_text_commands_a_terminal_or_a_spreadsheet(text):
+    shown = printable(text)
+    shown.encode()
+    assert not any((ord(letter) < 32 and letter not in "\n\t") or 128 <= ord(letter) < 160 for letter in shown)
+    cell = csv_cell(text)
+    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
