@@ -137,7 +137,8 @@ def build_lab(cfg: DictConfig, images: DataModule | None = None, *, rollbacks: i
     check_rhythm(cfg, batches, validated=images.count("val") > 0)
     if not resumed and isinstance(classifier, Classifier):
         sample = images.images("train", slice(2)).permute(0, 3, 1, 2)
-        probe(network, sample.repeat(2, 1, 1, 1)[:2], images.num_classes, last_batch=last_batch)
+        sample = sample.repeat(2, 1, 1, 1)[:2].cpu()  # a fit before may have left the images on its device
+        probe(network, sample, images.num_classes, last_batch=last_batch)
     if isinstance(trainer.precision_plugin, (DoublePrecision, HalfPrecision)):
         # Before a checkpoint is read, whose float64 weights would pass through float32.
         trainer.precision_plugin.convert_module(classifier)

@@ -129,6 +129,10 @@ def evaluate(
     run_tta: TTA = state.config.get("eval", {}).get("tta", "none")
     tta = tta or run_tta
     fabric = fabric_for(accelerator, precision or run_precision)
+    matmul_precision = state.config.get("matmul_precision")
+    if fabric.device.type == "cuda" and matmul_precision in ("highest", "high", "medium"):
+        # As in the run's own test: products of 32-bit numbers are rounded to TF32 by default.
+        torch.set_float32_matmul_precision(matmul_precision)
     computed_precision = str(fabric.strategy.precision.precision)
     batches = images.batches(split)
     if len(batches) == 0:
@@ -198,7 +202,8 @@ def _write(stem: Path, content: dict[str, Any], answers: Answers) -> Evaluation:
 
 def fabric_for(accelerator: str, precision: str | None) -> Fabric:
     """Return the device and the precision to compute with."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    for name in ("lightning_fabric", "pytorch_lightning"):  # the latter speaks for both once it is imported
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return Fabric(accelerator=accelerator, devices=1, precision=precision or "32-true")  # type: ignore[arg-type]
     except ValueError as error:

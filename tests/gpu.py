@@ -230,8 +230,8 @@ def sweep(place: Place) -> Figures:
     for launcher in ([], ["hydra/launcher=local"]):
         folder = place.folder / f"sweep{len(launcher)}"
         place.run(
-            "-m", "seed=0,1", *place.base, *launcher, "trainer.max_steps=2", "trainer.max_epochs=-1",
-            "callbacks.figures=null", f"hydra.sweep.dir={folder}",
+            "-m", "seed=0,1", *place.base, *launcher, "trainer.max_epochs=1",
+            "trainer.limit_train_batches=2", "callbacks.figures=null", f"hydra.sweep.dir={folder}",
         )  # fmt: skip
         records = [json.loads(path.read_text()) for path in folder.glob("*/run.json")]
         assert [record["status"] for record in records] == ["completed"] * 2

@@ -40,7 +40,7 @@ CROSSED = {
     "smoothed labels": ["loss.label_smoothing=0.1"],
     "weighted classes": ["loss.class_weights=balanced"],
     "dropout": ["model.dropout=0.3"],
-    "no validation": ["data.val_size=0"],
+    "no validation": ["data.val_size=0", "objective.metric=test/accuracy"],
     "on the host": ["data.resident=host"],
     "channels first": ["model.channels_last=false"],
     "clipped": ["trainer.gradient_clip_val=0.01"],
