@@ -46,6 +46,25 @@ const found = [];
 """
 
 
+SMOOTHING = EVERYTHING + "return found.find(node => node.localName === 'tf-smoothing-input').weight;"
+# Those of the curves in each chart.
+COLOURS = (
+    EVERYTHING
+    + """
+return found.filter(node => node.localName === arguments[0]).map(card => {
+  const colours = new Set();
+  (function walk(node) {
+    if (node.localName === 'path' && getComputedStyle(node).fill === 'none' && node.getTotalLength() > 50)
+      colours.add(getComputedStyle(node).stroke);
+    if (node.shadowRoot) walk(node.shadowRoot);
+    for (const child of node.children || []) walk(child);
+  })(card);
+  return [...colours];
+});
+"""
+)
+
+
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
     from selenium import webdriver
@@ -150,6 +169,10 @@ def test_a_run_opens_on_training_and_validation_in_one_chart(outputs: Path, brow
         # Nothing is clicked: two curves of loss, two of accuracy, then loss of every step, rate and speed.
         charts = until("five charts with their curves", 60, lambda: complete(curves(browser, CUSTOM), [2, 2, 1, 1, 1]))
         assert len(charts) == 5
+        # As the curves are, training and validation in two colours, each named.
+        assert browser.execute_script(SMOOTHING) == 0
+        assert all(len(colours) == 2 for colours in browser.execute_script(COLOURS, CUSTOM)[:2])
+        until("names of the curves", 30, lambda: {"train/loss_epoch", "val/loss"} <= set(text(browser).split()))
         keep(browser, "dashboard")
         browser.get(f"{address}#images")
         until("pictures are shown", 60, lambda: pictures(browser) >= 3)

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -23,6 +24,7 @@ from tensorboard import assets
 from torch import Tensor, nn
 from typing_extensions import override
 
+from cnnlab import plots
 from cnnlab.callbacks import History
 from cnnlab.commands.dashboard import OPENING, rearranged, serve
 from cnnlab.config import preflight
@@ -194,8 +196,17 @@ def serving(folder: Path, run: str, *flags: str) -> Iterator[Board]:
         board.server.wait(20)
 
 
-def test_the_server_shows_curves_pictures_layout_and_results(train: Train, tmp_path: Path):
+def test_the_server_shows_curves_pictures_layout_and_results(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     outputs = tmp_path / "outputs"
+    learning_curves, marks = plots.learning_curves, []
+
+    def watch(*arguments: Any) -> plots.Figure:
+        marks.append(arguments[2])
+        return learning_curves(*arguments)
+
+    monkeypatch.setattr(plots, "learning_curves", watch)
     train(
         "augment=flip_crop", "optimizer.lr=0.02", "objective.metric=val/loss", "objective.mode=max",
         folder=outputs / "run", figures=True,
@@ -213,6 +224,7 @@ def test_the_server_shows_curves_pictures_layout_and_results(train: Train, tmp_p
         experiment = board.get("/data/plugin/hparams/experiment", {"experimentName": ""})
         settings, metrics, status = board.session()
 
+    assert marks == [{"epoch": read(outputs / "run" / "run.json")["best"]["epoch"]}]
     assert images == dict.fromkeys(
         [
             "figures/first_training_images", "figures/augmented_batch", "figures/loss", "figures/learning_rate",
