@@ -208,7 +208,8 @@ def test_the_server_shows_curves_pictures_layout_and_results(
 
     monkeypatch.setattr(plots, "learning_curves", watch)
     train(
-        "augment=flip_crop", "optimizer.lr=0.02", "objective.metric=val/loss", "objective.mode=max",
+        "augment=flip_crop", "optimizer.lr=0.02", "objective.metric=val/loss", "schedule=step", "schedule.every=0.5",
+        "schedule.gamma=30",  # the second epoch undoes the first
         folder=outputs / "run", figures=True,
     )  # fmt: skip
     with serving(outputs, "run/tensorboard") as board:
