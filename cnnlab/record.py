@@ -5,11 +5,13 @@ import os
 import re
 import shlex
 import stat
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
+from cnnlab.console import say
 from cnnlab.errors import CheckpointError, ConfigError, DamagedError, MachineError, UnsafeError
 from cnnlab.files import read_csv, read_json, read_yaml
 from cnnlab.objective import objective_of
@@ -33,6 +35,11 @@ what the sweep notes of it."""
 LIMITS = ("max_epochs", "max_steps", "max_time")
 """The trainer's settings that say how far a run is trained."""
 
+
+OF_TRAINING = (
+    "batch_size", "eval_batch_size", "resident", "sampler", "drop_last", "train_size", "label_noise", "exclude",
+)  # fmt: skip
+"""Keys of `data` that say how a run trains, not what it is measured on."""
 
 CODE_DIFF = "code.diff"
 """How the code of a run differed from its commit, where it did."""
@@ -202,7 +209,7 @@ def find_run(name: str) -> RunState:
 
     Args:
         name: A run's folder; a checkpoint file; `last`, the newest run below `outputs` that has a checkpoint; or
-            `best`, the completed one with the best objective among those that measured what the newest one did.
+            `best`, the completed one with the best objective among those with the objective and the data of the newest.
 
     Raises:
         ConfigError: There is no such run.
@@ -210,7 +217,9 @@ def find_run(name: str) -> RunState:
         UnsafeError: A link leads out of its folder.
     """
     if name in ("last", "best"):
-        return _state_of(_newest() if name == "last" else _best())
+        record = _newest() if name == "last" else _best()
+        _say_once(f"{name} is {record.folder}")
+        return _state_of(record)
     path = Path(name).expanduser()
     if path.is_file():
         folder = path.absolute().parent.parent
@@ -301,10 +310,23 @@ def _best() -> Record:
     records = [record for record in runs(RUNS) if record.best.is_file() and _has_objective(record)]
     if not records:
         raise ConfigError(f"there is no completed run with an objective below {RUNS}; give the run's folder.")
-    goal = max(records, key=lambda record: record.touched).config["objective"]
-    like = [record for record in records if record.config["objective"] == goal]
+    goal = _goal(max(records, key=lambda record: record.touched))
+    like = [record for record in records if _goal(record) == goal]
     best = max if objective_of(records[0].config)["mode"] == "max" else min
     return best(like, key=lambda record: record.objective or 0.0)
+
+
+def _goal(record: Record) -> tuple[Any, dict[str, Any]]:
+    """Return what must be equal in two runs for their objectives to be comparable: what is measured, and on what."""
+    data = record.config.get("data")
+    settings = dict(data) if isinstance(data, Mapping) else {}
+    return record.config["objective"], {key: value for key, value in settings.items() if key not in OF_TRAINING}
+
+
+@cache
+def _say_once(text: str) -> None:
+    """Print a text on standard error, the first time that it is to be said."""
+    say(text, file=sys.stderr)
 
 
 def _has_objective(record: Record) -> bool:

@@ -105,3 +105,27 @@ def test_one_damaged_run_takes_best_away_from_nobody(tmp_path, monkeypatch, capl
     Path("outputs/bad/run.json").write_text("{")
     assert find_run("best").checkpoint == Path("outputs/good/checkpoints/best.ckpt")
     assert "outputs/bad/run.json" in caplog.text
+
+
+def test_best_compares_runs_of_the_same_data_and_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def make(name: str, objective: float, path: str, metric: str = "val/accuracy", batch_size: int = 32) -> None:
+        folder = tmp_path / "outputs" / name
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "best.ckpt").write_bytes(b"")
+        config = f"objective: {{metric: {metric}, mode: max}}\ndata: {{path: {path}, batch_size: {batch_size}}}\n"
+        (folder / ".hydra" / "config.yaml").write_text(config)
+        (folder / "metrics.json").write_text(json.dumps({metric: objective, "objective": objective}))
+        (folder / "run.json").write_text(json.dumps({"status": "completed"}))
+        time = 1_700_000_000 + len(list((tmp_path / "outputs").iterdir()))
+        os.utime(folder / "run.json", (time, time))
+
+    make("easy", 0.99, "easy.npz")
+    make("loss", 7.0, "hard.npz", metric="val/loss")
+    make("first", 0.8, "hard.npz", batch_size=64)
+    make("newest", 0.7, "hard.npz")
+    assert find_run("best").checkpoint.parents[1].name == "first"
+    assert find_run("last").checkpoint.parents[1].name == "newest"
+    assert capsys.readouterr().err.splitlines() == ["best is outputs/first", "last is outputs/newest"]

@@ -38,7 +38,9 @@ def run(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Blocks of steps; medians over them are shown.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.1, help="About how long a block takes.")] = 4.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures to this file; - prints them instead of tables.")
+    ] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the parts of a step into this PNG file.")] = None,
 ) -> None:
     """Measure how fast a config trains on this machine."""
@@ -46,7 +48,7 @@ def run(
 
     lines = overrides or []
     composed(lines)  # a mistake is reported at once
-    console = Console()
+    console = Console(stderr=True)
     with console.status("starting") as status:
         if sweep is not None:
             if against or figure:
@@ -61,13 +63,16 @@ def run(
             content = benchmark.measure(
                 lines, [loop.value for loop in against or ()], rounds=rounds, seconds=seconds, progress=status.update
             )
-    if json_file:
+    to_terminal = json_file == Path("-")
+    if json_file and not to_terminal:
         write_text(json_file, json.dumps(content, indent=2) + "\n")
     if figure:
         from cnnlab import plots
 
         figure.write_bytes(plots.to_png(plots.step_parts(content)))
-    if sweep is None:
+    if to_terminal:
+        print(json.dumps(content, indent=2))
+    elif sweep is None:
         _print_step(content)
     else:
         _print_sweep(content)

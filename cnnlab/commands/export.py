@@ -1,11 +1,12 @@
 """`cnnlab export`: a run's network as a file that others can run."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from cnnlab.commands import RunName, Trust
+from cnnlab.commands import AsJson, RunName, Trust
 from cnnlab.console import say
 from cnnlab.run import importing
 
@@ -27,6 +28,7 @@ def export(
     ] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Largest difference of a probability let through.")] = 1e-5,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+    as_json: AsJson = False,
     trust: Trust = None,
 ) -> None:
     """Export a run's network, with its normalisation and its class names inside; extra `export`.
@@ -41,6 +43,9 @@ def export(
         run, format=format, output=output, input=input, data=data, tolerance=tolerance,
         overwrite=overwrite, trusted=trust or (),
     )  # fmt: skip
+    if as_json:
+        print(json.dumps({**done._asdict(), "path": str(done.path), "bytes": done.path.stat().st_size}, indent=1))
+        return
     say(
         f"{done.path}: {done.path.stat().st_size / 2**20:.2f} MiB; loaded again, its probabilities differ by at most "
         f"{done.difference:.1e} over {done.images} images"

@@ -48,6 +48,7 @@ def predict(
     array: Annotated[str, typer.Option(metavar="NAME", help="The images' name in npz files.")] = "X_test",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 256,
     accelerator: Annotated[str, typer.Option(help="The device: cpu, gpu, mps, or what is there.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format jsonl.")] = False,
     trust: Trust = None,
 ) -> None:
     """Predict the classes of pictures of any size and kind; unreadable ones are named and left out (exit 7).
@@ -57,6 +58,8 @@ def predict(
     """
     from cnnlab import prediction
 
+    if as_json:
+        format = "jsonl"
     if format is None:
         format = "jsonl" if output and output.suffix.lower() in (".jsonl", ".json") else "csv"
     if output and output.suffix.lower() == ".npz":

@@ -1,11 +1,12 @@
 """`cnnlab report`: one HTML file about a run or a sweep."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cnnlab.commands import Trust
+from cnnlab.commands import AsJson, Trust
 from cnnlab.console import say
 from cnnlab.errors import MachineError, PartialError
 from cnnlab.record import check_links, is_sweep
@@ -23,6 +24,7 @@ def report(
     any_length: Annotated[
         bool, typer.Option(help="Of a sweep: count trials that were trained to other limits than the sweep's too.")
     ] = False,
+    as_json: AsJson = False,
     trust: Trust = None,
 ) -> None:
     """Write one HTML file that needs nothing else: what ran, what came out, and the command to repeat it.
@@ -36,13 +38,18 @@ def report(
     try:
         if is_sweep(folder):
             check_links(folder)
-            say(summary.describe(summary.write(folder, any_length=any_length)))
+            table = summary.write(folder, any_length=any_length)
+            if not as_json:
+                say(summary.describe(table))
             written = report_sweep(folder, output)
         else:
             written = report_run(run, output, data, trust or ())
     except OSError as error:
         place = error.filename or output or run
         raise MachineError(f"cannot write {place}: {error.strerror}. Give another --output.") from error
-    say(written.path)
+    if as_json:
+        print(json.dumps({"path": str(written.path), "missing": written.missing}, indent=1))
+    else:
+        say(written.path)
     if written.missing:
         raise PartialError(f"{written.path} lacks the evaluation: {written.missing}")
