@@ -1102,3 +1102,29 @@ def test_the_printed_resume_command_can_be_pasted(tmp_path, monkeypatch, name):
     words = shlex.split(resume_command(folder))
     assert words[0] == "PYTHONPATH=/my code"
     assert value_of("resume", preflight(words[3:])) == str(folder)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["objective.metric=val/loss"],
+        ["callbacks=[default,early_stopping]", "callbacks.early_stopping.monitor=val/loss"],
+        ["data=npz", "data.path=x.npz", "data.classes=[a/b,../e]"],
+        ["data.keys.train_images=a/b"],
+    ],
+)
+def test_a_run_is_resumable_whatever_its_settings_hold(tmp_path, lines):
+    preflight([f"resume={record_run(tmp_path / 'run', *lines)}"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "trainer.default_root_dir=null", "logger.tensorboard.version=$HOME", "logger.tensorboard.name='~'",
+        "logger=wandb", "logger=[tensorboard,mlflow]", "callbacks.early_stopping.monitor=${oc.env:HOME}",
+    ],
+)  # fmt: skip
+def test_a_folder_may_not_choose_where_a_resumed_run_writes_or_sends(tmp_path, line):
+    choice = ["callbacks=[default,early_stopping]"] if "early" in line else []
+    with pytest.raises(UnsafeError, match=line.partition("=")[0].replace(".", r"\.")):
+        preflight([f"resume={record_run(tmp_path / 'run', *choice, line)}"])
