@@ -18,9 +18,9 @@ Usual commands
   {program} trainer.max_epochs=20 seed=1         other values
   {program} -m optimizer.lr=0.1,0.01 seed=0,1,2  a sweep: every combination, and a table
   {program} -m ... hydra/launcher=local          several trials at a time; slurm, ray: on a cluster
-  {program} -m ... resume=last                   go on with the newest sweep, or with resume=FOLDER
+  {program} -m ... resume=last                   resume the newest sweep, or resume=FOLDER
   {program} search=asha search.n_trials=30       a search for the best values
-  {program} resume=last                          go on with the newest run, or with resume=FOLDER
+  {program} resume=last                          resume the newest run, or resume=FOLDER
   {program} check=true model=resnet18            try it out first: go or no go, time, memory
   cnnlab dashboard                                      the curves
 

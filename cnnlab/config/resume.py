@@ -1,4 +1,4 @@
-"""Go on with a run: its own command line again, in its own folder, as long as its config is the same."""
+"""Resume a run: its own command line again, in its own folder, as long as its config is the same."""
 
 import os
 import re
@@ -116,7 +116,7 @@ def resume_command(folder: Path) -> str:
 
 
 def expand(folder: Path, given: list[str]) -> list[str]:
-    """Return the overrides that go on with a run: its own, then those given now, then its folder.
+    """Return the overrides that resume a run: its own, then those given now, then its folder.
 
     What its own say of Hydra is left out: loggers, launchers and plugins are code, and a folder may be a
     stranger's; so is whom it calls trusted.
@@ -174,7 +174,7 @@ def _is_own(line: str, folder: Path) -> bool:
 
 
 def check_origin(config: Mapping[str, Any], vouched: Mapping[str, Any]) -> None:
-    """Check what a run's folder, which may be a stranger's, adds to the config to go on with.
+    """Check what a run's folder, which may be a stranger's, adds to the config of the resumed run.
 
     Args:
         config: The whole config, as plain containers.
