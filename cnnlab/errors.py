@@ -108,6 +108,8 @@ def translate(error: BaseException) -> CnnlabError:
         )
     if type(error).__name__ == "MisconfigurationException" or text.startswith("Early stopping conditioned on"):
         return ConfigError(text)
+    if isinstance(error, ModuleNotFoundError):
+        return MachineError(f"a package is missing: {text[:300]}")
     if text.startswith("Error(s) in loading state_dict"):
         return CheckpointError(f"the checkpoint is another network's: {text[:300]}")
     return CnnlabError(f"unexpected {type(error).__name__}: {text[:500]}")

@@ -123,7 +123,7 @@ def evaluate(
     """
     check_accelerator(accelerator, "--accelerator ")
     keep_freed_memory()
-    state = restore(run, trusted)
+    state = restore(run, trusted, exact=precision is None)
     images = restore_data(state, data, eval_batch_size=batch_size, trusted=trusted)
     run_precision = precision_of(state.config)
     run_tta: TTA = state.config.get("eval", {}).get("tta", "none")

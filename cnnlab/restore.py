@@ -112,12 +112,13 @@ class Ensemble(nn.Module):
         return logs.logsumexp(0) - math.log(len(self.networks))
 
 
-def restore(name: str, trusted: Sequence[str] = ()) -> Restored:
+def restore(name: str, trusted: Sequence[str] = (), *, exact: bool = False) -> Restored:
     """Build the network that a run trained, with its weights; what the run's folder says is taken for data only.
 
     Args:
         name: The run: what `record.find_run` takes. Several, with commas between them, are an ensemble.
         trusted: Packages that the person at the keyboard vouches for, for networks that are none of cnnlab's.
+        exact: Whether weights that were trained in float64 stay so; otherwise they are float32, as exports need them.
 
     Raises:
         ConfigError: There is no such run.
@@ -126,7 +127,7 @@ def restore(name: str, trusted: Sequence[str] = ()) -> Restored:
     """
     names = [name] if Path(name).exists() else name.split(",")
     if len(names) > 1:
-        return _join([restore(part, trusted) for part in names])
+        return _join([restore(part, trusted, exact=exact) for part in names])
     checkpoint, record = find_run(name)
     content = read_checkpoint(checkpoint)
     place = f"{checkpoint}: hyper_parameters"
@@ -168,6 +169,8 @@ def restore(name: str, trusted: Sequence[str] = ()) -> Restored:
             with torch.device("meta"):
                 _check_fit(build().state_dict(), weights)
         network = build()
+        if exact and precision_of(config) == "64-true":
+            network.double()
         network.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:
         if is_out_of_memory(error):

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer, callbacks
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from typing_extensions import override
 
-from cnnlab import build, patches
+from cnnlab import Classifier, ConvNet, ImageData, build, normalised, patches
 from cnnlab.callbacks import EMA, Checkpoint
 from cnnlab.checkpoint import read_checkpoint
 from cnnlab.errors import ConfigError
@@ -312,3 +314,22 @@ def test_metrics_are_float32_in_every_precision():
     finally:
         torch.set_default_dtype(torch.float32)
     assert {value.dtype for value in values.values()} == {torch.float32}
+
+
+def test_from_python_the_test_returns_its_metrics_and_a_prediction_the_logits(npz: Path, tmp_path: Path):
+    patches.install()
+    data = ImageData(npz, val_size=80, batch_size=32)
+    network = normalised(
+        ConvNet(3, 10, (32, 32), channels=[4], kernel_size=5, batch_norm=False, hidden=[]), data.mean, data.std
+    )
+    module = Classifier(network, 10, optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.01))
+    trainer = Trainer(
+        max_epochs=1, default_root_dir=tmp_path, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", enable_checkpointing=False, logger=TensorBoardLogger(tmp_path),
+    )  # fmt: skip
+    trainer.fit(module, data)
+    (tested,) = trainer.test(module, data, verbose=False)
+    logits = torch.cat(trainer.predict(module, data))  # type: ignore[arg-type]
+    assert tested["test/accuracy"] == pytest.approx(float((logits.argmax(1) == data.labels("test")).float().mean()))
+    board = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0")).Reload()
+    assert {"val/accuracy", "test/loss"} <= set(board.Tags()["scalars"])

@@ -139,6 +139,10 @@ class DataModule(LightningDataModule):
         return self.batches("test", **self.placement()) if self.count("test") else []
 
     @override
+    def predict_dataloader(self) -> Stream | list[Stream]:
+        return self.test_dataloader()
+
+    @override
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         if batch.images.device == device:
             return batch
