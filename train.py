@@ -23,25 +23,13 @@ def main(cfg: DictConfig) -> float | None:
     """Build what the config says, fit, test, and return the objective."""
     hydra_cfg = HydraConfig.get()
     sweeping = hydra_cfg.mode == RunMode.MULTIRUN
-    fresh = not (sweeping or cfg.resume)
     folder = Path(hydra_cfg.runtime.output_dir)
     with Run(
-        folder, seed=cfg.seed, debug=cfg.debug, exit_on_error=not sweeping, fresh=fresh,
+        folder, seed=cfg.seed, debug=cfg.debug, exit_on_error=not sweeping, fresh=not (sweeping or cfg.resume),
         resume_with=None if cfg.trainer.fast_dev_run else config.resume_command(folder),
     ) as run:  # fmt: skip
-        limits = {name: cfg.trainer[name] for name in LIMITS}
         resume = bool(cfg.resume) or (sweeping and run.has_begun)
-        if resume and run.is_done(limits):
-            return run.previous_objective()
-        if run.primary and not resume:
-            config.write_record(cfg, run.folder)
-        for line in config.replaced():
-            log.info(line)
-        run.start(limits, afresh=not resume)
-        run.describe(tags=[str(tag) for tag in cfg.tags], note=cfg.note)
-        if cfg.resume and run.primary:
-            config.record_limits(run.folder, limits, hydra_cfg.overrides.task)
-        if cfg.reuse and not resume and run.adopt(OmegaConf.to_container(cfg, resolve=True)):
+        if not begin(cfg, run, resume):
             return run.previous_objective()
 
         if not sweeping:
@@ -56,6 +44,22 @@ def main(cfg: DictConfig) -> float | None:
         result = fit.test(lab)
         return run.finish(result.metrics, cfg.objective.metric, best=result.best)
     return None
+
+
+def begin(cfg: DictConfig, run: Run, resume: bool) -> bool:
+    """Record what a run is made of; return whether anything is left to train."""
+    limits = {name: cfg.trainer[name] for name in LIMITS}
+    if resume and run.is_done(limits):
+        return False
+    if run.primary and not resume:
+        config.write_record(cfg, run.folder)
+    for line in config.replaced():
+        log.info(line)
+    run.start(limits, afresh=not resume)
+    run.describe(tags=[str(tag) for tag in cfg.tags], note=cfg.note)
+    if cfg.resume and run.primary:
+        config.record_limits(run.folder, limits, HydraConfig.get().overrides.task)
+    return resume or not cfg.reuse or not run.adopt(OmegaConf.to_container(cfg, resolve=True))
 
 
 def start(arguments: list[str]) -> None:
