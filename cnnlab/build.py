@@ -129,6 +129,8 @@ def build_lab(cfg: DictConfig, images: DataModule | None = None, *, rollbacks: i
         cfg.model, classes=images.classes, image_shape=images.image_shape, mean=images.mean, std=images.std,
         body=session.objects.get("network"), resize=cfg.eval.resize,
     )  # fmt: skip
+    if images.count("val") == 0 and str(cfg.objective.metric).startswith("val/"):
+        log.info("no validation: the last state is the best; objective.metric=test/accuracy would say how good it is")
     if not resumed:
         initialise(network, cfg, images)
     trainer = build_trainer(cfg, validate=images.count("val") > 0, rollbacks=rollbacks)

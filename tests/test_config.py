@@ -1023,8 +1023,8 @@ def test_signatures_read_from_source_are_those_of_the_tree_s_classes():
         (["objective.metric=val/calibration_error", "objective.mode=max"], "of which less is better"),
         (["callbacks=[default,early_stopping]", "callbacks.early_stopping.monitor=val/los"], "did you mean val/loss?"),
         (["callbacks=[default,early_stopping]", "callbacks.early_stopping.mode=min"], "contradicts val/accuracy"),
-        (["data.val_size=0"], "data.val_size=0 leaves no validation: hold images out"),
-        (["trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 leaves no validation"),
+        (["data.val_size=0", "objective.metric=val/loss"], "data.val_size=0 leaves no validation: hold images out"),
+        (["trainer.limit_val_batches=0", "search=tpe"], "trainer.limit_val_batches=0 leaves no validation"),
         (["objective.metric=test/accuracy", "callbacks=[default,early_stopping]"], "measured once, after training"),
         (["schedule=plateau", "schedule.monitor=val/macrof1"], "did you mean val/macro_f1?"),
         (["+metrics.mine._target_=my.Metric", "objective.metric=val/mine"], "objective.mode must be max or min"),
@@ -1039,6 +1039,7 @@ def test_a_metric_that_will_not_be_measured_is_answered_before_the_run(argv, par
     "argv",
     [
         ["objective.metric=train/loss", "data.val_size=0"],
+        ["data.val_size=0"],  # nobody chose the objective: the last state is the best
         ["objective.metric=val/calibration_error", "callbacks=[default,early_stopping]"],
         ["metrics=[default,kappa]", "objective.metric=val/kappa", "objective.mode=max"],
         ["+metrics.mine._target_=my.Metric", "objective.metric=val/mine", "objective.mode=min"],

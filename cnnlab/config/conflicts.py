@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cnnlab.config.references import get
-from cnnlab.config.tree import Key
+from cnnlab.config.tree import Key, main_file
 from cnnlab.config.words import nearest, shown
 from cnnlab.objective import direction, measured, own_direction
 
@@ -52,7 +52,9 @@ def _metrics(config: Mapping[str, Any]) -> Iterator[str]:
         return
     without_validation = _without_validation(config)
     yield from _unmeasured("objective.metric", metric, config)
-    if metric.startswith("val/") and without_validation:
+    # Nobody chose the default, and the last state is as good as any where nothing looks at it while training.
+    unasked = metric == main_file()["objective"]["metric"] and not config.get("search") and not any(_watchers(config))
+    if metric.startswith("val/") and without_validation and not unasked:
         yield (
             f"objective.metric={metric}, but {without_validation} leaves no validation: hold images out, or give "
             "objective.metric=test/accuracy, with which the last state is the best"
