@@ -119,7 +119,7 @@ def test_every_command_is_known():
 def complete(words: list[str], home: Path) -> list[str]:
     """Put runs where a command names folders, and add settings that make it short."""
     runs = sorted(str(record.parent) for record in (home / "runs").glob("*/run.json"))
-    words = [runs[int(word[6:]) - 1] if re.fullmatch(r"FOLDER\d", word) else word for word in words]
+    words = [re.sub(r"FOLDER(\d)", lambda match: runs[int(match[1]) - 1], word) for word in words]
     if words[0] == "benchmark":
         words = [*words, "--rounds=1", "--seconds=0.1", "data.val_size=80", "data.batch_size=8"]
     composed = words[0] == "show" and words[1] in ("data", "augment", "schedule", "model")
