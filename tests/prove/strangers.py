@@ -75,7 +75,7 @@ class World:
             [
                 None, True, 0, -1, 2**62, 10**400, 1.5, float("nan"), float("inf"), b"bytes", {}, [], (), {1}, {(): 1},
                 {None: 1}, torch.zeros(2), torch.zeros(1).expand(10**6), self.text(chance), self.call(chance),
-                (self.call(chance),), [(OrderedDict(self.call(chance)),)], _nest(chance.choice([60, 900])),
+                (self.call(chance),), [(OrderedDict(self.call(chance)),)], _nest(chance.choice([60, 200])),
             ]
         )  # fmt: skip
 
