@@ -131,7 +131,7 @@ hidden = st.recursive(
     calls.map(lambda target: {"_target_": target, "command": "true"}),
     lambda inner: (
         st.tuples(inner)
-        | st.tuples(st.integers(), inner).map(list)
+        | st.tuples(st.integers(-(2**63), 2**63 - 1), inner).map(list)
         | inner.map(lambda value: OrderedDict(k=value))
         | inner.map(lambda value: {"_target_": "torch.nn.Sequential", "_args_": (value,)})
         | inner.map(lambda value: {"_target_": "torch.nn.Linear", "_partial_": True, "in_features": value})

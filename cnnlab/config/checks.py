@@ -31,6 +31,8 @@ TAKEN_BY_BUILD = {
     "schedule": {"interval", "monitor"},
 }
 """Keys of a group that are not handed to its class."""
+ASKING_NOTHING = {"optimizer": {"fused": None}, "loss": {"label_smoothing": 0.0, "class_weights": None}}
+"""Values that `build` leaves out where the class in the place of the option's does not take them."""
 OF_INSTANTIATE = {"_target_", "_args_", "_partial_", "_convert_", "_recursive_"}
 
 
@@ -201,6 +203,8 @@ def _wrong_arguments(key: Key, content: Any, choices: Mapping[str, Any]) -> Iter
         for name in (
             content.keys() - names - OF_INSTANTIATE - (TAKEN_BY_BUILD.get(key[0], set()) if len(key) == 1 else set())
         ):
+            if len(key) == 1 and content[name] == ASKING_NOTHING.get(key[0], {}).get(name, ...):
+                continue
             dotted = ".".join((*key, str(name)))
             near = nearest(name, list(names - content.keys()))
             source = origin((*key, str(name)), choices)
