@@ -251,7 +251,7 @@ def restore_data(
         UnsafeError: Its data is of a class that is not trusted.
     """
     section: Any = run.config.get("data")
-    if path is None and isinstance(section, dict) and section.get("_target_") not in OF_FILES:
+    if path is None and isinstance(section, dict) and section.get("_target_", OF_FILES[0]) not in OF_FILES:
         trust.check(section, "data", trusted)
         images: DataModule = adopt(trust.build(section, "data", trusted))
         images.eval_batch_size = eval_batch_size or images.eval_batch_size

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,10 @@ import pytest
 # Before torch is imported, here and in every process that a test starts: threads of several processes on few cores
 # wait for each other longer than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A suite that was started in the background, or under nohup, inherits ignored signals, and so would its processes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).parent.parent
 

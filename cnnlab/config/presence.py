@@ -38,4 +38,4 @@ def check_data(paths: Iterable[Any], config: Mapping[str, Any]) -> None:
             source = get(config, "data", "source")
             make = f"cnnlab data fetch {source} FILE" if source in ("cifar10", "cifar100") else "cnnlab data --help"
             without = "" if source == "npz" else f", or leave data.path out to have {source} made at its own place"
-            raise DataError(f"data.path={shown(path)} does not exist. Check it, make it (`{make}`){without}.")
+            raise DataError(f"data.path={path} does not exist. Check it, make it (`{make}`){without}.")

@@ -16,6 +16,7 @@ ALSO = {
     "model=torchvision": ["model.name=resnet18"],
     "model=resnet56": ["model=resnet20"],  # the same layers, more of them
     "model=wide_resnet": ["model.depth=10", "model.width=1"],
+    "augment=resized_crop": ["augment.resized_crop.size=24", "eval.resize=24"],
     "callbacks=lookahead": ["callbacks.lookahead.every_n_steps=2"],
 }
 
