@@ -8,7 +8,7 @@ from pathlib import Path
 
 DENIED = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR,
-    errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST,
 )  # fmt: skip
 """What a machine answers that lets a file not be written or read."""
 
