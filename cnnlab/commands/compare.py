@@ -72,7 +72,9 @@ def compare(
     curves = comparison.read_curves(compared)
     if curves:
         figure = figure or _figure_path(compared)
-        _draw(curves, [0] * len(first) + [1] * len(second) if second else list(range(len(compared))), figure)
+        numbers = [0] * len(first) + [1] * len(second) if second else range(len(compared))
+        groups = {run.label: number for run, number in zip(compared, numbers, strict=True)}
+        _draw(curves, [groups[label] for label in curves], figure)  # a run may have none
     if as_json:
         content = {
             "runs": [run.label for run in compared], **{name.lower(): table for name, table in tables.items()},
