@@ -6,7 +6,9 @@ Importing torch takes seconds, and importing a class runs whatever its author wr
 import ast
 import collections.abc
 import importlib.util
+import os
 import pathlib
+import sys
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -232,7 +234,18 @@ def _module(name: str) -> _Module | None:
         return None
 
 
+_paths: dict[tuple[str, ...], Path] = {}
+"""Where modules were found, by name, working folder and search path."""
+
+
 def _path(name: str) -> Path | None:
+    key = (name, os.getcwd(), *sys.path)  # noqa: PTH109 - called thousands of times
+    if key not in _paths and (path := _find(name)):
+        _paths[key] = path
+    return _paths.get(key)
+
+
+def _find(name: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(name) if "." not in name else None  # the first part alone imports nothing
         if "." in name:

@@ -31,7 +31,10 @@ TAKEN_BY_BUILD = {
     "schedule": {"interval", "monitor"},
 }
 """Keys of a group that are not handed to its class."""
-ASKING_NOTHING = {"optimizer": {"fused": None}, "loss": {"label_smoothing": 0.0, "class_weights": None}}
+ASKING_NOTHING: dict[str, dict[str, Any]] = {
+    "optimizer": {"fused": None},
+    "loss": {"label_smoothing": 0.0, "class_weights": None},
+}
 """Values that `build` leaves out where the class in the place of the option's does not take them."""
 OF_INSTANTIATE = {"_target_", "_args_", "_partial_", "_convert_", "_recursive_"}
 
