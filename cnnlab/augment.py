@@ -80,7 +80,7 @@ class AlternatingFlip:
     Args:
         padding: Largest random shift in pixels, as in `FlipCrop`.
         seed: Decides which half comes first.
-        num_images: Number of training images, where it is known: their coins are then tossed once, not in every step.
+        num_images: Number of training images, where it is offered: their coins are then tossed once, not in every step.
 
     Raises:
         ConfigError: `padding` is negative or, when called, not below the image's size.
@@ -286,9 +286,9 @@ class Kornia:
         with suppress(AttributeError):
             target = operator.attrgetter(self.name)(kornia)
         # Names come from configs, perhaps a stranger's: what kornia merely imports is out of their reach.
-        known = isinstance(target, type) and issubclass(target, nn.Module)
-        known = known and target.__module__.startswith("kornia.augmentation.")
-        _check("kornia.name", self.name, known, "a class in kornia.augmentation, such as auto.TrivialAugment")
+        offered = isinstance(target, type) and issubclass(target, nn.Module)
+        offered = offered and target.__module__.startswith("kornia.augmentation.")
+        _check("kornia.name", self.name, offered, "a class in kornia.augmentation, such as auto.TrivialAugment")
         try:
             object.__setattr__(self, "transform", target(**self.arguments))
         except (TypeError, ValueError) as error:

@@ -244,10 +244,10 @@ def _check_independent(group: Sequence[ComparedRun]) -> None:
 def _check_lengths(group: Sequence[ComparedRun]) -> None:
     """Check that a group's runs were trained to the same limits: one of them may have been resumed with others."""
     limits = [run.record.run.get("limits") for run in group]
-    for run, own in zip(group, limits, strict=True):
+    for run, limit in zip(group, limits, strict=True):
         usual = max(limits, key=limits.count)
-        if own != usual and own is not None:
-            changed = ", ".join(f"{key}={value}" for key, value in own.items() if value != (usual or {}).get(key))
+        if limit != usual and limit is not None:
+            changed = ", ".join(f"{key}={value}" for key, value in limit.items() if value != (usual or {}).get(key))
             raise ConfigError(
                 f"{run.label} was trained to other limits than the rest of its group ({changed}): leave it out, or "
                 "give --any-length."

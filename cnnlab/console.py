@@ -47,8 +47,8 @@ def rich_console(**options: Any) -> "Console":
     class Cleaning(Console):
         """Let no text command the terminal; what Rich itself sends are styles and control segments."""
 
-        def render(self, *arguments: Any, **named: Any) -> Iterable[Segment]:
-            for segment in super().render(*arguments, **named):
+        def render(self, *arguments: Any, **keywords: Any) -> Iterable[Segment]:
+            for segment in super().render(*arguments, **keywords):
                 yield segment if segment.control else segment._replace(text=printable(segment.text))
 
     return Cleaning(**options)

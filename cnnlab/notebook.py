@@ -60,14 +60,14 @@ def train(
         KeyboardInterrupt: The run was interrupted; it can be resumed.
     """
     objects = {"network": network, "loss": loss, "data": data}
-    given = {name: value for name, value in objects.items() if value is not None}
-    arguments = config.preflight(list(overrides), verify_presence=True, objects=sorted(given))
+    replacements = {name: value for name, value in objects.items() if value is not None}
+    arguments = config.preflight(list(overrides), verify_presence=True, objects=sorted(replacements))
     if any(word in ("-m", "--multirun") for word in arguments):
         raise ConfigError("a sweep runs from the command line: python train.py -m ...")
     from cnnlab import build
 
     script = config.ROOT / "train.py"
-    with _as_command([str(script), *arguments]), build.using(given) as session:
+    with _as_command([str(script), *arguments]), build.using(replacements) as session:
         main = runpy.run_path(str(script), run_name="cnnlab_train")["main"]
         try:
             main()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -130,34 +130,8 @@ def restore(name: str, trusted: Sequence[str] = (), *, exact: bool = False) -> R
         return _join([restore(part, trusted, exact=exact) for part in names])
     checkpoint, record = find_run(name)
     content = read_checkpoint(checkpoint)
-    place = f"{checkpoint}: hyper_parameters"
-    settings = plain(content.get("hyper_parameters"), place)
-    check_type(settings, Settings, place)
-    config, classes, (height, width, channels) = settings["config"], settings["classes"], _shape(settings, place)
-    if "network" in settings.get("objects", ()):
-        raise ConfigError(
-            f"{checkpoint} holds a network that was given to cnnlab.train from Python, which the config does not "
-            "describe: use the classifier that cnnlab.train returned."
-        )
-    if precision_of(config) not in PRECISIONS:
-        raise DamagedError(f"{place}: trainer.precision must be one of {', '.join(PRECISIONS)}: it is damaged.")
-    trust.check(config["model"], "model", trusted)
-    unknown = [0.5] * channels  # the checkpoint brings mean and standard deviation
-    resize = (config.get("eval") or {}).get("resize")
-    if resize is not None and not (type(resize) is int and 0 < resize <= MOST_PIXELS):
-        raise DamagedError(f"{place}: eval.resize must be from 1 to {MOST_PIXELS}: it is damaged.")
-
-    def build() -> nn.Module:
-        body = trust.build(
-            {name: value for name, value in config["model"].items() if name not in ("channels_last", "compile")},
-            "model", trusted, in_channels=channels, image_size=(resize, resize) if resize else (height, width),
-            num_classes=len(classes),
-        )  # fmt: skip
-        return build_network(
-            {**config["model"], "compile": False}, classes=classes, image_shape=(height, width, channels),
-            mean=unknown, std=unknown, body=body, resize=resize,
-        )  # fmt: skip
-
+    settings = _settings(content, checkpoint, trusted)
+    config, classes = settings["config"], tuple(settings["classes"])
     weights = network_weights(content)
     if not weights and content["state_dict"]:
         raise ConfigError(
@@ -167,8 +141,8 @@ def restore(name: str, trusted: Sequence[str] = (), *, exact: bool = False) -> R
     try:
         if not trusted:  # no memory is taken for a network that the weights do not fill
             with torch.device("meta"):
-                _check_fit(build().state_dict(), weights)
-        network = build()
+                _check_fit(_build(settings, trusted).state_dict(), weights)
+        network = _build(settings, trusted)
         if exact and precision_of(config) == "64-true":
             network.double()
         network.load_state_dict(weights)
@@ -177,14 +151,54 @@ def restore(name: str, trusted: Sequence[str] = (), *, exact: bool = False) -> R
             raise
         raise CheckpointError(f"{checkpoint} is another network's: {' '.join(str(error).split())[:300]}") from error
     network.eval()
-    return Restored(network, config, tuple(classes), (height, width, channels), checkpoint, record)
+    return Restored(network, cast(dict[str, Any], config), classes, _image_shape(settings), checkpoint, record)
 
 
-def _shape(settings: Any, place: str) -> tuple[int, int, int]:
-    shape = settings["image_shape"]
+def _settings(content: Mapping[str, Any], checkpoint: Path, trusted: Sequence[str]) -> Settings:
+    """Return what a checkpoint says of its run, checked."""
+    place = f"{checkpoint}: hyper_parameters"
+    settings = cast(Settings, plain(content.get("hyper_parameters"), place))
+    check_type(settings, Settings, place)
+    config, shape = settings["config"], settings["image_shape"]
     if len(shape) != 3 or not all(0 < size <= MOST_PIXELS for size in shape) or not settings["classes"]:
         raise DamagedError(f"{place}: classes and image_shape must be those of images, got {shape}: it is damaged.")
-    return shape[0], shape[1], shape[2]
+    if "network" in settings.get("objects", ()):
+        raise ConfigError(
+            f"{checkpoint} holds a network that was given to cnnlab.train from Python, which the config does not "
+            "describe: use the classifier that cnnlab.train returned."
+        )
+    if precision_of(config) not in PRECISIONS:
+        raise DamagedError(f"{place}: trainer.precision must be one of {', '.join(PRECISIONS)}: it is damaged.")
+    resize = _resize(config)
+    if resize is not None and not (type(resize) is int and 0 < resize <= MOST_PIXELS):
+        raise DamagedError(f"{place}: eval.resize must be from 1 to {MOST_PIXELS}: it is damaged.")
+    trust.check(config["model"], "model", trusted)
+    return settings
+
+
+def _build(settings: Settings, trusted: Sequence[str]) -> nn.Module:
+    model: dict[str, Any] = dict(settings["config"]["model"])
+    height, width, channels = _image_shape(settings)
+    resize = _resize(settings["config"])
+    body = trust.build(
+        {name: value for name, value in model.items() if name not in ("channels_last", "compile")},
+        "model", trusted, in_channels=channels, image_size=(resize, resize) if resize else (height, width),
+        num_classes=len(settings["classes"]),
+    )  # fmt: skip
+    unknown = [0.5] * channels  # the checkpoint brings mean and standard deviation
+    return build_network(
+        {**model, "compile": False}, classes=settings["classes"], image_shape=(height, width, channels),
+        mean=unknown, std=unknown, body=body, resize=resize,
+    )  # fmt: skip
+
+
+def _image_shape(settings: Settings) -> tuple[int, int, int]:
+    height, width, channels = settings["image_shape"]
+    return height, width, channels
+
+
+def _resize(config: Config) -> int | None:
+    return cast(int | None, (config.get("eval") or {}).get("resize"))
 
 
 def _check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
@@ -293,11 +307,11 @@ def restore_data(
 def _check_like(run: Restored, images: DataModule, path: Path | str) -> None:
     """Check that images are such as the network was trained on."""
     if images.classes != run.classes:
-        expected, found = (f"{len(names)} ({', '.join(names[:5])}...)" for names in (run.classes, images.classes))
-        raise DataError(f"{path}: its classes must be those of the network, {expected}; it has {found}.")
+        expected, present = (f"{len(names)} ({', '.join(names[:5])}...)" for names in (run.classes, images.classes))
+        raise DataError(f"{path}: its classes must be those of the network, {expected}; it has {present}.")
     if images.image_shape != run.image_shape:
-        expected, found = (" × ".join(map(str, shape)) for shape in (run.image_shape, images.image_shape))
-        raise DataError(f"{path}: its images must be {expected} as the network's, they are {found}.")
+        expected, shape = (" × ".join(map(str, shape)) for shape in (run.image_shape, images.image_shape))
+        raise DataError(f"{path}: its images must be {expected} as the network's, they are {shape}.")
 
 
 def _number(value: Any) -> int | float:

@@ -52,24 +52,24 @@ def fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[str]]
     Returns:
         The columns that are shown, and the names of the others.
     """
-    shown: list[Column] = []
+    fitting: list[Column] = []
     widths: list[int] = []
     dropped = []
     for column in columns:
-        if not shown or sum(widths) + GAP * len(widths) + column.least_width <= width:
-            shown.append(column)
+        if not fitting or sum(widths) + GAP * len(widths) + column.least_width <= width:
+            fitting.append(column)
             widths.append(column.least_width)
         else:
             dropped.append(column.name)
     spare = width - sum(widths) - GAP * (len(widths) - 1)
-    while spare > 0 and (short := [index for index, column in enumerate(shown) if widths[index] < column.width]):
+    while spare > 0 and (short := [index for index, column in enumerate(fitting) if widths[index] < column.width]):
         # The column that is furthest from its full width gets the next character.
-        widths[max(short, key=lambda index: shown[index].width / widths[index])] += 1
+        widths[max(short, key=lambda index: fitting[index].width / widths[index])] += 1
         spare -= 1
     widths[0] = min(widths[0], width)
     cut = [
         replace(column, name=shorten(column.name, size), cells=[shorten(cell, size) for cell in column.cells])
-        for column, size in zip(shown, widths, strict=True)
+        for column, size in zip(fitting, widths, strict=True)
     ]
     return cut, dropped
 

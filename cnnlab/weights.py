@@ -33,7 +33,7 @@ def begin_with(network: nn.Sequential, name: str, classes: list[str]) -> None:
         UnsafeError: The file holds more than tensors.
     """
     path = find_run(name).checkpoint
-    own = {key: value for key, value in network.state_dict().items() if not key.startswith(STATISTICS)}
+    expected = {key: value for key, value in network.state_dict().items() if not key.startswith(STATISTICS)}
     if path.suffix == ".ckpt" or has_seal(path):
         content = read_checkpoint(path)
         weights = network_weights(content)
@@ -42,12 +42,12 @@ def begin_with(network: nn.Sequential, name: str, classes: list[str]) -> None:
             head = f"{[*dict(network.named_parameters())][-1].rpartition('.')[0]}."
             weights = {key: value for key, value in weights.items() if not key.startswith(head)}
     else:
-        weights = align(read_tensors(path), own)
-    fitting = {key: value for key, value in weights.items() if key in own and value.shape == own[key].shape}
+        weights = align(read_tensors(path), expected)
+    fitting = {key: value for key, value in weights.items() if key in expected and value.shape == expected[key].shape}
     if not fitting:
         raise CheckpointError(f"init_from={name}: {path} is another network's: no weight fits.")
     network.load_state_dict(fitting, strict=False)
-    new = [key for key in own if key not in fitting]
+    new = [key for key in expected if key not in fitting]
     unused = len(weights) - len(fitting)
     log.info(
         f"init_from: {len(fitting)} tensors from {path}"
@@ -90,7 +90,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read as tensors: {first_line(error)}") from error
 
 
-def align(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+def align(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename a file's tensors, so that as many as possible have a name and shape of the network's.
 
     A common first part of the names, such as `module.` or `network.`, is taken away, and `body.` set before them.
@@ -102,4 +102,6 @@ def align(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tenso
         for start in without
         for prefix in ("", "body.", "body.network.")
     ]
-    return max(candidates, key=lambda names: sum(key in own and names[key].shape == own[key].shape for key in names))
+    return max(
+        candidates, key=lambda names: sum(key in expected and names[key].shape == expected[key].shape for key in names)
+    )

@@ -48,7 +48,7 @@ def decide(
 
     words = recipes or []
     if a or b:
-        first, second = (decision.recipe([*words, *shlex.split(own)]) for own in (a, b))
+        first, second = (decision.recipe([*words, *shlex.split(differing)]) for differing in (a, b))
     elif len(words) == 2:
         first, second = (decision.recipe([word]) for word in words)
     else:

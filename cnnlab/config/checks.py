@@ -12,7 +12,7 @@ from cnnlab.config.conflicts import conflicts
 from cnnlab.config.references import REFERENCE, Unresolved, get, plain, resolved
 from cnnlab.config.rules import RULES, Rule, anything, filled, like, null, of_type, section
 from cnnlab.config.tree import OPTIONAL, Key, groups, main_file, options, options_with, origin, values_of
-from cnnlab.config.words import nearest, nearest_key, refusal, shown
+from cnnlab.config.words import as_typed, nearest, nearest_key, refusal
 from cnnlab.source import Signature, signature
 
 # To the classes of the other groups one may hand further arguments, and choose other classes.
@@ -45,8 +45,8 @@ def check(config: DictConfig | Mapping[str, Any]) -> None:
     Raises:
         ConfigError: Something is wrong; the message has one line for each mistake.
     """
-    if found := mistakes_in(plain(config)):
-        raise refusal(*found)
+    if mistakes := mistakes_in(plain(config)):
+        raise refusal(*mistakes)
 
 
 def mistakes_in(config: Mapping[str, Any], choices: Mapping[str, Any] | None = None) -> list[str]:
@@ -149,7 +149,7 @@ def _in_value(key: Key, value: Any, config: Mapping[str, Any]) -> Iterator[str]:
     try:
         value = resolved(value, key, config)
     except KeyError:
-        yield f"{dotted}: {shown(value)} refers to a key that isn't there"
+        yield f"{dotted}: {as_typed(value)} refers to a key that isn't there"
         return
     except Unresolved:
         return
@@ -161,7 +161,7 @@ def _in_value(key: Key, value: Any, config: Mapping[str, Any]) -> Iterator[str]:
     elif not rule.accepts(value):
         near = nearest(value, rule.words)
         yield (
-            f"{dotted} must be {rule.name}{';' if ',' in rule.name else ','} got {shown(value)}"
+            f"{dotted} must be {rule.name}{';' if ',' in rule.name else ','} got {as_typed(value)}"
             + (f"; did you mean {near}?" if near else "")
         )
 

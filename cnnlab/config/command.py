@@ -18,7 +18,7 @@ from cnnlab.config.loader import Loader, first_cause, whole
 from cnnlab.config.presence import check_data, unimportable
 from cnnlab.config.references import get, plain
 from cnnlab.config.tree import Key, chosen, groups
-from cnnlab.config.words import nearest, shown
+from cnnlab.config.words import as_typed, nearest
 from cnnlab.errors import ConfigError
 
 MOST_VALUES = 1000  # of one sweep are checked
@@ -70,7 +70,7 @@ class Command:
         searching = bool(self.config.get("search"))
         sweeper = get(whole(composed), "hydra", "sweeper", "_target_")
         mistakes += [
-            f"{shown(override.input_line)}: an interval is for a search; here give values, A,B,C"
+            f"{as_typed(override.input_line)}: an interval is for a search; here give values, A,B,C"
             for override in self._overrides
             if override.is_interval_sweep() and sweeper in SWEEPERS and not searching
         ]
@@ -152,7 +152,7 @@ class Command:
         return right
 
     def _sweep_values(self, override: Override, mistakes: list[str]) -> list[Override]:
-        line = shown(override.input_line)
+        line = as_typed(override.input_line)
         most = MOST_VALUES if self._multirun else 1
         if not self._multirun:
             mistakes.append(f"{line}: several values need -m; a list is [a,b], a text with commas stands in 'quotes'")
@@ -186,10 +186,10 @@ class Command:
                 yield f"~{group}: {group} is missing, and a run needs it{meant}"
             return
         if override.is_add() and group in groups() and override.package is None:
-            yield f"{shown(override.input_line)}: {group} exists already: leave out the plus"
+            yield f"{as_typed(override.input_line)}: {group} exists already: leave out the plus"
             return
         if isinstance(value, list) and not groups().get(group, True):
-            yield f"{group}={shown(value)}: {group} takes one option"
+            yield f"{group}={as_typed(value)}: {group} takes one option"
             return
         for option in value if isinstance(value, list) else [value]:
             # A path that leads out of the tree is no option, whatever Hydra would make of it.
@@ -205,7 +205,7 @@ class Command:
                 continue
             else:
                 near = nearest(option, options)
-            yield f"{group}={shown(option)}: no such option; " + (
+            yield f"{group}={as_typed(option)}: no such option; " + (
                 f"did you mean {group}={near}? ({', '.join(options)})" if near else f"choose from {', '.join(options)}"
             )
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from cnnlab.config.references import get
 from cnnlab.config.tree import Key, main_file
-from cnnlab.config.words import nearest, shown
+from cnnlab.config.words import as_typed, nearest
 from cnnlab.objective import direction, measured, own_direction
 
 
@@ -98,16 +98,16 @@ def _unmeasured(key: str, metric: str, config: Mapping[str, Any]) -> Iterator[st
         return
     near = nearest(metric.replace("_", "/", 1) if "/" not in metric else metric, names)
     yield (
-        f"{key}={shown(metric)} is none of the metrics that this run measures; "
+        f"{key}={as_typed(metric)} is none of the metrics that this run measures; "
         + (f"did you mean {near}? " if near else "")
         + f"({', '.join(names)}; others: metrics=[default,...])"
     )
 
 
 def _contradiction(key: str, metric: str, mode: Any, config: Mapping[str, Any]) -> Iterator[str]:
-    own = own_direction(metric, config) if mode in ("max", "min") else None
-    if own is not None and own != mode:
-        amount = "more" if own == "max" else "less"
+    natural = own_direction(metric, config) if mode in ("max", "min") else None
+    if natural is not None and natural != mode:
+        amount = "more" if natural == "max" else "less"
         yield f"{key}={mode} contradicts {metric}, of which {amount} is better: give {key}=auto"
 
 

@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 
 from cnnlab.config.tree import groups, options
-from cnnlab.config.words import shown
+from cnnlab.config.words import as_typed
 
 MOST_PARTS = 2000  # of one override: Hydra's parser takes a second for so many, and each process parses again
 MOST_BRACKETS = 500
@@ -89,9 +89,12 @@ def _unreadable(line: str, error: Exception) -> str:
     key, equals, _ = line.partition("=")
     if not key or not equals:
         meant = next((f"; did you mean {group}={line}?" for group in groups() if line in options(group)), "")
-        return f"{shown(line)}: a setting is written KEY=VALUE{meant}"
+        return f"{as_typed(line)}: a setting is written KEY=VALUE{meant}"
     if called := re.search(r"while evaluating '.*?': ([^\n]*)", str(error)):
-        return f"{shown(line)}: {shown(called[1])}"
+        return f"{as_typed(line)}: {as_typed(called[1])}"
     if line.count(",") > MOST_PARTS:
-        return f"{shown(key)} has more than {MOST_PARTS} values: write them into a file of {shown(key.split('.')[0])}'s"
-    return f"{shown(line)} can't be read; a value with special characters needs quotes: \"{shown(key)}='...'\""
+        return (
+            f"{as_typed(key)} has more than {MOST_PARTS} values: write them into a file of "
+            f"{as_typed(key.split('.')[0])}'s"
+        )
+    return f"{as_typed(line)} can't be read; a value with special characters needs quotes: \"{as_typed(key)}='...'\""

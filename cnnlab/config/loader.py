@@ -24,7 +24,7 @@ from cnnlab.config.checks import unknown
 from cnnlab.config.lines import sets, text_of
 from cnnlab.config.project import CONF, ROOT, config_name
 from cnnlab.config.references import plain
-from cnnlab.config.words import refusal, shown
+from cnnlab.config.words import as_typed, refusal
 from cnnlab.files import flatten
 
 
@@ -133,4 +133,4 @@ def _in_words(override: Override, config: DictConfig, error: Exception) -> str:
         names = (name for name, _ in flatten({key: value}, sections=True))
         if missing := next((name for name in names if name not in keys), None):
             return unknown(missing, content)
-    return f"{shown(override.input_line)}: {first_cause(error)}"
+    return f"{as_typed(override.input_line)}: {first_cause(error)}"

@@ -15,7 +15,7 @@ from cnnlab.config.help import help_text
 from cnnlab.config.lines import parse, parse_all, quote, sets, text_of
 from cnnlab.config.loader import read_flags
 from cnnlab.config.resume import STATES, check_origin, differences, expand, find, find_sweep
-from cnnlab.config.words import refusal, shown
+from cnnlab.config.words import as_typed, refusal
 from cnnlab.errors import UnsafeError
 from cnnlab.record import Record, check_links, find_run
 
@@ -140,7 +140,7 @@ def _folder_to_resume(overrides: Sequence[Override], multirun: bool) -> Path | N
     if not values or values[-1] is None:
         return None
     if not isinstance(values[-1], str) or not values[-1]:
-        raise refusal(f"resume must be a run's folder, or `last`, got {shown(values[-1])}")
+        raise refusal(f"resume must be a run's folder, or `last`, got {as_typed(values[-1])}")
     return find_sweep(values[-1]) if multirun else find(values[-1])
 
 
@@ -175,8 +175,8 @@ def _data_from_there(folder: Path) -> list[str]:
     path = data.get("path") if isinstance(data, dict) else None
     if not isinstance(path, str) or not isinstance(start, str) or "${" in path + start:
         return []
-    there = Path(start) / path
-    return [f"data.path={quote(there)}"] if there.exists() and not Path(path).expanduser().exists() else []
+    moved = Path(start) / path
+    return [f"data.path={quote(moved)}"] if moved.exists() and not Path(path).expanduser().exists() else []
 
 
 def _with_current_state(override: Override) -> Override:
@@ -196,8 +196,8 @@ def _check_new_folder(overrides: Sequence[Override], multirun: bool) -> None:
         lock.check_free(Path(folder))
         if lock.is_primary() and Record(Path(folder)).has_state:
             raise refusal(
-                f"hydra.run.dir={shown(folder)} holds a run already: resume it by resume={shown(folder)}, or choose "
-                "another folder"
+                f"hydra.run.dir={as_typed(folder)} holds a run already: resume it by resume={as_typed(folder)}, or "
+                "choose another folder"
             )
 
 
@@ -211,11 +211,11 @@ def _changes(folder: Path, flags: argparse.Namespace, overrides: Sequence[Overri
     for override in overrides:
         value = override.value()
         names = value if isinstance(value, list) else [value]
-        given = override.is_delete() or text_of(override) in map(text_of, typed)
-        if sets(override, "logger") and not given and any(name not in LOCAL_LOGGERS for name in names):
+        is_typed = override.is_delete() or text_of(override) in map(text_of, typed)
+        if sets(override, "logger") and not is_typed and any(name not in LOCAL_LOGGERS for name in names):
             raise UnsafeError(
-                f"{shown(text_of(override))}, as the run's folder has it, sends what it sees to others, or is none of "
-                "cnnlab's: if it is meant, give it again."
+                f"{as_typed(text_of(override))}, as the run's folder has it, sends what it sees to others, or is none "
+                "of cnnlab's: if it is meant, give it again."
             )
     vouched = Command(flags, [*(other for other in overrides if command.is_choice(other)), *typed], False)
     vouched.mistakes()

@@ -7,7 +7,7 @@ from typing import Any
 from cnnlab import trust
 from cnnlab.config.references import get
 from cnnlab.config.tree import targets
-from cnnlab.config.words import shown
+from cnnlab.config.words import as_typed
 from cnnlab.errors import DataError
 
 
@@ -24,7 +24,7 @@ def unimportable(config: Mapping[str, Any]) -> Iterator[str]:
             trust.import_target(target)
         except Exception as error:  # an import runs whatever its author wrote
             lines = str(error).splitlines() or [""]
-            yield f"{key}={shown(target)} cannot be imported: {type(error).__name__}: {shown(lines[0])}"
+            yield f"{key}={as_typed(target)} cannot be imported: {type(error).__name__}: {as_typed(lines[0])}"
 
 
 def check_data(paths: Iterable[Any], config: Mapping[str, Any]) -> None:

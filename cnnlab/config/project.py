@@ -12,7 +12,7 @@ from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from cnnlab.config.words import refusal, shown
+from cnnlab.config.words import as_typed, refusal
 from cnnlab.record import is_run, is_sweep
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -39,7 +39,7 @@ def use(flags: argparse.Namespace) -> None:
     _Flags.config_name = flags.config_name
     _Flags.config_dir = Path(flags.config_dir).absolute() if flags.config_dir else None
     if _Flags.config_dir and not _Flags.config_dir.is_dir():
-        raise refusal(f"--config-dir={shown(flags.config_dir)} is no folder")
+        raise refusal(f"--config-dir={as_typed(flags.config_dir)} is no folder")
 
 
 def take_flags(args: Sequence[str]) -> list[str]:

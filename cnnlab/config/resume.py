@@ -15,7 +15,7 @@ from cnnlab import trust
 from cnnlab.config import project
 from cnnlab.config.lines import parse, quote
 from cnnlab.config.references import Unresolved, get, resolved
-from cnnlab.config.words import refusal, shown
+from cnnlab.config.words import as_typed, refusal
 from cnnlab.errors import DataError, UnsafeError
 from cnnlab.files import flatten, write_text
 from cnnlab.record import LIMITS, RUNS, SWEEP_RECORD, Record, is_run, is_sweep, program, runs, typed
@@ -69,42 +69,42 @@ MOST_SIGNS = 10_000
 """Of a run's overrides, besides letters and digits: Hydra's parser takes a second or two for so many."""
 
 
-def find(named: str) -> Path:
+def find(name: str) -> Path:
     """Return the absolute path of the run that `resume=` names: its folder, or `last` for the newest one.
 
     Raises:
         ConfigError: There is no such run.
     """
-    if named != "last":
-        folder = Path(named).expanduser().absolute()
+    if name != "last":
+        folder = Path(name).expanduser().absolute()
         if not is_run(folder):
-            raise refusal(f"resume={named} must be a run's folder, but there is no .hydra/config.yaml in it")
+            raise refusal(f"resume={name} must be a run's folder, but there is no .hydra/config.yaml in it")
         if "${" in str(folder):
-            raise refusal(f"resume={named} must not hold ${{, which Hydra would replace: rename the folder")
+            raise refusal(f"resume={name} must not hold ${{, which Hydra would replace: rename the folder")
         return folder
-    found = list(runs(RUNS))
-    if not found:
+    records = list(runs(RUNS))
+    if not records:
         raise refusal("resume=last found no run below outputs; give the run's folder")
-    return max(found, key=lambda record: record.touched).folder.absolute()
+    return max(records, key=lambda record: record.touched).folder.absolute()
 
 
-def find_sweep(named: str) -> Path:
+def find_sweep(name: str) -> Path:
     """Return the absolute path of the sweep that `resume=` names: its folder, or `last` for the newest one.
 
     Raises:
         ConfigError: There is no such sweep.
     """
-    if named != "last":
-        folder = Path(named).expanduser().absolute()
+    if name != "last":
+        folder = Path(name).expanduser().absolute()
         if not is_sweep(folder):
-            raise refusal(f"resume={named} must be a sweep's folder (with -m), but there is no {SWEEP_RECORD} in it")
+            raise refusal(f"resume={name} must be a sweep's folder (with -m), but there is no {SWEEP_RECORD} in it")
         if "${" in str(folder):
-            raise refusal(f"resume={named} must not hold ${{, which Hydra would replace: rename the folder")
+            raise refusal(f"resume={name} must not hold ${{, which Hydra would replace: rename the folder")
         return folder
-    found = list(RUNS.glob(f"**/{SWEEP_RECORD}"))
-    if not found:
+    records = list(RUNS.glob(f"**/{SWEEP_RECORD}"))
+    if not records:
         raise refusal("resume=last found no sweep below outputs; give the sweep's folder")
-    return max(found, key=lambda record: record.stat().st_mtime_ns).parent.parent.absolute()
+    return max(records, key=lambda record: record.stat().st_mtime_ns).parent.parent.absolute()
 
 
 def resume_command(folder: Path) -> str:
@@ -115,7 +115,7 @@ def resume_command(folder: Path) -> str:
     return f"{prefix}{program()} {typed([*project.words(), f'resume={folder if plain else quote(folder)}'])}"
 
 
-def expand(folder: Path, given: list[str]) -> list[str]:
+def expand(folder: Path, changes: list[str]) -> list[str]:
     """Return the overrides that resume a run: its own, then those given now, then its folder.
 
     What its own say of Hydra is left out: loggers, launchers and plugins are code, and a folder may be a
@@ -123,19 +123,19 @@ def expand(folder: Path, given: list[str]) -> list[str]:
 
     Args:
         folder: The run's folder.
-        given: The overrides given now, without `resume`.
+        changes: The overrides given now, without `resume`.
 
     Raises:
         ConfigError: The run's record of its overrides can't be read.
     """
-    own = Record(folder).overrides
-    if len(re.findall(r"\W", "".join(own))) > MOST_SIGNS:
+    recorded = Record(folder).overrides
+    if len(re.findall(r"\W", "".join(recorded))) > MOST_SIGNS:
         raise UnsafeError(f"{folder}/.hydra/overrides.yaml would take minutes to read: more than {MOST_SIGNS} signs.")
     path = quote(folder)
     place = [f"resume={path}", f"hydra.run.dir={path}", "hydra.output_subdir=null"]
     return [
-        *(line for line in own if line not in given and _is_own(line, folder)),
-        *(line for line in given if line not in place),
+        *(line for line in recorded if line not in changes and _is_own(line, folder)),
+        *(line for line in changes if line not in place),
         *place,
     ]
 
@@ -150,11 +150,11 @@ def record_limits(folder: Path, limits: Mapping[str, Any], overrides: Sequence[s
     """
     record = Record(folder)
     trainer = record.config.get("trainer")
-    own = list({line.partition("=")[0].lstrip("+"): line for line in overrides if _sets_limit(line)}.values())
-    if not isinstance(trainer, dict) or own == [line for line in record.overrides if _sets_limit(line)]:
+    limiting = list({line.partition("=")[0].lstrip("+"): line for line in overrides if _sets_limit(line)}.values())
+    if not isinstance(trainer, dict) or limiting == [line for line in record.overrides if _sets_limit(line)]:
         return
     content = record.config | {"trainer": trainer | {name: limits[name] for name in LIMITS if name in limits}}
-    lines = [*(line for line in record.overrides if not _sets_limit(line)), *own]
+    lines = [*(line for line in record.overrides if not _sets_limit(line)), *limiting]
     write_text(folder / ".hydra" / "overrides.yaml", yaml.safe_dump(lines))
     write_text(folder / ".hydra" / "config.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
@@ -168,7 +168,7 @@ def _is_own(line: str, folder: Path) -> bool:
     try:
         override = parse(line)
     except Exception as error:
-        raise refusal(f"{folder}/.hydra/overrides.yaml: {shown(line)} can't be read: it is damaged") from error
+        raise refusal(f"{folder}/.hydra/overrides.yaml: {as_typed(line)} can't be read: it is damaged") from error
     places = (override.key_or_group, override.package or "")
     return not any(re.match(r"hydra\b|(resume|trusted)$", place) for place in places)
 
@@ -212,15 +212,17 @@ def _check_value(value: Any, key: str, trusted: list[str], writes: bool) -> None
         return
     elif key == "data.path":
         if writes and re.search(r"^[/\\~]|\.\.", str(value)) and not Path(str(value)).is_file():
-            raise DataError(f"{key}={shown(value)}, as the run's folder has it, does not exist: give data.path=FILE.")
+            raise DataError(
+                f"{key}={as_typed(value)}, as the run's folder has it, does not exist: give data.path=FILE."
+            )
     elif isinstance(value, str) and "${" in value and not re.fullmatch(r"\$\{\.*(?!hydra\b)\w+(\.\w+)*\}", value):
-        raise UnsafeError(f"{key}={shown(value)} would be computed when it is read: if it is meant, give it again.")
+        raise UnsafeError(f"{key}={as_typed(value)} would be computed when it is read: if it is meant, give it again.")
     elif re.search(r"(dir|path|file|filename|root|journal)$", key) or (
         # What Lightning and its loggers are told may become a part of a path, variables replaced.
         writes_files and isinstance(value, str) and re.search(r"[/\\]|^~|^\.\.|\$(?!\{)", value)
     ):
         raise UnsafeError(
-            f"{key}={shown(value)}, as the run's folder has it, is a place: if it is meant, give it again."
+            f"{key}={as_typed(value)}, as the run's folder has it, is a place: if it is meant, give it again."
         )
 
 
@@ -252,7 +254,7 @@ def _same(before: Any, after: Any) -> bool:
 
 
 def _described(leaves: Mapping[str, Any], key: str) -> str:
-    return shown(leaves[key]) if key in leaves else "absent"
+    return as_typed(leaves[key]) if key in leaves else "absent"
 
 
 def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:

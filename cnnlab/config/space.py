@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cnnlab.config.lines import as_text
-from cnnlab.config.words import refusal, shown
+from cnnlab.config.words import as_typed, refusal
 
 RANGE = {"low", "high", "log", "steps"}
 
@@ -99,17 +99,17 @@ def _dimension(key: str, entry: Any, within: str) -> Dimension:
         inner = {str(choice): parse(space or {}, f"{key}={choice}") for choice, space in entry.items()}
         return Dimension(key, name, choices=inner)
     if not isinstance(entry, Mapping) or not {"low", "high"} <= set(entry):
-        raise refusal(f"{where} must be a list of choices, or have low and high, got {shown(entry)}")
+        raise refusal(f"{where} must be a list of choices, or have low and high, got {as_typed(entry)}")
     if unknown := sorted(set(entry) - RANGE):
         raise refusal(f"{where} can have low, high, log and steps, got {', '.join(map(str, unknown))}")
     low, high, log, steps = entry["low"], entry["high"], entry.get("log", False), entry.get("steps")
     for bound in (low, high):
         if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
-            raise refusal(f"{where}: low and high must be numbers, got {shown(bound)}")
+            raise refusal(f"{where}: low and high must be numbers, got {as_typed(bound)}")
     if not low < high:
-        raise refusal(f"{where}: low must be less than high, got {shown(low)} and {shown(high)}")
+        raise refusal(f"{where}: low must be less than high, got {as_typed(low)} and {as_typed(high)}")
     if log and low <= 0:
-        raise refusal(f"{where}: with log, low must be above 0, got {shown(low)}")
+        raise refusal(f"{where}: with log, low must be above 0, got {as_typed(low)}")
     if steps is not None and (not isinstance(steps, int) or steps < 2):
-        raise refusal(f"{where}: steps must be a whole number of at least 2, got {shown(steps)}")
+        raise refusal(f"{where}: steps must be a whole number of at least 2, got {as_typed(steps)}")
     return Dimension(key, name, low, high, bool(log), steps)

@@ -54,7 +54,7 @@ SYNONYMS = {
 _QUOTED = r"|[-+.\d_e]+|\s.*|.*\s|(?i:true|false|null|nan|inf)"
 
 
-def shown(value: Any) -> str:
+def as_typed(value: Any) -> str:
     """Return a value as one would type it, on one line and not too long."""
     match value:
         case None:
@@ -64,9 +64,9 @@ def shown(value: Any) -> str:
         case str() if value.isprintable() and not re.fullmatch(_QUOTED, value):
             typed = value
         case Mapping():
-            typed = "{" + ", ".join(f"{shown(key)}: {shown(element)}" for key, element in value.items()) + "}"
+            typed = "{" + ", ".join(f"{as_typed(key)}: {as_typed(element)}" for key, element in value.items()) + "}"
         case list():
-            typed = "[" + ", ".join(map(shown, value)) + "]"
+            typed = "[" + ", ".join(map(as_typed, value)) + "]"
         case _:
             typed = ascii(value)
     return typed if len(typed) <= 80 else f"{typed[:77]}..."
@@ -79,20 +79,20 @@ def nearest(word: object, words: Sequence[str]) -> str | None:
     return by_lower[near[0]] if near else None
 
 
-def nearest_key(key: str, known: Sequence[str]) -> str | None:
-    """Return the known key that was probably meant, or None where none is near."""
+def nearest_key(key: str, keys: Sequence[str]) -> str | None:
+    """Return the key that was probably meant, or None where none is near."""
     section, _, name = key.lower().replace("-", "_").rpartition(".")
-    inside = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == section}
+    inside = {other.rpartition(".")[2]: other for other in keys if other.rpartition(".")[0] == section}
     meant = SYNONYMS.get(name)
-    same_name = next((other for other in known if other.rpartition(".")[2].lower() == name), None)
-    if meant in known and (not section or meant in inside.values()):
+    same_name = next((other for other in keys if other.rpartition(".")[2].lower() == name), None)
+    if meant in keys and (not section or meant in inside.values()):
         return meant
     if section and (near := nearest(name, list(inside))):
         return inside[near]
-    if meant in known or same_name:
-        return meant if meant in known else same_name
+    if meant in keys or same_name:
+        return meant if meant in keys else same_name
     # Where the section is right, it would make all its keys look near.
-    return None if section and inside else nearest(key, known)
+    return None if section and inside else nearest(key, keys)
 
 
 def refusal(*mistakes: str) -> ConfigError:

@@ -232,8 +232,8 @@ class Datasets(DataModule):
         )  # fmt: skip
         self._rows: dict[str, Tensor] = {}
         for split, rows in zip(("train", "val", "test"), division, strict=True):
-            own = split != "train" and split in self._samples
-            self._rows[split] = torch.arange(len(self._targets[split])) if own else torch.from_numpy(rows)
+            is_separate = split != "train" and split in self._samples
+            self._rows[split] = torch.arange(len(self._targets[split])) if is_separate else torch.from_numpy(rows)
         self.batch_size = min(batch_size, self.count("train"))
         self.mean, self.std = (mean, std) if mean and std else self._statistics()
 

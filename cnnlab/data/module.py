@@ -235,8 +235,8 @@ def _parts(data: archive.Archive, division: splits.Division, label_noise: float,
         arrays: tuple[Split, ...] = ("val", "test")
         for split in arrays:
             if split in data.images:
-                own = torch.from_numpy(data.images[split]), torch.from_numpy(data.targets[split])
-                parts[split] = Part(*own, torch.arange(len(own[0])))
+                arrays_of_split = torch.from_numpy(data.images[split]), torch.from_numpy(data.targets[split])
+                parts[split] = Part(*arrays_of_split, torch.arange(len(arrays_of_split[0])))
     if label_noise:
         noisy, changed = splits.relabelled(data.targets["train"][division.train], label_noise, data.num_classes, seed)
         every = data.targets["train"].copy()

@@ -49,72 +49,96 @@ class ConvNet(nn.Module):
         dropout: ShareBelowOne = 0.0,
     ) -> None:
         super().__init__()
-        if not channels or min(channels) < 1:
-            raise ConfigError(f"model.channels must list at least one positive number, got {list(channels)}.")
-        if any(width < 1 for width in hidden):
-            raise ConfigError(f"model.hidden must list positive numbers, got {list(hidden)}.")
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"model.dropout must be at least 0 and below 1, got {dropout}.")
-        count = len(channels)
-        kernels: list[int] = _per_stage("kernel_size", kernel_size, count)
-        paddings: list[int] = _per_stage("padding", padding, count)
-        pools: list[str] = _per_stage("pool", pool, count)
-        norms: list[bool] = _per_stage("batch_norm", batch_norm, count)
-        if min(kernels) < 1:
-            raise ConfigError(f"model.kernel_size must be at least 1, got {kernel_size}.")
-        if min(paddings) < 0:
-            raise ConfigError(f"model.padding must be at least 0, got {padding}.")
-        if not set(pools) <= {"max", "avg", "none"}:
-            raise ConfigError(f"model.pool must be max, avg or none, got {pool}.")
-
+        _check(channels=channels, hidden=hidden, dropout=dropout)
+        stages = list(
+            zip(
+                channels,
+                _per_stage("kernel_size", kernel_size, len(channels)),
+                _per_stage("padding", padding, len(channels)),
+                _per_stage("pool", pool, len(channels)),
+                _per_stage("batch_norm", batch_norm, len(channels)),
+                strict=True,
+            )
+        )
         features: OrderedDict[str, nn.Module] = OrderedDict()
-        head: OrderedDict[str, nn.Module] = OrderedDict()
-        height, width = image_size
-        inputs = in_channels
-        for i, outputs in enumerate(channels):
-            stage = i + 1
-            features[f"conv{stage}"] = nn.Conv2d(inputs, outputs, kernels[i], padding=paddings[i])
-            activation = nn.ReLU(inplace=True)
-            if pools[i] == "max":
-                # The largest value stays the largest through a ReLU, which so has a quarter of the work.
-                features[f"pool{stage}"] = nn.MaxPool2d(2)
-                features[f"relu{stage}"] = activation
-            else:
-                features[f"relu{stage}"] = activation
-                if pools[i] == "avg":
-                    features[f"pool{stage}"] = nn.AvgPool2d(2)
-            if norms[i]:
-                # The last one belongs to the head: see `forward`.
-                (head if stage == count else features)[f"norm{stage}"] = nn.BatchNorm2d(outputs)
-            before = f"{height}×{width}"
-            shrink, halve = 2 * paddings[i] - kernels[i] + 1, 1 if pools[i] == "none" else 2
-            height, width = (height + shrink) // halve, (width + shrink) // halve
-            if min(height, width) < 1:
-                raise ConfigError(
-                    f"model: images of {image_size[0]}×{image_size[1]} pixels are {before} at stage {stage}, "
-                    f"too small for kernel_size {kernels[i]}, padding {paddings[i]}, pool {pools[i]}; use "
-                    "fewer model.channels, a smaller kernel_size or more padding."
-                )
+        inputs, size = in_channels, image_size
+        for number, (outputs, kernel, border, pooling, normalised) in enumerate(stages, start=1):
+            features |= _stage(number, inputs, outputs, kernel, border, pooling, normalised)
+            size = _pooled(image_size, size, number, kernel, border, pooling)
             inputs = outputs
-
-        head["flatten"] = nn.Flatten()
-        inputs *= height * width
-        for layer, outputs in enumerate((*hidden, num_classes), start=1):
-            if dropout > 0:
-                head[f"dropout{layer}"] = nn.Dropout(dropout)
-            head[f"linear{layer}"] = nn.Linear(inputs, outputs)
-            if layer <= len(hidden):
-                head[f"relu{count + layer}"] = nn.ReLU(inplace=True)
-            inputs = outputs
-
+        last_norm = f"norm{len(stages)}"
+        # The last normalisation belongs to the head: see `forward`.
+        norm = {last_norm: features.pop(last_norm)} if last_norm in features else {}
         self.features = nn.Sequential(features)
-        self.head = nn.Sequential(head)
+        self.head = nn.Sequential(
+            OrderedDict(norm) | _linear_layers(inputs * size[0] * size[1], [*hidden, num_classes], dropout, len(stages))
+        )
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch num_classes"]:
         """Return the logits of normalised images."""
         # Flattening copies channels-last memory to channels-first in any case; done before the last
         # normalisation, the copy spares that layer gradients whose memory order differs from its input's.
         return self.head(self.features(images).contiguous())
+
+
+def _check(channels: Sequence[int], hidden: Sequence[int], dropout: float) -> None:
+    if not channels or min(channels) < 1:
+        raise ConfigError(f"model.channels must list at least one positive number, got {list(channels)}.")
+    if any(width < 1 for width in hidden):
+        raise ConfigError(f"model.hidden must list positive numbers, got {list(hidden)}.")
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"model.dropout must be at least 0 and below 1, got {dropout}.")
+
+
+def _stage(
+    number: int, inputs: int, outputs: int, kernel: int, padding: int, pool: str, batch_norm: bool
+) -> OrderedDict[str, nn.Module]:
+    """Return the layers of a stage, counted from 1."""
+    if kernel < 1:
+        raise ConfigError(f"model.kernel_size must be at least 1, got {kernel}.")
+    if padding < 0:
+        raise ConfigError(f"model.padding must be at least 0, got {padding}.")
+    if pool not in ("max", "avg", "none"):
+        raise ConfigError(f"model.pool must be max, avg or none, got {pool}.")
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers[f"conv{number}"] = nn.Conv2d(inputs, outputs, kernel, padding=padding)
+    if pool == "max":
+        # Before the ReLU, which so has a quarter of the work: the largest value stays the largest through it.
+        layers[f"pool{number}"] = nn.MaxPool2d(2)
+    layers[f"relu{number}"] = nn.ReLU(inplace=True)
+    if pool == "avg":
+        layers[f"pool{number}"] = nn.AvgPool2d(2)
+    if batch_norm:
+        layers[f"norm{number}"] = nn.BatchNorm2d(outputs)
+    return layers
+
+
+def _pooled(
+    image_size: tuple[int, int], size: tuple[int, int], number: int, kernel: int, padding: int, pool: str
+) -> tuple[int, int]:
+    """Return height and width after a stage."""
+    shrink, halve = 2 * padding - kernel + 1, 1 if pool == "none" else 2
+    height, width = ((side + shrink) // halve for side in size)
+    if min(height, width) < 1:
+        raise ConfigError(
+            f"model: images of {image_size[0]}×{image_size[1]} pixels are {size[0]}×{size[1]} at stage {number}, "
+            f"too small for kernel_size {kernel}, padding {padding}, pool {pool}; use "
+            "fewer model.channels, a smaller kernel_size or more padding."
+        )
+    return height, width
+
+
+def _linear_layers(inputs: int, widths: Sequence[int], dropout: float, stages: int) -> OrderedDict[str, nn.Module]:
+    """Return the layers from the last image to the logits."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    for number, outputs in enumerate(widths, start=1):
+        if dropout > 0:
+            layers[f"dropout{number}"] = nn.Dropout(dropout)
+        layers[f"linear{number}"] = nn.Linear(inputs, outputs)
+        if number < len(widths):
+            layers[f"relu{stages + number}"] = nn.ReLU(inplace=True)
+        inputs = outputs
+    return layers
 
 
 def _per_stage(name: str, value: Any, count: int) -> list[Any]:
