@@ -593,7 +593,7 @@ def test_resume_allows_what_no_step_depends_on(tmp_path, change):
 def test_resume_with_another_config_is_refused_with_the_differences(tmp_path):
     folder = record_run(tmp_path / "run", "optimizer.lr=0.05")
     first, *differences = mistakes(f"resume={folder}", "optimizer.lr=0.1", "seed=1", "trainer.max_epochs=20")
-    assert first == f"resume={folder}: a run keeps the config that it began with"
+    assert first.startswith(f"resume={folder}: a run keeps the config that it began with")
     assert sorted(differences) == [
         "data.seed: was 0, now 1",
         "optimizer.lr: was 0.05, now 0.1",

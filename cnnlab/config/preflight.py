@@ -221,7 +221,8 @@ def _changes(folder: Path, flags: argparse.Namespace, overrides: Sequence[Overri
     vouched.mistakes()
     check_origin(command.config, vouched.config)
     changed = differences(folder, command.config)
-    return [f"resume={folder}: a run keeps the config that it began with", *changed] if changed else []
+    head = f"resume={folder}: a run keeps the config that it began with"
+    return [f"{head}; init_from={folder} begins another with its weights", *changed] if changed else []
 
 
 def _with_output_dir(content: Any, folder: str) -> Any:

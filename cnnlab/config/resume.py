@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -76,12 +76,7 @@ def find(name: str) -> Path:
         ConfigError: There is no such run.
     """
     if name != "last":
-        folder = Path(name).expanduser().absolute()
-        if not is_run(folder):
-            raise refusal(f"resume={name} must be a run's folder, but there is no .hydra/config.yaml in it")
-        if "${" in str(folder):
-            raise refusal(f"resume={name} must not hold ${{, which Hydra would replace: rename the folder")
-        return folder
+        return _folder(name, "a run's folder", ".hydra/config.yaml", is_run)
     records = list(runs(RUNS))
     if not records:
         raise refusal("resume=last found no run below outputs; give the run's folder")
@@ -95,16 +90,20 @@ def find_sweep(name: str) -> Path:
         ConfigError: There is no such sweep.
     """
     if name != "last":
-        folder = Path(name).expanduser().absolute()
-        if not is_sweep(folder):
-            raise refusal(f"resume={name} must be a sweep's folder (with -m), but there is no {SWEEP_RECORD} in it")
-        if "${" in str(folder):
-            raise refusal(f"resume={name} must not hold ${{, which Hydra would replace: rename the folder")
-        return folder
+        return _folder(name, "a sweep's folder (with -m)", SWEEP_RECORD, is_sweep)
     records = list(RUNS.glob(f"**/{SWEEP_RECORD}"))
     if not records:
         raise refusal("resume=last found no sweep below outputs; give the sweep's folder")
     return max(records, key=lambda record: record.stat().st_mtime_ns).parent.parent.absolute()
+
+
+def _folder(name: str, kind: str, mark: object, holds: Callable[[Path], bool]) -> Path:
+    folder = Path(name).expanduser().absolute()
+    if not holds(folder):
+        raise refusal(f"resume={name} must be {kind}, but there is no {mark} in it")
+    if "${" in str(folder):
+        raise refusal(f"resume={name} must not hold ${{, which Hydra would replace: rename the folder")
+    return folder
 
 
 def resume_command(folder: Path) -> str:

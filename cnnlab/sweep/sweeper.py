@@ -25,6 +25,7 @@ from cnnlab.sweep.board import Board
 from cnnlab.sweep.folder import SweepFolder
 from cnnlab.sweep.plan import Plan
 from cnnlab.sweep.runner import Runner
+from cnnlab.sweep.table import Table
 from cnnlab.sweep.trial import Trial
 
 
@@ -106,14 +107,21 @@ class Sweeper(HydraSweeper):
             # Not after a signal: it may have come while matplotlib was imported, which can then be imported no more.
             result = summary.write(folder.path, pictures=not isinstance(sys.exc_info()[1], Stopped))
             board.show(summary.describe(result))
-        table = result.table
-        if table.rows and all(row.objective is None for row in table.rows) and not table.failed:
-            measured = ", ".join(dict.fromkeys(name for row in table.rows for name in row.metrics)) or "nothing"
-            raise PartialError(f"no trial measured the objective, {table.metric}; measured: {measured}.")
-        if missing := table.failed + table.interrupted:
-            names = ", ".join(row.name for row in missing)
-            again = "" if plan.proposes else f"\nrun them again with: {_command(plan, folder)}"
-            raise PartialError(f"{len(missing)} of {len(table.rows)} trials failed: {names}{again}")
+        _check_complete(result.table, "" if plan.proposes else f"\nrun them again with: {_command(plan, folder)}")
+
+
+def _check_complete(table: Table, again: str) -> None:
+    """Check that every trial of a sweep came to its end and measured what it is about.
+
+    Raises:
+        PartialError: One did not.
+    """
+    if table.rows and all(row.objective is None for row in table.rows) and not table.failed:
+        measured = ", ".join(dict.fromkeys(name for row in table.rows for name in row.metrics)) or "nothing"
+        raise PartialError(f"no trial measured the objective, {table.metric}; measured: {measured}.")
+    if missing := table.failed + table.interrupted:
+        names = ", ".join(row.name for row in missing)
+        raise PartialError(f"{len(missing)} of {len(table.rows)} trials failed: {names}{again}")
 
 
 def _run_grid(runner: Runner, trials: list[Trial], limits: dict[str, object]) -> None:
