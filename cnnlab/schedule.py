@@ -195,7 +195,7 @@ class Scheduler:
         return {"scheduler": self.build(optimizer), "interval": self.interval, **watched}
 
 
-class Plan(NamedTuple):
+class LearningRates(NamedTuple):
     """The learning rate over a run.
 
     Attributes:
@@ -219,7 +219,7 @@ def plan_learning_rate(
     limit_train_batches: float | int | None = None,
     accumulate_grad_batches: int = 1,
     places: int = 2000,
-) -> Plan:
+) -> LearningRates:
     """Compute the learning rate over a run, without the run.
 
     Args:
@@ -248,7 +248,7 @@ def plan_learning_rate(
     at = sorted({steps * place // (places - 1) for place in range(places)})
     # No step begins at the run's end; what the last one had is drawn to there.
     lrs = [lr * schedule(min(step, steps - 1), steps) for step in at]
-    return Plan([step / per_epoch for step in at], lrs, steps)
+    return LearningRates([step / per_epoch for step in at], lrs, steps)
 
 
 def _progress(step: int, total_steps: int) -> float:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cnnlab import plots
 from cnnlab.plots import network, style
-from cnnlab.plots.names import shorten, shorten_all, spell, text_width
+from cnnlab.plots.names import shorten_label, shorten_labels, spell, text_width
 
 CLASSES = ("cat", "dog", "owl")
 ODD_NAMES = ("猫", "$x^2$ {\\bad", "a name that is far too long for a picture")
@@ -329,10 +329,10 @@ def test_long_names_stay_apart_and_other_scripts_can_be_read():
     dogs = [f"Golden_Retriever_number_{number}" for number in range(20)]
     groups = [f"{number} Golden Retrievers at the lake" for number in range(20)]
     for names in (dogs, groups, ["猫" * 9 + "一", "猫" * 9 + "二"]):
-        short = shorten_all(names, 14)
+        short = shorten_labels(names, 14)
         assert len(set(short)) == len(names)
         assert all(text_width(name) <= 14 for name in short)
-    assert shorten("Golden_Retriever_number_7", 14) == "Golden…umber_7"
+    assert shorten_label("Golden_Retriever_number_7", 14) == "Golden…umber_7"
     for name in ("猫", "собака", "قطة", "हिन्दी", "\ue000", "𓀀"):
         assert "\\" not in spell(name)
         assert spell(name)

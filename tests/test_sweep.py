@@ -216,7 +216,7 @@ def test_search_needs_no_flag_and_local_trials_may_use_several_devices():
 
 
 def test_space_of_choices_that_open_spaces_makes_a_grid():
-    found = space.parse(
+    found = space.parse_space(
         {"optimizer": {"sgd": {"optimizer.lr": {"low": 0.01, "high": 1.0, "log": True, "steps": 3}}, "adam": None}}
     )
     assert list(space.grid(found)) == [

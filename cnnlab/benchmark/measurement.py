@@ -173,7 +173,7 @@ def _compare(lab: Side, other: Side) -> dict[str, Any]:
 
 
 @dataclass
-class Attempt:
+class Candidate:
     """A setting of the switches that was tried.
 
     Attributes:
@@ -197,7 +197,7 @@ def try_switches(
     *,
     seconds: float = 3.0,
     progress: Progress = lambda line: None,
-) -> tuple[list[Attempt], list[str]]:
+) -> tuple[list[Candidate], list[str]]:
     """Try switches one after the other, each value in turn with the best so far, and keep what is faster and sound.
 
     A setting is sound if its loss after 20 steps is within 5 % of that of float32 on the same batches; only faster
@@ -218,18 +218,18 @@ def try_switches(
     if unknown := [name for name in switches if name not in SWITCHES]:
         raise ConfigError(f"--sweep takes {', '.join(SWITCHES)}, separated by commas; got {', '.join(unknown)}.")
     best: list[str] = []
-    attempts: list[Attempt] = []
+    candidates: list[Candidate] = []
     for switch in switches:
         with start_sides(("lab", [*overrides, *best])) as (baseline,):
-            values = [Attempt([*best, line]) for line in SWITCHES[switch] if line not in baseline.facts["switches"]]
-            for attempt in values:
-                _try(attempt, baseline, overrides, seconds)
-                progress(f"{attempt.overrides[-1]}: {attempt.verdict}")
-        attempts += values
+            values = [Candidate([*best, line]) for line in SWITCHES[switch] if line not in baseline.facts["switches"]]
+            for candidate in values:
+                _try(candidate, baseline, overrides, seconds)
+                progress(f"{candidate.overrides[-1]}: {candidate.verdict}")
+        candidates += values
         # By the ratio: what was measured at different times is not comparable.
-        faster = [attempt for attempt in values if attempt.verdict == "faster"]
-        best = max(faster, key=lambda attempt: attempt.ratio or 0.0, default=Attempt(best)).overrides
-    return attempts, best
+        faster = [candidate for candidate in values if candidate.verdict == "faster"]
+        best = max(faster, key=lambda candidate: candidate.ratio or 0.0, default=Candidate(best)).overrides
+    return candidates, best
 
 
 SWITCHES: dict[str, list[str]] = {
@@ -241,24 +241,24 @@ SWITCHES: dict[str, list[str]] = {
 """What `try_switches` can try."""
 
 
-def _try(attempt: Attempt, baseline: Side, overrides: Sequence[str], seconds: float) -> None:
+def _try(candidate: Candidate, baseline: Side, overrides: Sequence[str], seconds: float) -> None:
     try:
-        with start_sides(("lab", [*overrides, *attempt.overrides])) as (other,):
+        with start_sides(("lab", [*overrides, *candidate.overrides])) as (other,):
             take_turns([baseline, other], 3, seconds / 3, lambda line: None)
             speeds = [[side.facts["batch_size"] / block for block in side.blocks] for side in (baseline, other)]
-            attempt.baseline_images_per_second, attempt.images_per_second = map(statistics.median, speeds)
-            attempt.ratio = statistics.median(after / before for before, after in zip(*speeds, strict=True))
-            if attempt.ratio <= FASTER:
-                attempt.verdict = "no faster"
+            candidate.baseline_images_per_second, candidate.images_per_second = map(statistics.median, speeds)
+            candidate.ratio = statistics.median(after / before for before, after in zip(*speeds, strict=True))
+            if candidate.ratio <= FASTER:
+                candidate.verdict = "no faster"
                 return
             loss, reference = other.call("losses")
     except CnnlabError as error:
-        attempt.verdict = f"does not run here: {str(error).splitlines()[0][:150]}"
+        candidate.verdict = f"does not run here: {str(error).splitlines()[0][:150]}"
         return
     if abs(loss - reference) <= SOUND_TOLERANCE * abs(reference):
-        attempt.verdict = "faster"
+        candidate.verdict = "faster"
     else:
-        attempt.verdict = f"not sound: loss {loss:.3f} after 20 steps, in float32 {reference:.3f}"
+        candidate.verdict = f"not sound: loss {loss:.3f} after 20 steps, in float32 {reference:.3f}"
 
 
 def list_versions() -> dict[str, str]:

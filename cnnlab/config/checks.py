@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from cnnlab.config.conflicts import conflicts
-from cnnlab.config.references import REFERENCE, Unresolved, get, plain, resolved
+from cnnlab.config.references import REFERENCE, Unresolved, get, resolved, without_hydra
 from cnnlab.config.rules import RULES, Rule, anything, filled, like, null, of_type, section
 from cnnlab.config.tree import OPTIONAL, Key, groups, main_file, options, options_with, origin, values_of
 from cnnlab.config.words import as_typed, nearest, nearest_key, refusal
@@ -45,7 +45,7 @@ def check(config: DictConfig | Mapping[str, Any]) -> None:
     Raises:
         ConfigError: Something is wrong; the message has one line for each mistake.
     """
-    if mistakes := mistakes_in(plain(config)):
+    if mistakes := mistakes_in(without_hydra(config)):
         raise refusal(*mistakes)
 
 

@@ -14,9 +14,9 @@ from omegaconf import DictConfig
 from cnnlab.config import space
 from cnnlab.config.checks import CLOSED, mistakes_at, mistakes_in
 from cnnlab.config.lines import parse_all, sets
-from cnnlab.config.loader import Loader, first_cause, whole
+from cnnlab.config.loader import Loader, as_containers, first_cause
 from cnnlab.config.presence import check_data, unimportable
-from cnnlab.config.references import get, plain
+from cnnlab.config.references import get, without_hydra
 from cnnlab.config.tree import Key, chosen, groups
 from cnnlab.config.words import as_typed, nearest
 from cnnlab.errors import ConfigError
@@ -66,9 +66,9 @@ class Command:
         mistakes += lines
         if composed is None:
             return mistakes
-        self.config = plain(composed)
+        self.config = without_hydra(composed)
         searching = bool(self.config.get("search"))
-        sweeper = get(whole(composed), "hydra", "sweeper", "_target_")
+        sweeper = get(as_containers(composed), "hydra", "sweeper", "_target_")
         mistakes += [
             f"{as_typed(override.input_line)}: an interval is for a search; here give values, A,B,C"
             for override in self._overrides
@@ -116,7 +116,7 @@ class Command:
     def _mistakes_in_space(self, first: list[Override]) -> list[str]:
         """List what is wrong with a search's space: its form, its keys, the ends of its ranges, its choices."""
         try:
-            dimensions = space.parse(get(self.config, "search", "space") or {})
+            dimensions = space.parse_space(get(self.config, "search", "space") or {})
         except ConfigError as error:
             return str(error).splitlines()
         mistakes: list[str] = []
@@ -218,7 +218,7 @@ class Command:
             return None, [first_cause(error)]
         late = [override for override in overrides if override not in early]
         mistakes = [line for override in late for line in self._loader.apply(override, config)]
-        content = whole(config)
+        content = as_containers(config)
         self.run_dir = str(content["hydra"]["run"]["dir"])
         if get(content, "hydra", "job", "chdir") is True:
             mistakes.append(
@@ -228,7 +228,7 @@ class Command:
         launcher = get(content, "hydra", "launcher", "_target_")
         self._trials_are_processes, self._is_remote = launcher in ALONE, self._multirun and launcher in REMOTE
         self._choices = get(content, "hydra", "runtime", "choices") or {}
-        return config, self._without_misspelt(mistakes) + self._judge(plain(config))
+        return config, self._without_misspelt(mistakes) + self._judge(without_hydra(config))
 
     def _judge(self, config: dict[str, Any], key: Key | None = None) -> list[str]:
         if self._is_shown_only:

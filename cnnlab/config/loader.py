@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from cnnlab.config.checks import unknown
 from cnnlab.config.lines import sets, text_of
 from cnnlab.config.project import CONF, ROOT, config_name
-from cnnlab.config.references import plain
+from cnnlab.config.references import without_hydra
 from cnnlab.config.words import as_typed, refusal
 from cnnlab.files import flatten
 
@@ -98,7 +98,7 @@ class Loader:
             yield _in_words(override, config, error)
 
 
-def whole(config: DictConfig) -> dict[str, Any]:
+def as_containers(config: DictConfig) -> dict[str, Any]:
     """Return a config with its `hydra` part as plain containers, references as they stand."""
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
 
@@ -123,7 +123,7 @@ def _search_path(flags: argparse.Namespace) -> Any:
 def _in_words(override: Override, config: DictConfig, error: Exception) -> str:
     """Say why an override could not be applied."""
     key, value = override.key_or_group, override.value()
-    content = whole(config) if re.match(r"hydra\b", key) else plain(config)
+    content = as_containers(config) if re.match(r"hydra\b", key) else without_hydra(config)
     keys = {name for name, _ in flatten(content, sections=True)}
     if override.is_add() and key in keys:
         return f"{key} exists already: leave out the plus"

@@ -6,7 +6,7 @@ from typing import Any
 
 from cnnlab import trust
 from cnnlab.config.references import get
-from cnnlab.config.tree import targets
+from cnnlab.config.tree import package_targets
 from cnnlab.config.words import as_typed
 from cnnlab.errors import DataError
 
@@ -16,7 +16,7 @@ def unimportable(config: Mapping[str, Any]) -> Iterator[str]:
 
     Those that the conf tree names are passed over: they are there, and torch takes seconds.
     """
-    of_tree = targets()
+    of_tree = package_targets()
     for key, target in trust.targets(config):
         if not isinstance(target, str) or target in of_tree or "${" in target:
             continue

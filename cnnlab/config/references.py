@@ -15,7 +15,7 @@ class Unresolved(Exception):  # noqa: N818 - no error, only a value that can't b
     """A value that a resolver makes when the run starts."""
 
 
-def plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+def without_hydra(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """Return the config as plain containers without its `hydra` part, references as they stand."""
     if isinstance(config, DictConfig):
         config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])

@@ -66,7 +66,7 @@ class Dimension:
             yield [f"{self.key}={as_text(value)}"]
 
 
-def parse(space: Mapping[str, Any], within: str = "") -> tuple[Dimension, ...]:
+def parse_space(space: Mapping[str, Any], within: str = "") -> tuple[Dimension, ...]:
     """Read `search.space`.
 
     Args:
@@ -96,7 +96,7 @@ def _dimension(key: str, entry: Any, within: str) -> Dimension:
     if isinstance(entry, list) and entry:
         return Dimension(key, name, choices={as_text(value): () for value in entry})
     if isinstance(entry, Mapping) and entry and not RANGE & set(entry):
-        inner = {str(choice): parse(space or {}, f"{key}={choice}") for choice, space in entry.items()}
+        inner = {str(choice): parse_space(space or {}, f"{key}={choice}") for choice, space in entry.items()}
         return Dimension(key, name, choices=inner)
     if not isinstance(entry, Mapping) or not {"low", "high"} <= set(entry):
         raise refusal(f"{where} must be a list of choices, or have low and high, got {as_typed(entry)}")

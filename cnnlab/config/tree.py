@@ -101,7 +101,7 @@ def _samples_of(state: tuple[tuple[str, int], ...]) -> list[dict[str, Any]]:
     return samples
 
 
-def targets() -> frozenset[str]:
+def package_targets() -> frozenset[str]:
     """Return the classes that the package's own files name."""
     return _targets()
 

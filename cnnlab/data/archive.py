@@ -212,7 +212,7 @@ def write(
     content: dict[str, np.ndarray | npz.Spooled] = {KEYS[role]: array for role, array in arrays.items()}
     if classes is not None:
         content[CLASSES] = np.array(classes, dtype=np.str_)
-    with npz.replacing(path, overwrite) as file:
+    with npz.written(path, overwrite) as file:
         npz.save(file, content)
 
 
@@ -317,7 +317,7 @@ def _read_labels(
         classes = _names_in(path, members[CLASSES])
     labels = {split: members[keys[f"{split}_targets"]].load() for split in SPLITS if f"{split}_targets" in keys}
     targets, names = _check_targets(path, keys, labels, classes)
-    groups = splits.as_numbers(members[keys["groups"]].load()) if "groups" in keys else None
+    groups = splits.number_names(members[keys["groups"]].load()) if "groups" in keys else None
     return targets, names, groups
 
 

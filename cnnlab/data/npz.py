@@ -244,7 +244,7 @@ def _unreadable(path: Path, error: Exception) -> CnnlabError:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
+def written(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     """Write a file beside `path` and put it in its place once it is whole and on the disk."""
     try:
         with files.replacing(path, durable=True, overwrite=overwrite) as file:

@@ -204,7 +204,7 @@ def excluded(path: Path | str, count: int) -> Bool[np.ndarray, "n"]:
     return chosen
 
 
-def as_numbers(names: np.ndarray) -> Int64[np.ndarray, "n"]:
+def number_names(names: np.ndarray) -> Int64[np.ndarray, "n"]:
     """Number the distinct names of groups, texts or integers, in sorted order."""
     return np.unique(names, return_inverse=True)[1].reshape(-1).astype(np.int64)
 

@@ -12,7 +12,13 @@ from cnnlab.plots.curves import compared_curves, learning_curves, learning_rate_
 from cnnlab.plots.grid import image_grid, image_row, predictions_row, worst_mistakes
 from cnnlab.plots.speed import step_parts
 from cnnlab.plots.style import to_png
-from cnnlab.plots.trials import importance, objective_by_time, objective_by_value, parallel_coordinates, trial_curves
+from cnnlab.plots.trials import (
+    importance_bars,
+    objective_by_time,
+    objective_by_value,
+    parallel_coordinates,
+    trial_curves,
+)
 
 __all__ = [
     "Figure",
@@ -20,7 +26,7 @@ __all__ = [
     "confusion_matrix",
     "image_grid",
     "image_row",
-    "importance",
+    "importance_bars",
     "learning_curves",
     "learning_rate_curve",
     "loss_curve",

@@ -10,7 +10,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from cnnlab.plots.names import plain, shorten_all, text_width
+from cnnlab.plots.names import font, shorten_labels, text_width
 from cnnlab.plots.style import BLUE, INK, PALE, VERMILION, legend_above, named_axes, new_figure
 
 
@@ -26,7 +26,7 @@ def confusion_matrix(matrix: Integer[np.ndarray, "target predicted"], classes: S
     size = 9 if roomy else 6
     # Names at each row and column, as far as they stay apart.
     ticks = range(0, num, math.ceil(num / 140))
-    short = shorten_all(classes, 18)
+    short = shorten_labels(classes, 18)
     names = [short[tick] for tick in ticks]
 
     # Inches. Set by hand: matplotlib's own layout takes seconds to find room for a hundred names.
@@ -40,8 +40,8 @@ def confusion_matrix(matrix: Integer[np.ndarray, "target predicted"], classes: S
 
     picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
     slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(ticks, names, fontsize=size, **slant if roomy else {"rotation": 90}, **plain())
-    axes.set_yticks(ticks, names, fontsize=size, **plain())
+    axes.set_xticks(ticks, names, fontsize=size, **slant if roomy else {"rotation": 90}, **font())
+    axes.set_yticks(ticks, names, fontsize=size, **font())
     axes.tick_params(length=0, labelcolor=INK)
     axes.spines[:].set_color(PALE)
     figure.text((left + grid / 2) / width, 0.05 / height, "Predicted class", ha="center", color=INK)

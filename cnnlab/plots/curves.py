@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from cnnlab.plots.names import plain, shorten, shorten_all, text_width
+from cnnlab.plots.names import font, shorten_label, shorten_labels, text_width
 from cnnlab.plots.style import (
     BLUE,
     INK,
@@ -131,7 +131,7 @@ def compared_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], grou
     """
     validated = any(np.isfinite(np.asarray(history.get("val/loss", []), float)).any() for history in histories.values())
     split, word = ("val", "Validation") if validated else ("train", "Training")
-    labels = shorten_all(list(histories), 36)
+    labels = shorten_labels(list(histories), 36)
     # About 105 letters fit into the picture's width.
     columns = min(3, max(1, 105 // (max(map(text_width, labels), default=0) + 8)))
     rows = math.ceil(len(histories) / columns)
@@ -158,12 +158,12 @@ def compared_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], grou
             handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK
         )
         for text in legend.get_texts():
-            text.set(**plain())
+            text.set(**font())
     return figure
 
 
 def _title(figure: Figure, what: str, network: str) -> None:
-    figure.suptitle(shorten(f"{what}, {network}" if network else what, 60), fontsize=11, color=INK, **plain())
+    figure.suptitle(shorten_label(f"{what}, {network}" if network else what, 60), fontsize=11, color=INK, **font())
 
 
 def _from_zero(axes: Axes) -> None:

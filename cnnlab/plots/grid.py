@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Integer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cnnlab.plots.names import plain, shorten_all
+from cnnlab.plots.names import font, shorten_labels
 from cnnlab.plots.style import INK, VERMILION, WIDTH, Images, message, new_figure
 
 # Images a row, and in inches: a line of a title, and the space around image and title.
@@ -28,7 +28,7 @@ def image_grid(images: Images, titles: Sequence[str] | None = None, columns: int
     if titles is None:
         return _grid(images, [""] * len(images), columns, note)
     lines = sorted({line for title in titles for line in title.split("\n")})
-    short = dict(zip(lines, shorten_all(lines, _letters(len(images), columns)), strict=True))
+    short = dict(zip(lines, shorten_labels(lines, _letters(len(images), columns)), strict=True))
     return _grid(images, ["\n".join(short[line] for line in title.split("\n")) for title in titles], columns, note)
 
 
@@ -40,7 +40,7 @@ def predictions_row(
     note: str = "",
 ) -> Figure:
     """Show images under their predicted class; wrong ones have a cross, a frame, and the right class."""
-    names = shorten_all(classes, _letters(len(images), _ROW) - 2)
+    names = shorten_labels(classes, _letters(len(images), _ROW) - 2)
     titles = [
         names[guess] if guess == target else f"✗ {names[guess]}\nis {names[target]}"
         for guess, target in zip(predicted, targets, strict=True)
@@ -73,7 +73,7 @@ def worst_mistakes(
     if len(wrong) == 0:
         return message(f"No mistakes in {len(images):,} images.")
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
-    names = shorten_all(classes, _letters(len(worst), _FEW) - 2)
+    names = shorten_labels(classes, _letters(len(worst), _FEW) - 2)
     titles = [
         f"✗ {names[predicted[index]]}\nis {names[targets[index]]}\n{confidence[index]:.1%} sure" for index in worst
     ]
@@ -120,7 +120,7 @@ def _grid(
             axes.add_patch(Rectangle((left, bottom), side, high, fill=False, edgecolor=VERMILION, linewidth=2.5))
         if title:
             place = (left + side / 2, bottom + high + 4 / 72)
-            axes.text(*place, title, fontsize=8, ha="center", va="baseline", color=INK, **plain())
+            axes.text(*place, title, fontsize=8, ha="center", va="baseline", color=INK, **font())
     if note:
         axes.text(_PAD, 0.4 * _LINE, note, fontsize=8, color=INK)
     return figure

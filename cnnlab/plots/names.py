@@ -11,15 +11,15 @@ from matplotlib import font_manager
 from cnnlab import wording
 from cnnlab.wording import text_width
 
-__all__ = ["plain", "shorten", "shorten_all", "spell", "text_width"]
+__all__ = ["font", "shorten_label", "shorten_labels", "spell", "text_width"]
 
 
-def shorten(text: str, length: int) -> str:
+def shorten_label(text: str, length: int) -> str:
     """Return a name as it is drawn, its middle left out where it is wider than `length` letters."""
     return wording.shorten(spell(text), length)
 
 
-def shorten_all(names: Sequence[str], length: int) -> list[str]:
+def shorten_labels(names: Sequence[str], length: int) -> list[str]:
     """Return names as they are drawn; different ones stay different wherever `length` letters can tell them apart."""
     return wording.shorten_all([spell(name) for name in names], length)
 
@@ -29,7 +29,7 @@ def spell(text: str) -> str:
     return "".join(letter if _is_drawable(letter) else _latin(letter) for letter in text)
 
 
-def plain() -> dict[str, Any]:
+def font() -> dict[str, Any]:
     """Return how names are set: in any font that has their letters, never as formulas."""
     return {"family": list(_families()), "parse_math": False}
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from cnnlab.plots.names import plain, shorten, shorten_all
+from cnnlab.plots.names import font, shorten_label, shorten_labels
 from cnnlab.plots.style import (
     BLUE,
     INK,
@@ -73,7 +73,7 @@ def filters(weights: Float[np.ndarray, "out in height width"], layer: str, most:
             set_ticks([number * (side + 1) + (side + 1) / 2 for number in numbers], [str(number) for number in numbers])
         axes.tick_params(length=0, labelcolor=INK, labelsize=8)
         axes.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=10, color=INK, **plain())
+    figure.suptitle(title, fontsize=10, color=INK, **font())
     return figure
 
 
@@ -106,14 +106,14 @@ def activations(
     first.set_title("image", fontsize=10, color=INK)
     second.imshow(heat, cmap="cividis", vmin=0, vmax=1)
     bare(second)
-    second.set_title(f"speaks for it, at {shorten(heat_layer, 22)}", fontsize=10, color=INK, **plain())
+    second.set_title(f"speaks for it, at {shorten_label(heat_layer, 22)}", fontsize=10, color=INK, **font())
     draw_image(third, np.rint(image * (0.3 + 0.7 * heat[:, :, None])).astype(np.uint8))
-    third.set_title(shorten(verdict, 26), fontsize=10, color=INK, **plain())
+    third.set_title(shorten_label(verdict, 26), fontsize=10, color=INK, **font())
     if note:
         figure.supxlabel(note, fontsize=9, color=INK)
     if not rows:
         return figure
-    labels = shorten_all([name for name, _ in layers], 20)
+    labels = shorten_labels([name for name, _ in layers], 20)
     for line, label, (_, maps) in zip(below.subplots(rows, columns, squeeze=False), labels, layers, strict=True):
         for number, axes in enumerate(line):
             if number >= len(maps):
@@ -125,7 +125,7 @@ def activations(
         size = " × ".join(map(str, maps.shape))
         if len(maps) > columns:
             size += f"\n{columns} of {len(maps)} maps"
-        line[0].set_ylabel(f"{label}\n{size}", rotation=0, ha="right", va="center", fontsize=8, color=INK, **plain())
+        line[0].set_ylabel(f"{label}\n{size}", rotation=0, ha="right", va="center", fontsize=8, color=INK, **font())
     return figure
 
 
@@ -156,8 +156,8 @@ def augmented(
             draw_image(axes, image)
             if row == 0:
                 axes.set_title("original" if column == 0 else f"epoch {column}", fontsize=9, pad=4, color=INK)
-        spots[row, 0].set_ylabel(shorten(name, 12), fontsize=9, color=INK, **plain())
-    figure.suptitle(shorten(f"What the network sees: {steps}", 90), fontsize=11, color=INK, **plain())
+        spots[row, 0].set_ylabel(shorten_label(name, 12), fontsize=9, color=INK, **font())
+    figure.suptitle(shorten_label(f"What the network sees: {steps}", 90), fontsize=11, color=INK, **font())
     if note:
         figure.supxlabel(note, fontsize=9, color=INK)
     return figure
@@ -192,7 +192,7 @@ def schedule(epochs: Float[np.ndarray, "n"], lrs: Float[np.ndarray, "n"], steps:
         above.tick_params(color=PALE, labelcolor=INK)
         above.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         above.spines[:].set_visible(False)
-    axes.set_title(title, fontsize=11, color=INK, **plain())
+    axes.set_title(title, fontsize=11, color=INK, **font())
     return figure
 
 
@@ -229,8 +229,8 @@ def layers(
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.spines["left"].set_color(PALE)
         axes.tick_params(length=0, labelcolor=INK, labelsize=8)
-    labels = [f"{name}   {shape}" for name, shape in zip(shorten_all(names, 34), shapes, strict=True)]
-    left.set_yticks(places, labels, **plain())
+    labels = [f"{name}   {shape}" for name, shape in zip(shorten_labels(names, 34), shapes, strict=True)]
+    left.set_yticks(places, labels, **font())
     left.set_ylim(len(names) - 0.4, -0.6)
     return figure
 

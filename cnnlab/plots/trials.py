@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cnnlab.plots.names import plain, shorten, shorten_all
+from cnnlab.plots.names import font, shorten_label, shorten_labels
 from cnnlab.plots.style import BLUE, INK, PALE, VERMILION, WIDTH, legend_above, named_axes, new_figure
 
 # Numbers that stand side by side: so many of them at most, and of so many letters.
@@ -33,7 +33,7 @@ def objective_by_value(settings: Mapping[str, Sequence[str]], objective: Sequenc
     panels = figure.subplots(rows, columns, squeeze=False).flat
     values = np.asarray(objective, dtype=float)
     for number, (key, texts) in enumerate(settings.items()):
-        axes = named_axes(next(panels), shorten(key, 40), name if number % columns == 0 else "")
+        axes = named_axes(next(panels), shorten_label(key, 40), name if number % columns == 0 else "")
         scale = _scale(texts)
         axes.scatter(scale.places, values, s=18, color=BLUE, alpha=0.55, linewidths=0, label="a trial")
         distinct = np.unique(scale.places)
@@ -69,7 +69,7 @@ def trial_curves(
     for trial, (epochs, values) in curves.items():
         if trial not in best:
             axes.plot(epochs, values, color=PALE, linewidth=0.8, marker="." if len(epochs) == 1 else None)
-    labels = dict(zip(best, shorten_all(best, 60), strict=True))
+    labels = dict(zip(best, shorten_labels(best, 60), strict=True))
     for trial, colour, style in zip(best, _BEST, _STYLES, strict=False):
         if trial in curves:
             epochs, values = curves[trial]
@@ -84,7 +84,7 @@ def trial_curves(
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     legend = figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=9, labelcolor=INK)
     for text in legend.get_texts():
-        text.set(**plain())
+        text.set(**font())
     return figure
 
 
@@ -112,13 +112,13 @@ def parallel_coordinates(
         marks = scale.names or {
             f"{(10**end if scale.log else end):.4g}": end for end in dict.fromkeys((low, (low + high) / 2, high))
         }
-        for text, value in zip(shorten_all(list(marks), 16), marks.values(), strict=True):
+        for text, value in zip(shorten_labels(list(marks), 16), marks.values(), strict=True):
             height = (value - low) / (high - low) if high > low else 0.5
             axes.text(
                 place + 0.02, height, text, fontsize=8, color=INK, va="center", zorder=4,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}, **plain(),
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}, **font(),
             )  # fmt: skip
-        axes.text(place, 1.07, shorten(key, 22), fontsize=9, color=INK, ha="center", **plain())
+        axes.text(place, 1.07, shorten_label(key, 22), fontsize=9, color=INK, ha="center", **font())
     order = np.argsort(-values if larger_is_better else values, kind="stable")
     for rank, trial in reversed(list(enumerate(order))):
         share = 1 - rank / len(order)
@@ -153,14 +153,14 @@ def objective_by_time(
     return figure
 
 
-def importance(shares: Mapping[str, float]) -> Figure:
+def importance_bars(shares: Mapping[str, float]) -> Figure:
     """Show each setting's share in what made a trial one of the best quarter (shares of 1)."""
     ordered = sorted(shares.items(), key=lambda item: item[1])
     figure = new_figure((WIDTH * 0.75, 0.9 + 0.35 * len(ordered)))
     axes = named_axes(figure.subplots(), "Share in what made a trial one of the best quarter", "")
     places = range(len(ordered))
     axes.barh(places, [share for _, share in ordered], color=BLUE, height=0.6)
-    axes.set_yticks(places, shorten_all([key for key, _ in ordered], 40), **plain())
+    axes.set_yticks(places, shorten_labels([key for key, _ in ordered], 40), **font())
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="y", visible=False)
@@ -202,10 +202,10 @@ def _scale(texts: Sequence[str]) -> _Scale:
 
 def _label(axes: Axes, scale: _Scale) -> None:
     if scale.names:
-        names = shorten_all(list(scale.names), 24)
+        names = shorten_labels(list(scale.names), 24)
         turned = max(map(len, names)) > 6
         slant: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if turned else {}
-        axes.set_xticks(list(scale.names.values()), names, fontsize=8, **slant, **plain())
+        axes.set_xticks(list(scale.names.values()), names, fontsize=8, **slant, **font())
         axes.set_xlim(-0.5, len(names) - 0.5)
     elif scale.log:
         axes.set_xscale("log")

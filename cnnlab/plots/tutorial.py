@@ -8,7 +8,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cnnlab.plots.names import plain, shorten_all, text_width
+from cnnlab.plots.names import font, shorten_labels, text_width
 from cnnlab.plots.style import BLUE, DPI, INK, Images, bare, draw_image, new_figure
 
 _PATCHES = (BLUE, "#E69F00", "#009E73", "#CC79A7")  # Okabe and Ito's, one for each patch of the example
@@ -31,8 +31,8 @@ def data_overview(
     # Many classes stand in several columns, with fewer images of each.
     columns, most = (1, 10) if len(classes) <= 20 else (2, 5) if len(classes) <= 60 else (3, 4)
     rows = math.ceil(len(classes) / columns)
-    names_at_side = shorten_all(classes, 14)
-    short = dict(zip(classes, shorten_all(classes, int(8 / len(first) * 72 / 5)), strict=True))
+    names_at_side = shorten_labels(classes, 14)
+    short = dict(zip(classes, shorten_labels(classes, int(8 / len(first) * 72 / 5)), strict=True))
     margin = 0.15 + 0.075 * max(map(text_width, names_at_side))  # inches, as all that follows
     scale = (8 / columns - margin - 0.1) / (most * (breadth + 1))  # of a pixel
     top = 8 / len(first) * height / breadth + 0.55
@@ -45,7 +45,7 @@ def data_overview(
             ((place * side + 0.05) / 8, bottom / total, (side - 0.1) / 8, (side - 0.1) * height / breadth / total)
         )
         draw_image(axes, image)
-        axes.set_title(short[name], fontsize=8, pad=3, color=INK, **plain())
+        axes.set_title(short[name], fontsize=8, pad=3, color=INK, **font())
     channels = f", {note}" if note else ""
     texts = ((f"The first {len(first)} training images{channels}", 0.05), ("Training images of each class", top + 0.1))
     for text, below in texts:
@@ -67,7 +67,7 @@ def data_overview(
         )
         draw_image(axes, sheet)
         rows_named = names_at_side[part]
-        axes.set_yticks(np.arange(len(rows_named)) * (height + 1) + height / 2, rows_named, fontsize=9, **plain())
+        axes.set_yticks(np.arange(len(rows_named)) * (height + 1) + height / 2, rows_named, fontsize=9, **font())
         axes.tick_params(length=0, labelcolor=INK)
     return figure
 

@@ -44,7 +44,7 @@ def draw(table: Table, importance: Mapping[str, float]) -> None:
         objectives = [row.objective or 0 for row in timed]
         figures["objective_by_time"] = plots.objective_by_time(minutes, objectives, table.metric, is_larger_better)
     if importance:
-        figures["importance"] = plots.importance(importance)
+        figures["importance"] = plots.importance_bars(importance)
     for name, figure in figures.items():
         (folder / f"{name}.png").write_bytes(plots.to_png(figure))
 

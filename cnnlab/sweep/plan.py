@@ -48,7 +48,7 @@ class Plan:
         self._axes = sorted(axes, key=lambda override: [*order, _key(override)].index(_key(override)))
         self.search: dict[str, Any] | None = search
         fixed = {split_override(line)[0] for line in self.base} | {_key(override) for override in axes}
-        dimensions = space.parse(search["space"]) if search else ()
+        dimensions = space.parse_space(search["space"]) if search else ()
         self.space = tuple(dimension for dimension in dimensions if dimension.key not in fixed)
         self.seeds = self._search_seeds(int(config.seed))
         keys = [_key(override) for override in self._axes]
