@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import config, data, sweep
-from cnnlab.record import LIMITS
+from cnnlab.record import limits_of
 from cnnlab.run import Run, command_line, importing
 
 log = logging.getLogger(__name__)
@@ -42,18 +42,19 @@ def main(cfg: DictConfig) -> float | None:
             with attempt:
                 lab.trainer.fit(lab.classifier, lab.data, ckpt_path=attempt.checkpoint)
         result = fit.test(lab)
-        return run.finish(result.metrics, cfg.objective.metric, best=result.best)
+        return run.finish(result.metrics, cfg.objective.metric, best=result.best, budget=result.budget)
     return None
 
 
 def begin(cfg: DictConfig, run: Run, resume: bool) -> bool:
     """Record what a run is made of; return whether anything is left to train."""
-    limits = {name: cfg.trainer[name] for name in LIMITS}
+    limits_note = config.follow_budget(cfg)
+    limits = limits_of(cfg)
     if resume and run.is_done(limits):
         return False
     if run.primary and not resume:
         config.write_record(cfg, run.folder)
-    for line in config.replaced():
+    for line in (*config.replaced(), *filter(None, [limits_note])):
         log.info(line)
     run.start(limits, afresh=not resume)
     run.describe(tags=[str(tag) for tag in cfg.tags], note=cfg.note)

@@ -32,15 +32,16 @@ from cnnlab import patches, trust
 from cnnlab.augment import Compose
 from cnnlab.callbacks import (
     AtomicCheckpointIO,
+    Budget,
     Dashboard,
     Divergence,
     Figures,
     History,
-    LastStep,
     Progress,
     StopOnSignal,
     Timer,
 )
+from cnnlab.checkpoint import read_checkpoint
 from cnnlab.classifier import Classifier
 from cnnlab.data import DataModule
 from cnnlab.data.datasets import adopt
@@ -60,9 +61,10 @@ from cnnlab.model import normalised
 from cnnlab.objective import direction
 from cnnlab.optimizer import may_fuse, parameter_groups
 from cnnlab.probe import probe
-from cnnlab.record import precision_of
+from cnnlab.record import Record, precision_of
 from cnnlab.schedule import Scheduler
 from cnnlab.weights import begin_with
+from cnnlab.wording import parse_duration
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +117,14 @@ def using(objects: Mapping[str, Any]) -> Iterator[Session]:
         _session.reset(token)
 
 
-def build_lab(cfg: DictConfig, images: DataModule | None = None, *, rollbacks: int = 0, resumed: bool = False) -> Lab:
+def build_lab(
+    cfg: DictConfig,
+    images: DataModule | None = None,
+    *,
+    rollbacks: int = 0,
+    resumed: bool = False,
+    began: float | None = None,
+) -> Lab:
     """Build a run from its config.
 
     Args:
@@ -123,6 +132,7 @@ def build_lab(cfg: DictConfig, images: DataModule | None = None, *, rollbacks: i
         images: Its data, if they were read before.
         rollbacks: How often the learning rate is halved.
         resumed: Whether a checkpoint will bring the weights.
+        began: When its command began, by the monotonic clock; now by default.
 
     Raises:
         ConfigError: A class does not take the arguments in the config.
@@ -143,7 +153,7 @@ def build_lab(cfg: DictConfig, images: DataModule | None = None, *, rollbacks: i
         log.info("no validation: the last state is the best; objective.metric=test/accuracy would say how good it is")
     if not resumed:
         initialise(network, cfg, images)
-    trainer = build_trainer(cfg, validate=images.count("val") > 0, rollbacks=rollbacks)
+    trainer = build_trainer(cfg, validate=images.count("val") > 0, rollbacks=rollbacks, began=began)
     classifier = build_classifier(cfg, network, images, session.objects)
     batches, last_batch = count_batches(cfg, images, trainer.world_size)
     check_rhythm(cfg, batches, validated=images.count("val") > 0)
@@ -365,7 +375,24 @@ def build_profiler(cfg: DictConfig) -> Any:
     return PROFILERS[name](dirpath=cfg.trainer.default_root_dir, filename="profile")
 
 
-def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0) -> Trainer:
+def build_budget(cfg: DictConfig, began: float | None) -> list[Callback]:
+    """Build what ends a run in time, or as the run ended that `budget` names; nothing without a budget.
+
+    Raises:
+        ConfigError: That run had none, or has not ended.
+    """
+    if cfg.budget is None or cfg.trainer.fast_dev_run:
+        return []
+    seconds = parse_duration(cfg.budget)
+    if seconds is not None:
+        return [Budget(cfg.budget, seconds, began=began)]
+    state = read_checkpoint(Record(Path(cfg.budget).expanduser()).last)["callbacks"].get(Budget.__qualname__)
+    if state is None or state["shares"][-1] < 1:
+        raise ConfigError(f"budget={cfg.budget}: that run {'had no budget' if state is None else 'has not ended yet'}.")
+    return [Budget(cfg.budget, math.inf, began=began, shares=state["shares"].tolist())]
+
+
+def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0, began: float | None = None) -> Trainer:
     """Build the Trainer with its callbacks and loggers.
 
     Raises:
@@ -390,14 +417,13 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0)
     if not cfg.trainer.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, (Progress, ProgressBar))]
     max_time = cfg.trainer.max_time
-    limits: list[Callback] = [LastStep()] if cfg.trainer.max_steps != -1 else []
-    limits += [Timer(dict(max_time) if isinstance(max_time, DictConfig) else max_time)] if max_time else []
+    timers = [Timer(dict(max_time) if isinstance(max_time, DictConfig) else max_time)] if max_time else []
     plugins = [AtomicCheckpointIO(), *([cfg.trainer.plugins] if cfg.trainer.plugins else [])]
     try:
         trainer = instantiate(
             cfg.trainer,
             # StopOnSignal comes last: the others have recorded the batch by then.
-            callbacks=[Divergence(rollbacks=rollbacks), *callbacks, *limits, StopOnSignal()],
+            callbacks=[Divergence(rollbacks=rollbacks), *callbacks, *timers, *build_budget(cfg, began), StopOnSignal()],
             max_time=None,
             logger=loggers or False,
             plugins=plugins,

@@ -18,7 +18,7 @@ from cnnlab.errors import ConfigError
 from cnnlab.loss import CrossEntropy
 from cnnlab.metrics import MetricBuilder, SplitMetrics
 from cnnlab.patches import QuickHookNames
-from cnnlab.schedule import Constant, Scheduler
+from cnnlab.schedule import Constant, Pace, Scheduler
 from cnnlab.tta import TTA, average_views
 
 
@@ -122,8 +122,8 @@ class Classifier(QuickHookNames):
             return optimizer  # nothing to do in each step
         if isinstance(self.schedule, Scheduler):
             return {"optimizer": optimizer, "lr_scheduler": self.schedule.configure(optimizer)}
-        schedule, total_steps = self.schedule, count_steps(self.trainer, "schedule")
-        scheduler = LambdaLR(optimizer, lambda step: schedule(step, total_steps))
+        schedule, place = self.schedule, step_counter(self.trainer, "schedule")
+        scheduler = LambdaLR(optimizer, lambda step: schedule(*place(step)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _evaluate(self, network: Callable[[Tensor], Tensor], batch: Batch, metrics: SplitMetrics) -> Tensor:
@@ -143,8 +143,14 @@ class Classifier(QuickHookNames):
         metrics.reset()
 
 
-def count_steps(trainer: Trainer, purpose: str) -> int:
-    """Return the optimizer steps of the whole run.
+def find_pace(trainer: Trainer) -> Pace | None:
+    """Return how far the run is at each step, where it has a budget of time."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback.pace for callback in callbacks if isinstance(getattr(callback, "pace", None), Pace)), None)
+
+
+def step_counter(trainer: Trainer, purpose: str) -> Callable[[int], tuple[int, int]]:
+    """Return what says which of how many optimizer steps a step is.
 
     Args:
         trainer: Knows the limits.
@@ -153,13 +159,16 @@ def count_steps(trainer: Trainer, purpose: str) -> int:
     Raises:
         ConfigError: The run's length is not known beforehand.
     """
+    if pace := find_pace(trainer):
+        return pace.place
     steps = trainer.estimated_stepping_batches
     if not 0 <= steps < math.inf:
         raise ConfigError(
             f"{purpose} follows the share of the run that is over, but this run's length is not known beforehand: give "
-            f"trainer.max_epochs or trainer.max_steps, or leave {purpose} out."
+            f"trainer.max_epochs, trainer.max_steps or a budget, or leave {purpose} out."
         )
-    return int(steps)
+    total_steps = int(steps)
+    return lambda step: (step, total_steps)
 
 
 def require_parts(module: LightningModule, purpose: str) -> Classifier:

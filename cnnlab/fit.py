@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from cnnlab.build import Lab, build_lab, composition
 from cnnlab.callbacks import AtomicCheckpointIO, Checkpoint, Divergence
+from cnnlab.callbacks.budget import find_budget
 from cnnlab.callbacks.checkpoint import as_numbers, find_checkpoint
 from cnnlab.checkpoint import Loaded, read_checkpoint, read_last
 from cnnlab.errors import ConfigError, DivergedError, MachineError, is_out_of_memory
@@ -89,7 +90,7 @@ def attempts(cfg: Any, run: Run, *, resume: bool = False) -> Iterator[Attempt]:
     loaded = read_last(record, completed=run.was_completed) if resume else None
     rollbacks = 0
     while True:
-        lab = build_lab(cfg, rollbacks=rollbacks, resumed=loaded is not None)
+        lab = build_lab(cfg, rollbacks=rollbacks, resumed=loaded is not None, began=run.began)
         if loaded is not None:
             check_batches(lab, loaded)
             check_device(lab, loaded)
@@ -127,10 +128,12 @@ class Result(NamedTuple):
         metrics: The validation and test metrics of the state that was tested, by name.
         best: Which state that is: `epoch` (from 0, as in history.csv), `step`, `metric` and its `value`, which is None
             where it was never measured; empty where no checkpoint is kept, and the last state is tested.
+        budget: The time that a run had (`asked`, as typed), and what it made of that (`used` seconds, `steps`).
     """
 
     metrics: dict[str, float]
     best: dict[str, Any]
+    budget: dict[str, Any]
 
 
 def test(lab: Lab) -> Result:
@@ -153,11 +156,17 @@ def test(lab: Lab) -> Result:
         log.info("no checkpoint was kept: the last state is tested")
     if not is_overridden("test_step", lab.classifier):
         log.info(f"no test: {type(lab.classifier).__name__} has no test_step")
-        return Result(metrics, best)
+        return Result(metrics, best, describe_budget(lab))
     lab.trainer.test(lab.classifier, lab.data, verbose=False)
     for path in sorted(Path(lab.trainer.default_root_dir).glob("*-profile*.txt")):
         log.info(f"{path}\n{path.read_text()}")
-    return Result(as_numbers(lab.trainer.callback_metrics) | metrics, best)
+    return Result(as_numbers(lab.trainer.callback_metrics) | metrics, best, describe_budget(lab))
+
+
+def describe_budget(lab: Lab) -> dict[str, Any]:
+    """Return what a run's record says of its budget; nothing without one."""
+    budget = find_budget(lab.trainer)
+    return budget.describe() if budget else {}
 
 
 def facts(lab: Lab) -> dict[str, Any]:

@@ -36,6 +36,13 @@ LIMITS = ("max_epochs", "max_steps", "max_time")
 """The trainer's settings that say how far a run is trained."""
 
 
+def limits_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what says how far a run of a config is trained: its budget, or else the trainer's limits."""
+    if config.get("budget") is not None:
+        return {"budget": config["budget"]}
+    return {name: config["trainer"].get(name) for name in LIMITS}
+
+
 OF_TRAINING = (
     "batch_size", "eval_batch_size", "resident", "sampler", "drop_last", "train_size", "label_noise", "exclude",
 )  # fmt: skip
@@ -81,6 +88,7 @@ class Facts(TypedDict, total=False):
     seed: int | None
     error: str
     limits: dict[str, Any]
+    budget: dict[str, Any]
     rollbacks: int
     choices: dict[str, Any]
     overrides: list[str]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cnnlab.batch import Batch
 from cnnlab.build import Lab, build_lab
+from cnnlab.callbacks.budget import LEAST_ENDING_SECONDS, SAVING_SECONDS, VIEWS, Budget, Cycle, find_budget
 from cnnlab.classifier import require_parts
 from cnnlab.console import Waiting, say
 from cnnlab.data.protocol import Split
@@ -47,7 +48,7 @@ class Finding(NamedTuple):
     note: str = ""
 
 
-def rehearse(cfg: Any, folder: Path) -> None:
+def rehearse(cfg: Any, folder: Path, began: float | None = None) -> None:
     """Check a run's data, network, gradients, time, memory and disk, print each finding, and end in go or no go.
 
     Nothing is written, except for the data file where it is still to be fetched or drawn.
@@ -55,12 +56,13 @@ def rehearse(cfg: Any, folder: Path) -> None:
     Args:
         cfg: The composed config.
         folder: The folder that the run would have.
+        began: When the command began, by the monotonic clock; now by default.
 
     Raises:
         CnnlabError: What stands in the way of the run, with its own exit code.
     """
     findings = []
-    examination = examine(build_lab(cfg), folder, cfg.trainer.max_time)
+    examination = examine(build_lab(cfg, began=began), folder, cfg.trainer.max_time)
     for finding in iter(partial(_examine_next, examination), None):
         findings.append(finding)
         state = "no" if finding.error else "look" if finding.note else "ok"
@@ -88,6 +90,8 @@ def examine(lab: Lab, folder: Path, max_time: str | None = None) -> Iterator[Fin
         folder: The folder that the run would have.
         max_time: A limit that may end the run before its last epoch.
     """
+    budget = find_budget(lab.trainer)
+    time_left = budget.seconds - budget.used if budget else math.inf
     yield from _data(lab)
     precision, device = lab.trainer.precision_plugin, lab.trainer.strategy.root_device
     classifier = require_parts(lab.classifier, "check").to(device)
@@ -101,7 +105,7 @@ def examine(lab: Lab, folder: Path, max_time: str | None = None) -> Iterator[Fin
 
     yield from _first_step(copy.deepcopy(network), batch, lab.data.num_classes, loss_of)
     yield _by_heart(copy.deepcopy(network), lab, device)
-    yield from _timed(copy.deepcopy(network), lab, device, loss_of, folder, max_time)
+    yield from _timed(copy.deepcopy(network), lab, device, loss_of, folder, max_time, time_left)
 
 
 def _data(lab: Lab) -> Iterator[Finding]:
@@ -191,6 +195,7 @@ def _timed(
     loss_of: Callable[[nn.Module, Batch], Tensor],
     folder: Path,
     max_time: str | None,
+    time_left: float,
 ) -> Iterator[Finding]:
     """Time some of the run's own steps, and estimate time, memory and disk of all of them."""
     network.train()
@@ -215,7 +220,11 @@ def _timed(
             evaluation_start = time.perf_counter()
             float(network(images).sum())
             evaluation = (time.perf_counter() - evaluation_start) / len(images)
-    yield _time(lab, step, evaluation, max_time)
+    budget = find_budget(lab.trainer)
+    if budget is None:
+        yield _time(lab, step, evaluation, max_time)
+    else:
+        yield _time_in_budget(lab, step, evaluation, budget, time_left)
     yield _memory(device)
     weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
     moments = sum(
@@ -244,6 +253,30 @@ def _time(lab: Lab, step: float, evaluation: float, max_time: str | None) -> Fin
     return Finding(
         "time", f"about {timedelta(seconds=round(seconds))} for {total:,.0f} steps of {1000 * step:.1f} ms "
         f"({1 / step * data.batch_size:,.0f} images/s) and the evaluations, without starting up", note=note,
+    )  # fmt: skip
+
+
+def _time_in_budget(lab: Lab, step: float, evaluation: float, budget: Budget, time_left: float) -> Finding:
+    """Forecast what a run makes of the time that is left once it has started up."""
+    if math.isinf(budget.seconds):
+        return Finding("time", f"that of {budget.name}, if this machine is as fast")
+    trainer, data = lab.trainer, lab.data
+    batches = _limited(
+        math.ceil(data.count("train") / data.batch_size / trainer.world_size), trainer.limit_train_batches
+    )
+    pause = (data.count("val") * evaluation + SAVING_SECONDS) / step
+    views = VIEWS.get(getattr(lab.classifier, "tta", "none"), 1)
+    ending = pause + (data.count("test") * views * evaluation + LEAST_ENDING_SECONDS) / step
+    between = batches * (trainer.check_val_every_n_epoch or 1)
+    total = Cycle(between, between, pause).steps_in(time_left / step - ending)
+    starting = budget.seconds - time_left
+    if total < 1:
+        reason = f"starting up takes {starting:.1f} s, validation, test and pictures {ending * step:.1f} s"
+        return Finding("time", f"too short: {reason}", ConfigError(f"budget={budget.name} is too short: {reason}."))
+    return Finding(
+        "time", f"about {total / trainer.accumulate_grad_batches:,.0f} steps of {1000 * step:.1f} ms, "
+        f"{total / batches:.1f} epochs in {budget.name}; {starting / budget.seconds:.0%} of it go into starting up, "
+        f"{max(0.0, time_left - total * step) / budget.seconds:.0%} into validation, test and recording",
     )  # fmt: skip
 
 

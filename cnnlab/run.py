@@ -34,6 +34,9 @@ MOST_DIFF = 1_000_000  # characters of code that differs from the commit
 failed: list[Path] = []
 """The runs that failed in this process, where a sweep continues after one."""
 
+_command_began: float | None = None
+"""When the command line under way began, by the monotonic clock."""
+
 Status = Literal["running", "completed", "failed", "interrupted"]
 
 KEPT = ("run.json", "train.log", "trial.json")
@@ -49,6 +52,9 @@ class Run:
 
     Used as a context manager around the work. `run.json` says `running` once `start` is called; an error or a
     signal inside the block ends as `failed` or `interrupted`, and leaves as `SystemExit` with the exit code.
+
+    Attributes:
+        began: When the command began, by the monotonic clock; the run itself where there are several.
 
     Args:
         folder: The run's folder; it exists.
@@ -113,6 +119,8 @@ class Run:
             SystemExit: Another process is writing into the folder, or it holds a run already and must not.
         """
         self._clock = time.monotonic()
+        # A run in a process with others begins by itself.
+        self.began = _command_began if _command_began is not None and self.exit_on_error else self._clock
         try:
             self._take_folder()
         except (CnnlabError, OSError) as error:
@@ -178,7 +186,12 @@ class Run:
         self._save()
 
     def finish(
-        self, metrics: Mapping[str, float], objective: str, *, best: Mapping[str, Any] | None = None
+        self,
+        metrics: Mapping[str, float],
+        objective: str,
+        *,
+        best: Mapping[str, Any] | None = None,
+        budget: Mapping[str, Any] | None = None,
     ) -> float | None:
         """Write metrics.json and mark the run as completed; return the objective, None if it was not measured."""
         signals.raise_if_received()  # one that Python dropped
@@ -188,6 +201,7 @@ class Run:
         if self.primary:
             write_json(self.folder / "metrics.json", {**metrics, "objective": value})
         self.record |= {"status": "completed", "best": dict(best) if best else None}
+        self.record |= {"budget": dict(budget)} if budget else {}
         self._save()
         if self.primary:
             log.info(self._summary(metrics))
@@ -215,7 +229,7 @@ class Run:
         table.add_row("folder", str(self.folder))
         folder = shlex.quote(str(self.folder))
         table.add_row("next", f"cnnlab dashboard {folder}")
-        if self.resume_with:
+        if self.resume_with and not self.record.get("budget"):
             table.add_row("", f"{self.resume_with} trainer.max_epochs=...")
         # Wide: a line that the terminal wraps is still one line to whoever copies it.
         console = Console(file=io.StringIO(), width=1000, markup=False, highlight=False)
@@ -225,7 +239,8 @@ class Run:
 
     def previous_objective(self) -> float | None:
         """Return the objective that an earlier, completed run measured."""
-        log.info(f"the run in {self.folder} is done already; more epochs: trainer.max_epochs=...")
+        more = "" if self._before.get("budget") else "; more epochs: trainer.max_epochs=..."
+        log.info(f"the run in {self.folder} is done already{more}")
         return read_json(self.folder / "metrics.json").get("objective")
 
     @signals.uninterrupted
@@ -286,6 +301,8 @@ class Run:
 @contextmanager
 def command_line() -> Iterator[None]:
     """Around a training's command line: report an error that came before any run, or runs that failed."""
+    global _command_began
+    _command_began = time.monotonic() - process_seconds()
     lock.forget_stale_ranks()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print a traceback of its own, and exit with 1
     with exit_on_error(last=True, waiting="train.py: starting"):
@@ -309,6 +326,16 @@ def importing() -> Iterator[None]:
     finally:
         wait_for("reading the data and building the network")
         gc.enable()
+
+
+def process_seconds() -> float:
+    """Return how long ago this process began, where Linux says so; elsewhere nothing, half a second too little."""
+    try:
+        # man 5 proc: field 22 of all, of which the second is a name in brackets
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
 
 
 def now() -> str:

@@ -6,7 +6,7 @@ longer. From the end of the run on the factor no longer changes.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from cnnlab.bounds import Bounds, NonNegativeFloat, PositiveShare, ShareBelowOne
@@ -193,6 +193,38 @@ class Scheduler:
         """Return the scheduler as Lightning wants to be told of it."""
         watched = {} if self.monitor is None else {"monitor": self.monitor, "reduce_on_plateau": True}
         return {"scheduler": self.build(optimizer), "interval": self.interval, **watched}
+
+
+@dataclass
+class Pace:
+    """How far a run is at each of its steps, where the clock decides that and not the number of steps.
+
+    Attributes:
+        shares: Of the run that lie before each step, from 0; it ends when the last one is 1.
+    """
+
+    STEPS = 1_000_000
+    """Steps of a run, as a schedule sees it."""
+
+    shares: list[float] = field(default_factory=lambda: [0.0])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run's last step is made, or is the one under way."""
+        return self.shares[-1] >= 1
+
+    def advance(self, steps_left: float) -> None:
+        """Take the step under way for the first of so many, and go as far as each of the others will have to.
+
+        What the run stood still before, while nothing was known of it, is caught up with.
+        """
+        step = len(self.shares) - 1
+        share = self.shares[-1] or step / (step + steps_left)
+        self.shares.append(share + (1 - share) / steps_left if steps_left >= 1.5 else 1.0)
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Return which step of how many a step is to a schedule."""
+        return round(self.shares[min(step, len(self.shares) - 1)] * self.STEPS), self.STEPS
 
 
 class LearningRates(NamedTuple):

@@ -1,5 +1,6 @@
 """How numbers and names are written where people read them; files hold numbers with all their digits."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -57,6 +58,13 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def parse_duration(text: object) -> float | None:
+    """Return the seconds of a time as 90s, 1.5min or 2h, from 1s to 1000h; None of anything else."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(s|min|h)", text) if isinstance(text, str) else None
+    seconds = float(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]] if match else 0.0
+    return seconds if 1 <= seconds <= 3_600_000 else None
 
 
 def count(number: int, thing: str) -> str:

@@ -77,7 +77,7 @@ class LabSide:
         started = time.perf_counter()
         self.folder = folder
         self.cfg = composed(overrides, folder)
-        self.cfg.trainer.max_epochs = -1
+        self.cfg.trainer.max_epochs, self.cfg.budget = -1, None
         self.cfg.trainer.limit_val_batches = 0
         self.cfg.trainer.enable_progress_bar = False
         images = build_data(self.cfg)

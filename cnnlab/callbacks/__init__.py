@@ -1,5 +1,6 @@
 """Callbacks of the Trainer: only what Lightning lacks."""
 
+from cnnlab.callbacks.budget import Budget
 from cnnlab.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from cnnlab.callbacks.dashboard import Dashboard
 from cnnlab.callbacks.divergence import Divergence
@@ -11,11 +12,12 @@ from cnnlab.callbacks.history import History
 from cnnlab.callbacks.lookahead import Lookahead
 from cnnlab.callbacks.progress import Progress
 from cnnlab.callbacks.prune import Prune
-from cnnlab.callbacks.stop import LastStep, StopOnSignal, Timer
+from cnnlab.callbacks.stop import StopOnSignal, Timer
 
 __all__ = [
     "EMA",
     "AtomicCheckpointIO",
+    "Budget",
     "Checkpoint",
     "Dashboard",
     "Divergence",
@@ -23,7 +25,6 @@ __all__ = [
     "Figures",
     "Freeze",
     "History",
-    "LastStep",
     "Lookahead",
     "Progress",
     "Prune",

@@ -1,5 +1,6 @@
 """The pictures of a run, as PNG files and on TensorBoard."""
 
+import math
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class Figures(Callback):
             self._save(trainer, "loss", plots.loss_curve(history.losses, network))
             self._save(trainer, "learning_rate", plots.learning_rate_curve(history.lrs, network))
         if history.rows:
-            columns = {name: [row[name] for row in history.rows] for name in history.rows[0]}
+            columns = {name: [row.get(name, math.nan) for row in history.rows] for name in history.rows[0]}
             checkpoint = find_checkpoint(trainer)
             best = {"epoch": checkpoint.best_epoch} if checkpoint and checkpoint.best_score is not None else None
             self._save(trainer, "learning_curves", plots.learning_curves(columns, network, best))

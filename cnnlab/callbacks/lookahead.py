@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from cnnlab.bounds import PositiveInt, ShareBelowOne
 from cnnlab.callbacks.ema import split_by_kind
-from cnnlab.classifier import count_steps
+from cnnlab.classifier import step_counter
 
 
 class Lookahead(Callback):
@@ -49,7 +49,7 @@ class Lookahead(Callback):
             self.slow = [value.clone() for value in fast]
         self.slow = [slow.to(value.device) for slow, value in zip(self.slow, fast, strict=True)]
         self._stepped = trainer.global_step
-        self._total_steps = count_steps(trainer, "callbacks.lookahead")
+        self._place = step_counter(trainer, "callbacks.lookahead")
 
     @override
     @torch.no_grad()
@@ -60,13 +60,14 @@ class Lookahead(Callback):
         if step == self._stepped:
             return  # gradients are still being accumulated
         self._stepped = step
-        at_end = step >= self._total_steps
+        reached, total_steps = self._place(step)
+        at_end = reached >= total_steps
         if step % self.every_n_steps and not at_end:
             return
         assert self.slow is not None
         fast, _ = split_by_kind(pl_module)
         if not at_end:
-            share = 1 - self.momentum**self.every_n_steps * (step / self._total_steps) ** 3
+            share = 1 - self.momentum**self.every_n_steps * (reached / total_steps) ** 3
             torch._foreach_lerp_(self.slow, fast, share)
         torch._foreach_copy_(fast, self.slow)
 

@@ -9,7 +9,9 @@ from rich import get_console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    ProgressColumn,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -19,6 +21,8 @@ from rich.progress import (
 from typing_extensions import override
 
 from cnnlab.bounds import NonNegativeFloat
+from cnnlab.classifier import find_pace
+from cnnlab.schedule import Pace
 
 
 class Progress(Callback):
@@ -27,6 +31,7 @@ class Progress(Callback):
     def __init__(self, refresh_seconds: NonNegativeFloat = 0.1) -> None:
         self.refresh_seconds = refresh_seconds
         self._bar: Bar | None = None
+        self._pace: Pace | None = None
         self._task = TaskID(0)
         self._next = 0.0
 
@@ -36,9 +41,13 @@ class Progress(Callback):
         if not (console.is_terminal and trainer.is_global_zero):
             return
         steps = trainer.estimated_stepping_batches
-        total = int(steps) * trainer.accumulate_grad_batches if 0 <= steps < math.inf else None
+        total: float | None = int(steps) * trainer.accumulate_grad_batches if 0 <= steps < math.inf else None
+        count: list[ProgressColumn] = [MofNCompleteColumn(), TextColumn("steps")]
+        self._pace = find_pace(trainer)
+        if self._pace is not None:  # the number of steps is only guessed
+            total, count = 1.0, [TaskProgressColumn()]
         self._bar = Bar(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("steps"),
+            TextColumn("{task.description}"), BarColumn(bar_width=None), *count,
             TimeRemainingColumn(), console=console, transient=True,
         )  # fmt: skip
         self._task = self._bar.add_task("training", total=total)
@@ -52,7 +61,7 @@ class Progress(Callback):
             self._next = time.monotonic() + self.refresh_seconds
             self._bar.update(
                 self._task,
-                completed=trainer.fit_loop.total_batch_idx + 1,
+                completed=self._pace.shares[-1] if self._pace else trainer.fit_loop.total_batch_idx + 1,
                 description=f"epoch {trainer.current_epoch + 1}",
             )
 

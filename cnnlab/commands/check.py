@@ -1,6 +1,7 @@
 """`cnnlab check`: try a run out before it begins."""
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -36,9 +37,10 @@ def try_out(lines: Sequence[str]) -> None:
     Args:
         lines: The overrides of the run.
     """
+    began = time.monotonic()
     run = compose(lines, Path.cwd(), verify_presence=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
     with exit_on_error(debug=run.config.debug):
         with importing():
             from cnnlab.rehearsal import rehearse
-        rehearse(run.config, Path(run.run_dir))
+        rehearse(run.config, Path(run.run_dir), began)

@@ -224,6 +224,11 @@ def schedule(overrides: _Overrides = None, output: _Output = None, open: _Open =
         raise ConfigError(
             "schedule: a scheduler of torch's kind depends on the run; its rates are in history.csv after it."
         )
+    if cfg.budget is not None:
+        raise ConfigError(
+            f"budget={cfg.budget}: the clock says how many steps a run has; give budget=null and trainer.max_epochs to "
+            "see the shape, and look at a run's figures/learning_rate.png for its own."
+        )
     names = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")
     batches = math.ceil(_count_training_images(cfg) / cfg.data.batch_size)
     plan = plan_learning_rate(factor, cfg.optimizer.lr, batches, **{name: cfg.trainer[name] for name in names})

@@ -67,6 +67,14 @@ class Command:
         if composed is None:
             return mistakes
         self.config = without_hydra(composed)
+        if (budget := self.config.get("budget")) is not None:
+            mistakes += [
+                f"budget={as_typed(budget)} and {override.input_line} both say when the run ends: give one of them"
+                for override in self._overrides
+                if override.key_or_group in ("trainer.max_epochs", "trainer.max_steps")
+                and not override.is_delete()
+                and override.value() not in (-1, None)
+            ]
         searching = bool(self.config.get("search"))
         sweeper = get(as_containers(composed), "hydra", "sweeper", "_target_")
         mistakes += [

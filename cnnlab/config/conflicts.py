@@ -20,6 +20,11 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(trainer, Mapping):
         return
     flags = {name: get(config, "trainer", name) for name in trainer}
+    if (budget := config.get("budget")) is not None:
+        for name, neutral in (("max_time", (None,)), ("min_epochs", (None, 0)), ("min_steps", (None, 0))):
+            if flags.get(name) not in neutral:
+                yield f"budget={as_typed(budget)} alone says when a run ends: leave trainer.{name} out"
+        return
     ends = flags.get("max_epochs") != -1 or flags.get("max_steps") != -1 or flags.get("max_time")
     if not (ends or flags.get("fast_dev_run") or any(place.key[0] == "callbacks" for place in _watchers(config))):
         yield "trainer.max_epochs=-1 never ends: give trainer.max_steps or max_time, or stop early"

@@ -14,7 +14,9 @@ from cnnlab.config.command import Command
 from cnnlab.config.help import help_text
 from cnnlab.config.lines import parse, parse_all, quote, sets, text_of
 from cnnlab.config.loader import read_flags
+from cnnlab.config.record import follow_budget
 from cnnlab.config.resume import STATES, check_origin, differences, expand, find, find_sweep
+from cnnlab.config.rules import names_run
 from cnnlab.config.words import as_typed, refusal
 from cnnlab.errors import UnsafeError
 from cnnlab.record import Record, check_links, find_run
@@ -111,7 +113,9 @@ def compose(lines: Sequence[str], folder: Path | None = None, *, verify_presence
     if mistakes:
         raise refusal(*mistakes)
     config = command.config if folder is None else _with_output_dir(command.config, str(folder))
-    return Composed(OmegaConf.create(config), command.run_dir)
+    composed = OmegaConf.create(config)
+    follow_budget(composed)
+    return Composed(composed, command.run_dir)
 
 
 def composed(lines: Sequence[str], folder: Path | None = None) -> DictConfig:
@@ -182,6 +186,8 @@ def _data_from_there(folder: Path) -> list[str]:
 def _with_current_state(override: Override) -> Override:
     """Return a setting that names a state with the file that it means now: `last` is soon another one."""
     name, key = override.value(), override.key_or_group
+    if key == "budget" and (name in ("last", "best") or names_run(name)):
+        return parse(f"budget={quote(find_run(str(name)).checkpoint.absolute().parent.parent)}")
     if key not in STATES or override.is_sweep_override() or not isinstance(name, str) or not name or "${" in name:
         return override
     return parse(f"{key}={quote(find_run(name).checkpoint.absolute())}")

@@ -12,6 +12,8 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cnnlab.bounds import Bounds
+from cnnlab.record import is_run
+from cnnlab.wording import parse_duration
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,14 @@ def each(rule: Rule, length: int | None = None) -> Rule:
     )
 
 
+def names_run(value: object) -> bool:
+    """Whether a value is the folder of a run."""
+    try:
+        return isinstance(value, str) and is_run(Path(value).expanduser())
+    except (OSError, RuntimeError):  # no name that a file could have
+        return False
+
+
 null = Rule("null", lambda value: value is None, schema={"type": "null"})
 anything = Rule("anything", lambda value: True)
 flag = Rule("true or false", lambda value: isinstance(value, bool), schema={"type": "boolean"})
@@ -199,6 +209,11 @@ def _within(kind: type, bounds: Bounds) -> Rule:
 _indices = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _batches = whole(0) | Rule("a share from 0.0 to 1.0", real(0, 1).accepts, schema=real(0, 1).schema)
 _time = matching(r"\d+:\d+:\d+:\d+", "a time as DD:HH:MM:SS")
+_budget = Rule(
+    "a time from 1s to 1000h as 90s, 10min or 2h, or the folder of a run that had one",
+    lambda value: parse_duration(value) is not None or names_run(value),
+    schema=filled.schema,
+)
 _mode = one_of("auto", "max", "min")
 
 
@@ -220,6 +235,7 @@ RULES: dict[str, Rule] = {
     "tags": each(filled | whole()),
     "note": text | null,
     "trusted": each(matching(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "a package or module")),
+    "budget": _budget | null,
     "on_divergence": one_of("stop", "rollback"),
     # search
     "search.sampler": one_of("tpe", "random", "grid"),

@@ -19,7 +19,7 @@ from cnnlab.config import quote
 from cnnlab.console import say
 from cnnlab.errors import ConfigError, PartialError, Stopped
 from cnnlab.objective import objective_of
-from cnnlab.record import LIMITS, program, typed
+from cnnlab.record import limits_of, program, typed
 from cnnlab.sweep import summary
 from cnnlab.sweep.board import Board
 from cnnlab.sweep.folder import SweepFolder
@@ -91,7 +91,7 @@ class Sweeper(HydraSweeper):
             each=max(1, len(plan.seeds)),
         )
         board = Board(folder.path, objective_of(plan.config))
-        limits = {name: plan.config["trainer"].get(name) for name in LIMITS}
+        limits = limits_of(plan.config)
         runner = Runner(self.launcher, folder, board, plan.base, limits)
         try:
             if plan.proposes:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cnnlab.errors import CnnlabError, ConfigError, DamagedError
 from cnnlab.files import check_type, read_json
-from cnnlab.record import LIMITS, SWEEP_RECORD, TRIAL, Record, typed
+from cnnlab.record import SWEEP_RECORD, TRIAL, Record, limits_of, typed
 from cnnlab.stats import mean_interval
 from cnnlab.sweep.folder import read_record
 from cnnlab.sweep.trial import Metrics, Note, split_override
@@ -211,12 +211,12 @@ def read(folder: Path, *, any_length: bool = False) -> Table:
 def _limits(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the limits that all trials of a sweep share, as far as its record says."""
     trainer = record["config"].get("trainer")
-    varied = {"experiment", "trainer"} & set(record["keys"])
+    varied = {"experiment", "trainer", "budget"} & set(record["keys"])
     if varied or not isinstance(trainer, Mapping):
         return {}
     return {
-        name: trainer[name] for name in LIMITS
-        if name in trainer and "${" not in str(trainer[name]) and f"trainer.{name}" not in record["keys"]
+        name: limit for name, limit in limits_of(record["config"]).items()
+        if "${" not in str(limit) and f"trainer.{name}" not in record["keys"] and (limit is not None or name in trainer)
     }  # fmt: skip
 
 

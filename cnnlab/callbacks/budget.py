@@ -1,0 +1,266 @@
+"""Training to a deadline: the schedule follows the clock, and ends when the time is up."""
+
+import logging
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from cnnlab.callbacks.checkpoint import validation_rhythm
+from cnnlab.errors import ConfigError
+from cnnlab.schedule import Pace
+from cnnlab.wording import format_duration
+
+log = logging.getLogger(__name__)
+
+WINDOW = 50  # steps whose mean says how long one takes now; the history is read back once in so many
+CALIBRATION = 3  # steps, after the first, that are timed before the schedule moves
+AGREE_SECONDS = 1.0  # after so long, or ten steps, several processes agree anew how many steps are left
+EVALUATION = 0.4  # of a step's time for each image, until a validation was timed: it has no backward pass
+SAVING_SECONDS = 0.05  # beside a validation, until that was timed
+LEAST_ENDING_SECONDS, MOST_ENDING_SECONDS = 1.0, 2.5  # for the pictures and files at the end
+VIEWS = {"none": 1, "mirror": 2, "mirror_translate": 6}  # of an image in the test
+
+
+class Cycle(NamedTuple):
+    """How training and its interruptions, validations with what is saved after them, take turns.
+
+    Attributes:
+        until: Steps to the next interruption, the one under way among them.
+        between: Steps from one to the next.
+        pause: How long one takes, in steps.
+    """
+
+    until: float
+    between: float
+    pause: float
+
+    def steps_in(self, time_left: float) -> float:
+        """Return how many steps a time is enough for, both measured in steps; the last is followed by no pause."""
+        rest = time_left - self.until
+        if not rest > 0:  # or there is no pause at all
+            return time_left
+        cycles, rest = divmod(rest, self.between + self.pause)
+        return self.until + cycles * self.between + max(0.0, rest - self.pause)
+
+
+class Budget(Callback):
+    """End a run when its time is up, with its schedule at its end.
+
+    At each optimizer step the share of the run that is over grows by 1/n of what is left of it, where n is the number
+    of steps that the time is still enough for, as fast as steps have been lately: validations, the test and the
+    pictures at the end are provided for. At a constant speed that is the ordinary schedule; a step that takes twice as
+    long goes twice as far. The shares are part of the checkpoint, so that a resumed run has those of before, and a
+    second run can have all of them.
+
+    Args:
+        name: As it was typed.
+        seconds: Wall-clock time of the whole command.
+        began: When the command began, by the monotonic clock; now by default.
+        shares: Of the run that lie before each step, from a run that is repeated; the clock decides nothing then.
+
+    Attributes:
+        pace: The shares so far.
+    """
+
+    def __init__(
+        self, name: str, seconds: float, began: float | None = None, shares: Sequence[float] | None = None
+    ) -> None:
+        self.name = name
+        self.seconds = seconds
+        self.shares = shares
+        self.pace = Pace()
+        self._began = time.monotonic() if began is None else began
+        self._before = 0.0  # seconds of earlier commands that this one resumes
+        self._step: float | None = None  # seconds that an optimizer step takes now
+        self._first_step = 0.0  # and took at first: what comes at the end takes longer by as much
+        self._pause: float | None = None  # steps' time that an interruption takes; None before the first
+        self._image: float | None = None  # steps' time that evaluating an image takes
+        self._ending = 0.0  # seconds for pictures and files, at the speed of the first steps
+        self._intervals: deque[float] = deque(maxlen=WINDOW)
+        self._mark: float | None = None  # when the last step was timed
+        self._left_at: float | None = None  # when the last batch before an interruption ended
+        self._is_paused = False
+        self._agreed: tuple[float, int] | None = None  # steps left, and how many of them until all agree anew
+        self._is_announced = False
+
+    @property
+    def used(self) -> float:
+        """Seconds since the command began, with those of the commands that it resumes."""
+        return self._before + time.monotonic() - self._began
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a run's record says of it."""
+        return {"asked": self.name, "used": round(self.used, 2), "steps": len(self.pace.shares) - 1}
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Drawing and writing at the end takes about a quarter of starting up, which may have been slow for its own
+        # reasons: files that are read for the first time.
+        starting = time.monotonic() - self._began
+        self._ending = min(max(0.25 * starting, LEAST_ENDING_SECONDS), MOST_ENDING_SECONDS)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._is_paused and self._left_at is not None and self._step is not None:
+            pause = time.monotonic() - self._left_at
+            self._pause = pause / self._step
+            if self._mark is not None:
+                self._mark += pause
+        self._is_paused = False
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        step = trainer.global_step
+        if len(self.pace.shares) > step + 1:
+            return  # an optimizer that asks for several gradients in a step
+        now = time.monotonic()
+        if self._mark is not None:
+            self._intervals.append(now - self._mark)
+        self._mark = now
+        if self.shares is not None:
+            self.pace.shares.append(self.shares[min(step + 1, len(self.shares) - 1)])
+        else:
+            self._advance(trainer)
+        if self.pace.is_over:
+            # Before the step's end, so that no state is saved after it that would be resumed inside the epoch.
+            trainer.should_stop = True
+            if trainer.check_val_every_n_epoch is not None:
+                trainer.check_val_every_n_epoch = 1  # the last state is validated in whatever epoch it comes
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._left_at = time.monotonic()
+        if self.pace.is_over and trainer.is_global_zero:
+            log.info(f"budget={self.name}: the last step is step {trainer.global_step}, after {self.used:.1f} s")
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_paused = True
+        self._validation_began = time.monotonic()
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        images = evaluated(trainer, "val")
+        if self._step is not None and images:
+            self._image = (time.monotonic() - self._validation_began) / images / self._step
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_paused = True
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "shares": torch.tensor(self.pace.shares, dtype=torch.float64),
+            "clock": {
+                "began": self._began, "before": self._before, "used": self.used, "step": self._step,
+                "first_step": self._first_step, "pause": self._pause, "image": self._image,
+            },
+        }  # fmt: skip
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.pace.shares = state_dict["shares"].tolist()
+        clock = state_dict["clock"]
+        # A run that went back since it diverged goes on in the command that saved the state.
+        self._before = clock["before"] if clock["began"] == self._began else clock["used"]
+        self._step, self._first_step = clock["step"], clock["first_step"]
+        self._pause, self._image = clock["pause"], clock["image"]
+
+    def _advance(self, trainer: Trainer) -> None:
+        """Note how far the run is after the step under way."""
+        if self._agreed is None or self._agreed[1] <= 0:
+            plan = self._plan(trainer)
+            self._agreed = trainer.strategy.broadcast(plan) if trainer.world_size > 1 else plan
+        if self._agreed is None:  # no step was timed yet
+            self.pace.shares.append(0.0)
+            return
+        left, until_agreed = self._agreed
+        self.pace.advance(left)
+        self._agreed = (left - 1, until_agreed - 1) if trainer.world_size > 1 else None
+
+    def _plan(self, trainer: Trainer) -> tuple[float, int] | None:
+        """Return how many steps the time is enough for, the one under way among them; None while that is unknown.
+
+        Raises:
+            ConfigError: There is no time even for the first.
+        """
+        time_left = self.seconds - self.used
+        if len(self._intervals) >= (CALIBRATION if self._step is None else 1):
+            usual = statistics.median(self._intervals)
+            # A checkpoint inside an epoch is no sign that the machine is slower.
+            self._step = statistics.fmean(min(interval, 3 * usual) for interval in self._intervals)
+            self._first_step = self._first_step or self._step
+        if self._step is None:
+            if len(self.pace.shares) == 1 and time_left <= self._ending:
+                raise ConfigError(
+                    f"budget={self.name}: starting up took {self.used:.1f} s, and the test and the pictures take about "
+                    f"{self._ending:.1f} s: no time is left to train. Give more."
+                )
+            latest = self._intervals[-1] if self._intervals else 0.0
+            return (1.0, 0) if time_left - self._ending < 2 * latest else None
+        pause, ending = self._costs(trainer)
+        cycle = Cycle(*self._rhythm(trainer), pause)
+        left = max(1.0, cycle.steps_in(time_left / self._step - ending))
+        if not self._is_announced:
+            self._is_announced = True
+            self._announce(trainer, left, cycle, ending)
+        return left, max(1, min(10, round(AGREE_SECONDS / self._step)))
+
+    def _costs(self, trainer: Trainer) -> tuple[float, float]:
+        """Return what an interruption takes, and what comes after the last step, both in steps."""
+        assert self._step is not None
+        per_step = trainer.datamodule.batch_size * trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        image = self._image or EVALUATION / per_step
+        pause = self._pause or image * evaluated(trainer, "val") + SAVING_SECONDS / self._step
+        views = VIEWS.get(getattr(trainer.lightning_module, "tta", "none"), 1)
+        return pause, pause + image * views * evaluated(trainer, "test") + self._ending / self._first_step
+
+    def _rhythm(self, trainer: Trainer) -> tuple[float, float]:
+        """Return how many steps it is to the next interruption, and how many there are between two."""
+        batch_idx = trainer.fit_loop.epoch_loop.batch_idx
+        batches, every = validation_rhythm(trainer, batch_idx)
+        if math.isinf(every):  # no validation in this epoch: it ends all the same
+            batches, every = batch_idx + 1, trainer.num_training_batches
+        if math.isinf(every):
+            return every, every
+        accumulated = trainer.accumulate_grad_batches
+        return 1 + (-batches % every) / accumulated, every / accumulated
+
+    def _announce(self, trainer: Trainer, left: float, cycle: Cycle, ending: float) -> None:
+        if not trainer.is_global_zero:
+            return
+        assert self._step is not None
+        steps = round(len(self.pace.shares) - 1 + left)
+        epochs = steps * trainer.accumulate_grad_batches / trainer.num_training_batches
+        recording = (max(0.0, self.seconds - self.used) - left * self._step) / self.seconds
+        log.info(
+            f"budget={self.name}, of which {format_duration(self.used)} are over: about {steps:,} steps, {epochs:.1f} "
+            f"epochs; {recording:.0%} of the time is for validation, the test and the pictures"
+        )
+
+
+def evaluated(trainer: Trainer, split: str) -> float:
+    """Return how many images of `val` or `test` each process evaluates."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    limit = getattr(trainer, f"limit_{split}_batches")
+    images = data.count(split) / trainer.world_size
+    if isinstance(limit, int):
+        return min(images, limit * getattr(data, "eval_batch_size", data.batch_size))
+    return images * limit
+
+
+def find_budget(trainer: Trainer) -> Budget | None:
+    """Return the trainer's callback of this kind; None where a run has no budget."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, Budget)), None)
