@@ -37,6 +37,7 @@ from cnnlab.callbacks import (
     Divergence,
     Figures,
     History,
+    LastStep,
     Progress,
     StopOnSignal,
     Timer,
@@ -417,13 +418,15 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0,
     if not cfg.trainer.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, (Progress, ProgressBar))]
     max_time = cfg.trainer.max_time
-    timers = [Timer(dict(max_time) if isinstance(max_time, DictConfig) else max_time)] if max_time else []
+    limits: list[Callback] = [LastStep()] if cfg.trainer.max_steps != -1 else []
+    limits += [Timer(dict(max_time) if isinstance(max_time, DictConfig) else max_time)] if max_time else []
+    limits += build_budget(cfg, began)
     plugins = [AtomicCheckpointIO(), *([cfg.trainer.plugins] if cfg.trainer.plugins else [])]
     try:
         trainer = instantiate(
             cfg.trainer,
             # StopOnSignal comes last: the others have recorded the batch by then.
-            callbacks=[Divergence(rollbacks=rollbacks), *callbacks, *timers, *build_budget(cfg, began), StopOnSignal()],
+            callbacks=[Divergence(rollbacks=rollbacks), *callbacks, *limits, StopOnSignal()],
             max_time=None,
             logger=loggers or False,
             plugins=plugins,

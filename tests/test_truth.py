@@ -79,6 +79,18 @@ def test_an_epoch_that_max_steps_cut_short_is_taken_up_again(train: Train, tmp_p
     assert not compare(*states)
 
 
+@pytest.mark.parametrize("steps", [7, 13])
+def test_the_state_that_max_steps_ends_with_is_validated(train: Train, tmp_path: Path, steps: int):
+    folder = train(
+        *FAST, "trainer.max_epochs=-1", f"trainer.max_steps={steps}", "objective.metric=val/loss",
+        "optimizer.lr=0.001", folder=tmp_path / "run",
+    )  # fmt: skip
+    record, last = read(folder / "run.json"), rows(folder)[-1]
+    assert int(last["step"]) == steps
+    assert float(last["val/loss"]) == read(folder / "metrics.json")["objective"] == record["best"]["value"]
+    assert record["best"]["step"] == steps, "the loss falls, so that the last state is the best"
+
+
 class KillInTest(Callback):
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

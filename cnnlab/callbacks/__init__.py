@@ -12,7 +12,7 @@ from cnnlab.callbacks.history import History
 from cnnlab.callbacks.lookahead import Lookahead
 from cnnlab.callbacks.progress import Progress
 from cnnlab.callbacks.prune import Prune
-from cnnlab.callbacks.stop import StopOnSignal, Timer
+from cnnlab.callbacks.stop import LastStep, StopOnSignal, Timer
 
 __all__ = [
     "EMA",
@@ -25,6 +25,7 @@ __all__ = [
     "Figures",
     "Freeze",
     "History",
+    "LastStep",
     "Lookahead",
     "Progress",
     "Prune",

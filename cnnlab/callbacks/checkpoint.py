@@ -149,7 +149,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["was_stopped"] = trainer.should_stop
+        checkpoint["was_stopped"] = trainer.should_stop and not has_all_steps(trainer)
         if self._epoch_ends and is_cut_short(trainer):
             reopen_epoch(checkpoint)
 
@@ -268,10 +268,15 @@ def resumable(trainer: Trainer, batch_idx: int) -> bool:
     """
     if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
         return False
-    if 0 <= trainer.max_steps <= trainer.global_step or (trainer.should_stop and may_stop(trainer)):
+    if has_all_steps(trainer) or (trainer.should_stop and may_stop(trainer)):
         return False
     batches, every = validation_rhythm(trainer, batch_idx)
     return batches % every != 0
+
+
+def has_all_steps(trainer: Trainer) -> bool:
+    """Whether a run has made the steps that `max_steps` allows."""
+    return 0 <= trainer.max_steps <= trainer.global_step
 
 
 def is_cut_short(trainer: Trainer) -> bool:

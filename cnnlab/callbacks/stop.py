@@ -33,6 +33,19 @@ class Timer(lightning_callbacks.Timer):
             log.info(f"trainer.max_time is up in epoch {trainer.current_epoch + 1}, after step {trainer.global_step}")
 
 
+class LastStep(Callback):
+    """Have the state validated that `max_steps` ends a run with inside an epoch.
+
+    Lightning ends such a run without: the last state would never be the best one, and where there was no whole epoch
+    before, nothing would be measured.
+    """
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step + 1 >= trainer.max_steps:
+            trainer.should_stop = True
+
+
 class StopOnSignal(Callback):
     """Let the batch under way end before SIGINT or SIGTERM stops the run; a second signal stops it at once.
 
