@@ -29,7 +29,8 @@ from cnnlab.errors import ConfigError
 from cnnlab.schedule import OneCycle, Pace
 from cnnlab.wording import parse_duration
 from tests.conftest import ROOT, Train, read, run_process
-from tests.prove.resume import compare, outcome
+from tests.prove.budget import outcome_by_step
+from tests.prove.resume import compare
 
 
 @pytest.mark.parametrize(
@@ -189,14 +190,6 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-def without_clock(folder: Path) -> dict[str, Any]:
-    """Return what a run with a budget ended with, but for what the clock says."""
-    content = outcome(folder)
-    content["state"]["callbacks"]["Budget"].pop("clock")
-    content["config"]["config"].pop("budget")
-    return content
-
-
 def test_a_run_that_is_killed_is_repeated_to_the_bit(small: list[str], tmp_path: Path):
     folder, again = tmp_path / "run", tmp_path / "again"
     options = [*small[:-1], *OPTIONS]
@@ -215,7 +208,7 @@ def test_a_run_that_is_killed_is_repeated_to_the_bit(small: list[str], tmp_path:
     assert facts["limits"] == {"budget": "16s"}
     repeated = run_process(*options, f"budget='{folder}'", f"hydra.run.dir='{again}'")
     assert repeated.returncode == 0, repeated.stderr
-    assert compare(without_clock(folder), without_clock(again)) == ""
+    assert compare(outcome_by_step(folder), outcome_by_step(again)) == ""
     shares = read_checkpoint(folder / "checkpoints" / "last.ckpt")["callbacks"]["Budget"]["shares"]
     assert len(shares) == facts["budget"]["steps"] + 1
 

@@ -34,6 +34,8 @@ def test_each_proof_holds_at_a_glance():
         ["faults", "--damages", "4000"],
         ["hostile"],
         ["truth", "--draws", "20"],
+        ["budget", "--kills", "20"],
+        ["deadlines", "--runs", "6"],
     ],
 )
 def test_each_proof_holds(arguments: list[str]):

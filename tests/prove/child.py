@@ -4,6 +4,7 @@ They are real processes, which real signals kill; only the four seconds of impor
 computes anything, so that there is no thread of torch's that a fork would lose.
 """
 
+import importlib
 import os
 import runpy
 import select
@@ -22,6 +23,8 @@ Hook = Callable[[Callable[[str], None]], None]
 
 def warm_up() -> None:
     """Import what every run needs."""
+    for name in ("cnnlab.fit", "cnnlab.callbacks.figures"):
+        importlib.import_module(name)
 
 
 class Child:

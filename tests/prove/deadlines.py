@@ -1,0 +1,61 @@
+"""Deadlines are kept, also where another process takes half of the machine midway."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cnnlab.data import shapes
+from tests.conftest import ROOT, read
+from tests.prove.table import Row
+
+BUSY = "while True: pass"
+
+
+def prove(folder: Path, deadlines: int, seed: int = 0) -> Iterator[Row]:
+    """Train so many runs to deadlines of 15 to 30 s, most of them beside a process that starts midway."""
+    chance = random.Random(seed)
+    path = shapes.generate(folder / "shapes.npz")
+    held = 0
+    lines, off = [], []
+    cores = len(os.sched_getaffinity(0))
+    for number in range(deadlines):
+        asked, planted = chance.randint(15, 30), number % 4 != 0
+        late = asked * chance.uniform(0.3, 0.7)
+        load = os.getloadavg()[0]
+        used = measure(asked, late if planted else None, path, folder / str(number), cores)
+        off.append(used - asked)
+        held += abs(used - asked) <= max(0.05 * asked, 5)
+        steps = read(folder / str(number) / "run.json")["budget"]["steps"]
+        beside = f"half taken after {late:.0f} s" if planted else "alone"
+        lines.append(f"{asked} s: {used:.1f} s, {steps} steps, {beside}; load before {load:.1f}")
+        print(lines[-1], flush=True)
+    yield Row(
+        "the command ends within 5 s or 5 % of its budget", deadlines, held,
+        f"{min(off):+.1f} to {max(off):+.1f} s",
+    )  # fmt: skip
+
+
+def measure(asked: int, planted_after: float | None, path: Path, folder: Path, cores: int) -> float:
+    """Return how long the command of a run with a budget took, in seconds."""
+    command = [
+        sys.executable, str(ROOT / "train.py"), "experiment=quickstart", f"data.path='{path}'", f"budget={asked}s",
+        f"hydra.run.dir='{folder}'",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": str(cores)}
+    began = time.monotonic()
+    busy: list[subprocess.Popen] = []
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as train:
+        try:
+            while train.poll() is None:
+                if planted_after is not None and not busy and time.monotonic() - began > planted_after:
+                    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(max(1, cores // 2))]
+                time.sleep(0.01)
+            return time.monotonic() - began
+        finally:
+            for process in busy:
+                process.kill()
+                process.wait()
