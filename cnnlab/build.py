@@ -52,6 +52,8 @@ from cnnlab.machine import (
     check_precision,
     describe_device,
     describe_other_gpus,
+    device_for,
+    fast_precision,
     keep_freed_memory,
     nvidia_driver,
     tune_cuda,
@@ -143,6 +145,9 @@ def build_lab(
     patches.install()
     keep_freed_memory()
     check_accelerator(cfg.trainer.accelerator)
+    if cfg.trainer.precision == "auto":
+        cfg.trainer.precision = fast_precision(device_for(cfg.trainer.accelerator))
+        log.info(f"trainer.precision=auto is {cfg.trainer.precision} on this machine")
     seed_everything(cfg.seed, workers=True, verbose=False)
     session = _session.get() or Session({})
     images = images or build_data(cfg, session.objects.get("data"))

@@ -17,7 +17,7 @@ from cnnlab.checkpoint import Loaded, read_checkpoint, read_last
 from cnnlab.errors import ConfigError, DivergedError, MachineError, is_out_of_memory
 from cnnlab.identity import identify
 from cnnlab.machine import describe_device
-from cnnlab.record import Record
+from cnnlab.record import Record, precision_of
 from cnnlab.run import Run, versions
 
 log = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ def attempts(cfg: Any, run: Run, *, resume: bool = False) -> Iterator[Attempt]:
         if loaded is not None:
             check_batches(lab, loaded)
             check_device(lab, loaded)
+            check_precision_kept(lab, loaded)
             checkpoint_io = lab.trainer.strategy.checkpoint_io
             if isinstance(checkpoint_io, AtomicCheckpointIO):  # else a plugin of the user's reads it in its own way
                 checkpoint_io.loaded = loaded
@@ -198,6 +199,23 @@ def check_device(lab: Lab, loaded: Loaded) -> None:
         raise ConfigError(
             f"resume: this run was trained on {before}, and {now} draws other augmentations and dropout: it would not "
             f"be the same run. Give trainer.accelerator={before}, or begin a run of its own with "
+            f"init_from={loaded.path}."
+        )
+
+
+def check_precision_kept(lab: Lab, loaded: Loaded) -> None:
+    """Check that `trainer.precision=auto` stands for what it stood for before.
+
+    Raises:
+        ConfigError: It does not: this machine has other products.
+    """
+    settings = loaded.content.get("hyper_parameters")
+    before = settings.get("config") if isinstance(settings, dict) else None
+    now = lab.classifier.hparams["config"]
+    if isinstance(before, dict) and precision_of(before) != precision_of(now):
+        raise ConfigError(
+            f"resume: this run was trained in {precision_of(before)}, and trainer.precision=auto is "
+            f"{precision_of(now)} here: resume it on a machine of the same kind, or begin a run of its own with "
             f"init_from={loaded.path}."
         )
 

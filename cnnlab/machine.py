@@ -47,6 +47,20 @@ def device_for(name: str) -> torch.device:
         raise ConfigError(f"--accelerator must be auto, cpu, gpu, cuda or mps, got {name}.") from error
 
 
+def fast_precision(device: torch.device) -> str:
+    """Return the precision that `trainer.precision=auto` stands for on a device.
+
+    It is bf16-mixed where the device itself multiplies in bfloat16, and 32-true elsewhere: a CPU without such products
+    imitates them, and is slower than in float32.
+    """
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Private in torch 2.13, which has no other word for it.
+        has_bfloat16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if has_bfloat16 else "32-true"
+
+
 def check_precision(name: str | int | None, device: torch.device) -> None:
     """Raise unless a device computes in a precision; Lightning takes another one, or torch imitates it slowly.
 

@@ -91,6 +91,30 @@ def test_the_state_that_max_steps_ends_with_is_validated(train: Train, tmp_path:
     assert record["best"]["step"] == steps, "the loss falls, so that the last state is the best"
 
 
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_precision_auto_is_recorded_as_what_it_stood_for(
+    train: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    has_bfloat16: bool,
+):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
+    options = [*FAST, "trainer.precision=auto", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
+    folder = train(*options, folder=tmp_path / "run")
+    content = read_checkpoint(folder / "checkpoints/last.ckpt")
+    named = "bf16-mixed" if has_bfloat16 else "32-true"
+    assert content["hyper_parameters"]["config"]["trainer"]["precision"] == named
+    assert read(folder / "run.json")["precision"] == named
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: not has_bfloat16)
+    metrics = evaluate(str(folder), figures=False).content["metrics"]
+    assert metrics["loss"] == read(folder / "metrics.json")["test/loss"]
+    with pytest.raises(SystemExit) as ended:
+        train(f"resume='{folder}'", "trainer.max_epochs=2", folder=folder)
+    assert ended.value.code == 2
+    assert f"trained in {named}" in capsys.readouterr().err
+
+
 class KillInTest(Callback):
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -294,6 +294,7 @@ RULES: dict[str, Rule] = {
     | matching(r"-1|[1-9]\d*|\d+,|\d+(,\d+)+", "a text such as '0,1'"),
     "trainer.num_nodes": whole(1),
     "trainer.precision": one_of(
+        "auto",
         "32-true",
         "16-mixed",
         "bf16-mixed",
