@@ -121,18 +121,12 @@ def evaluate(
         DataError: The file is missing, or of other classes; or the split is empty; or the loss is not finite.
         MachineError: The machine lacks the accelerator.
     """
-    check_accelerator(accelerator, "--accelerator ")
-    keep_freed_memory()
     state = restore(run, trusted, exact=precision is None)
     images = restore_data(state, data, eval_batch_size=batch_size, trusted=trusted)
     run_precision = precision_of(state.config)
     run_tta: TTA = state.config.get("eval", {}).get("tta", "none")
     tta = tta or run_tta
-    fabric = fabric_for(accelerator, precision or run_precision)
-    matmul_precision = state.config.get("matmul_precision")
-    if fabric.device.type == "cuda" and matmul_precision in ("highest", "high", "medium"):
-        # As in the run's own test: products of 32-bit numbers are rounded to TF32 by default.
-        torch.set_float32_matmul_precision(matmul_precision)
+    fabric = fabric_of(state, accelerator, precision)
     computed_precision = str(fabric.strategy.precision.precision)
     batches = images.batches(split)
     if len(batches) == 0:
@@ -198,6 +192,22 @@ def _write(stem: Path, content: dict[str, Any], answers: Answers) -> Evaluation:
     lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
     return Evaluation(path, content, predicted, targets)
+
+
+def fabric_of(state: Restored, accelerator: str, precision: str | None = None) -> Fabric:
+    """Return the device and the precision to compute with as a run's own test does.
+
+    Raises:
+        MachineError: The machine lacks the accelerator.
+    """
+    check_accelerator(accelerator, "--accelerator ")
+    keep_freed_memory()
+    fabric = fabric_for(accelerator, precision or precision_of(state.config))
+    matmul_precision = state.config.get("matmul_precision")
+    if fabric.device.type == "cuda" and matmul_precision in ("highest", "high", "medium"):
+        # As in the run's own test: products of 32-bit numbers are rounded to TF32 by default.
+        torch.set_float32_matmul_precision(matmul_precision)
+    return fabric
 
 
 def fabric_for(accelerator: str, precision: str | None) -> Fabric:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -108,8 +109,13 @@ class Ensemble(nn.Module):
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        logs = torch.stack([network(images).float().log_softmax(1) for network in self.networks])
-        return logs.logsumexp(0) - math.log(len(self.networks))
+        return mean_of_probabilities([network(images).float() for network in self.networks])
+
+
+def mean_of_probabilities(logits: Sequence[Float[Tensor, "n classes"]]) -> Float[Tensor, "n classes"]:
+    """Return the logarithm of the mean of the probabilities that several networks give."""
+    logs = torch.stack([each.log_softmax(1) for each in logits])
+    return logs.logsumexp(0) - math.log(len(logits))
 
 
 def restore(name: str, trusted: Sequence[str] = (), *, exact: bool = False) -> Restored:

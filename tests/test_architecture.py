@@ -18,7 +18,7 @@ ROWS = [
     {"train", "cli"},
     {"commands", "notebook"},
     {"sweep"},
-    {"benchmark", "export", "comparison", "report", "decision"},
+    {"benchmark", "export", "comparison", "report", "decision", "folds"},
     {"evaluation", "prediction", "rehearsal", "distillation"},
     {"fit", "restore"},
     {"build"},

@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cnnlab.commands import AsJson, RunName, Trust, Wide
+from cnnlab.commands import AsJson, Trust, Wide
 from cnnlab.console import say
+from cnnlab.errors import ConfigError
+from cnnlab.record import is_run
 from cnnlab.run import importing
 from cnnlab.tables import Column, print_table
 from cnnlab.tta import TTA
@@ -18,7 +20,13 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def evaluate(
-    run: RunName,
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A run's folder, a checkpoint file, `last` or `best`; or a folder with all folds of runs.",
+        ),
+    ],
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="Another npz file with the same classes.")] = None,
     split: Annotated[Literal["test", "val", "train"], typer.Option(help="Which of its images.")] = "test",
     tta: Annotated[
@@ -41,8 +49,22 @@ def evaluate(
     """Evaluate a run: metrics with their uncertainty, confusion matrix, calibration, worst mistakes.
 
     Writes evaluation.json, evaluation.npz and figures into the run's folder; evaluations of another split, file or
-    checkpoint, or with other settings, stand beside them under names of their own.
+    checkpoint, or with other settings, stand beside them under names of their own. Of a sweep over data.fold: every
+    training image by the network that had held it out, and the ensemble of the folds beside each on the test images.
     """
+    if (folder := Path(run)).is_dir() and not is_run(folder):
+        if data or precision or batch_size or tta or split != "test":
+            raise ConfigError("folds are evaluated as their runs were tested: --accelerator and --output can be given.")
+        with importing():
+            from cnnlab.folds import evaluate_folds
+        path, content = evaluate_folds(folder, accelerator=accelerator, output=output, trusted=trust or ())
+        if as_json:
+            say(json.dumps(content | {"path": str(path)}, indent=1))
+        else:
+            for group in content["groups"]:
+                _print_folds(group, wide)
+            say(f"written: {path}")
+        return
     with importing():
         from cnnlab.data import archive, npz
         from cnnlab.evaluation import evaluate
@@ -62,6 +84,24 @@ def evaluate(
             f"they are taken for the network's {len(content['classes'])} classes in their order."
         )
     say(f"written: {evaluation.path}, {content['answers']}", *content["figures"], sep="\n         ")
+
+
+def _print_folds(group: dict[str, Any], wide: bool) -> None:
+    rows = {f"{group['folds']} folds, images held out": group["out_of_fold"]}
+    rows |= {f"fold {run['fold']}, test": run for run in group["runs"]}
+    if group["ensemble"]:
+        rows["ensemble of the folds, test"] = group["ensemble"]
+    names = list(group["out_of_fold"]["metrics"])
+    names.sort(key=lambda name: name != "accuracy")  # next to its interval
+    columns = [Column(" ".join(group["settings"]) or "network", list(rows), least=28)]
+    for name in names:
+        columns.append(Column(name, [format_metric(name, row["metrics"][name]) for row in rows.values()], number=True))
+        if name == "accuracy":
+            intervals = [" – ".join(f"{100 * end:.2f}" for end in row["accuracy_interval"]) for row in rows.values()]
+            columns.append(Column("95 % interval", intervals, number=True))
+    columns.append(Column("images", [f"{row['count']:,}" for row in rows.values()], number=True))
+    print_table(columns, wide=wide, elsewhere="--wide and --json")
+    say("")
 
 
 def _print(content: dict[str, Any], wide: bool) -> None:

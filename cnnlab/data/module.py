@@ -51,7 +51,7 @@ class ImageData(DataModule):
         exclude: A CSV file whose column `index` names rows of the training array to leave out.
         sampler: `shuffled` shows each training image once an epoch; `balanced` each class equally often.
         drop_last: Whether a smaller last batch of an epoch is left out.
-        label_noise: Share of the training labels that is replaced by another class.
+        label_noise: Share of the training array's labels that is replaced by another class, where they are trained on.
         mean: Of each channel of the training array scaled to 0–1 (floats: as they are); computed by default.
         std: Likewise.
         resident: Where the images live during a run: on the `device`, on the `host`, on the `disk` (mapped, for files
@@ -238,9 +238,9 @@ def _parts(data: archive.Archive, division: splits.Division, label_noise: float,
                 arrays_of_split = torch.from_numpy(data.images[split]), torch.from_numpy(data.targets[split])
                 parts[split] = Part(*arrays_of_split, torch.arange(len(arrays_of_split[0])))
     if label_noise:
-        noisy, changed = splits.relabelled(data.targets["train"][division.train], label_noise, data.num_classes, seed)
-        every = data.targets["train"].copy()
-        every[division.train] = noisy
-        parts["train"] = parts["train"]._replace(targets=torch.from_numpy(every))
-        log.info(f"data.label_noise={label_noise}: {len(changed)} of {len(noisy)} training labels are changed")
+        # Of all rows of the array, so that an image has one label whichever of its folds is trained on.
+        noisy, changed = splits.relabelled(data.targets["train"], label_noise, data.num_classes, seed)
+        parts["train"] = parts["train"]._replace(targets=torch.from_numpy(noisy))
+        count = int(np.isin(changed, division.train).sum())
+        log.info(f"data.label_noise={label_noise}: {count} of {len(division.train)} training labels are changed")
     return parts

@@ -1,0 +1,73 @@
+"""Folds put together: each training image is answered once by a network that did not see it, and the doctor of data."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnlab.commands.evaluate import app
+from cnnlab.errors import ConfigError
+from cnnlab.evaluation import evaluate
+from cnnlab.folds import answer_runs, evaluate_folds, find_folds, hold_out
+from cnnlab.stats import wilson
+from tests.conftest import read
+
+
+@pytest.fixture(scope="module")
+def folds(tmp_path_factory: pytest.TempPathFactory, npz: Path) -> Path:
+    """A sweep over three folds of the small file, with a share of the labels changed."""
+    import train as script
+    from cnnlab.config import preflight
+
+    folder = tmp_path_factory.mktemp("sweeps") / "folds"
+    words = [
+        "-m", "data=npz", f"data.path='{npz}'", "data.batch_size=32", "trainer.max_epochs=3", "optimizer.lr=0.05",
+        "data.folds=3", "data.fold=range(3)", "data.label_noise=0.05", "callbacks.figures=null",
+        "callbacks.dashboard=null", "logger=none", f"hydra.sweep.dir='{folder}'",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYDRA_FULL_ERROR", "1")
+        patch.setattr("sys.argv", ["train.py", *preflight(words)])
+        script.main()
+    return folder
+
+
+def test_folds_are_pooled_and_their_ensemble_stands_beside_them(folds: Path, capsys: pytest.CaptureFixture[str]):
+    app([str(folds), "--json"], standalone_mode=False)
+    content = json.loads(capsys.readouterr().out)
+    assert read(folds / "evaluation.json") == {key: value for key, value in content.items() if key != "path"}
+    (group,) = content["groups"]
+    records = next(iter(find_folds(folds).values()))
+    accuracies = [record.metrics["val/accuracy"] for record in records]
+    counts = [record.run["images"]["val"] for record in records]
+    pooled = group["out_of_fold"]
+    assert pooled["count"] == sum(counts) == 400
+    assert pooled["metrics"]["accuracy"] == pytest.approx(np.average(accuracies, weights=counts))
+    losses = [record.metrics["val/loss"] for record in records]
+    assert pooled["metrics"]["loss"] == pytest.approx(np.average(losses, weights=counts), rel=1e-5)
+    assert pooled["accuracy_interval"] == list(wilson(round(400 * pooled["metrics"]["accuracy"]), 400))
+    for run, record in zip(group["runs"], records, strict=True):
+        assert run["metrics"]["accuracy"] == record.metrics["test/accuracy"]
+    ensemble = evaluate(",".join(str(record.folder) for record in records), figures=False)
+    assert group["ensemble"]["metrics"] == pytest.approx(ensemble.content["metrics"], rel=1e-5)
+
+
+def test_a_sweep_that_lacks_a_fold_is_refused(folds: Path, tmp_path: Path):
+    part = tmp_path / "part"
+    for run in sorted(folds.glob("*fold*"))[:2]:
+        shutil.copytree(run, part / run.name)
+    with pytest.raises(ConfigError, match=r"must hold each fold from 0 to 2 once, it holds 0, 1"):
+        evaluate_folds(part)
+    with pytest.raises(ConfigError, match=r"no completed run with data\.folds"):
+        find_folds(tmp_path / "nowhere")
+
+
+def test_images_that_were_not_held_out_are_refused(folds: Path):
+    (part,) = answer_runs([next(folds.glob("*fold*"))], ("val",))
+    assert hold_out([part]).times.max() == 1
+    with pytest.raises(ConfigError, match=r"data\.folds and data\.fold"):
+        hold_out([part._replace(trained=part.held_out)])
+    with pytest.raises(ConfigError, match="not about the same images"):
+        hold_out([part, part._replace(labels=part.labels + 1)])
