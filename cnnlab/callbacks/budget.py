@@ -20,10 +20,11 @@ from cnnlab.wording import format_duration
 
 log = logging.getLogger(__name__)
 
-WINDOW = 50  # steps whose mean says how long one takes now; the history is read back once in so many
-CALIBRATION = 3  # steps, after the first, that are timed before the schedule moves
+WINDOW, LONGEST_WINDOW, FEWEST = 0.1, 60.0, 10  # share of the budget, seconds, steps over which a step's time is a mean
+FEWEST_TIMED = 3  # steps after the first, before the schedule moves
+OUTLIER = 5.0  # times the usual step: what took longer counts as so much
 AGREE_SECONDS = 1.0  # after so long, or ten steps, several processes agree anew how many steps are left
-EVALUATION = 0.4  # of a step's time for each image, until a validation was timed: it has no backward pass
+EVALUATION = 0.35  # of a step's time for each image, until a validation was timed: it has no backward pass
 SAVING_SECONDS = 0.05  # beside a validation, until that was timed
 LEAST_ENDING_SECONDS, MOST_ENDING_SECONDS = 1.0, 2.5  # for the pictures and files at the end
 VIEWS = {"none": 1, "mirror": 2, "mirror_translate": 6}  # of an image in the test
@@ -80,11 +81,12 @@ class Budget(Callback):
         self._began = time.monotonic() if began is None else began
         self._before = 0.0  # seconds of earlier commands that this one resumes
         self._step: float | None = None  # seconds that an optimizer step takes now
-        self._first_step = 0.0  # and took at first: what comes at the end takes longer by as much
         self._pause: float | None = None  # steps' time that an interruption takes; None before the first
         self._image: float | None = None  # steps' time that evaluating an image takes
-        self._ending = 0.0  # seconds for pictures and files, at the speed of the first steps
-        self._intervals: deque[float] = deque(maxlen=WINDOW)
+        self._ending = 0.0  # seconds for pictures and files
+        self._intervals: deque[float] = deque()  # seconds between the last steps, and their sum
+        self._timed = 0.0
+        self._window = min(WINDOW * seconds, LONGEST_WINDOW)
         self._mark: float | None = None  # when the last step was timed
         self._left_at: float | None = None  # when the last batch before an interruption ended
         self._is_paused = False
@@ -123,7 +125,7 @@ class Budget(Callback):
             return  # an optimizer that asks for several gradients in a step
         now = time.monotonic()
         if self._mark is not None:
-            self._intervals.append(now - self._mark)
+            self._note(now - self._mark)
         self._mark = now
         if self.shares is not None:
             self.pace.shares.append(self.shares[min(step + 1, len(self.shares) - 1)])
@@ -164,7 +166,7 @@ class Budget(Callback):
             "shares": torch.tensor(self.pace.shares, dtype=torch.float64),
             "clock": {
                 "began": self._began, "before": self._before, "used": self.used, "step": self._step,
-                "first_step": self._first_step, "pause": self._pause, "image": self._image,
+                "pause": self._pause, "image": self._image,
             },
         }  # fmt: skip
 
@@ -174,8 +176,8 @@ class Budget(Callback):
         clock = state_dict["clock"]
         # A run that went back since it diverged goes on in the command that saved the state.
         self._before = clock["before"] if clock["began"] == self._began else clock["used"]
-        self._step, self._first_step = clock["step"], clock["first_step"]
-        self._pause, self._image = clock["pause"], clock["image"]
+        self._step, self._pause, self._image = clock["step"], clock["pause"], clock["image"]
+        self._keep([self._step] * FEWEST if self._step is not None else [])
 
     def _advance(self, trainer: Trainer) -> None:
         """Note how far the run is after the step under way."""
@@ -189,6 +191,18 @@ class Budget(Callback):
         self.pace.advance(left)
         self._agreed = (left - 1, until_agreed - 1) if trainer.world_size > 1 else None
 
+    def _note(self, interval: float) -> None:
+        """Note how long a step took."""
+        if self._step is not None:  # a checkpoint inside an epoch is no sign that the machine is slower
+            interval = min(interval, OUTLIER * self._step)
+        self._intervals.append(interval)
+        self._timed += interval
+        while len(self._intervals) > FEWEST and self._timed - self._intervals[0] > self._window:
+            self._timed -= self._intervals.popleft()
+
+    def _keep(self, intervals: list[float]) -> None:
+        self._intervals, self._timed = deque(intervals), sum(intervals)
+
     def _plan(self, trainer: Trainer) -> tuple[float, int] | None:
         """Return how many steps the time is enough for, the one under way among them; None while that is unknown.
 
@@ -196,11 +210,12 @@ class Budget(Callback):
             ConfigError: There is no time even for the first.
         """
         time_left = self.seconds - self.used
-        if len(self._intervals) >= (CALIBRATION if self._step is None else 1):
-            usual = statistics.median(self._intervals)
-            # A checkpoint inside an epoch is no sign that the machine is slower.
-            self._step = statistics.fmean(min(interval, 3 * usual) for interval in self._intervals)
-            self._first_step = self._first_step or self._step
+        if self._step is not None:
+            self._step = self._timed / len(self._intervals)
+        elif len(self._intervals) >= FEWEST_TIMED:
+            most = OUTLIER * statistics.median(self._intervals)
+            self._keep([min(interval, most) for interval in self._intervals])
+            self._step = self._timed / len(self._intervals)
         if self._step is None:
             if len(self.pace.shares) == 1 and time_left <= self._ending:
                 raise ConfigError(
@@ -212,6 +227,8 @@ class Budget(Callback):
         pause, ending = self._costs(trainer)
         cycle = Cycle(*self._rhythm(trainer), pause)
         left = max(1.0, cycle.steps_in(time_left / self._step - ending))
+        if self._timed < self._window / 2 and time_left > self._ending:
+            left = max(2.0, left)  # a few slow steps are no sign that the test will take all of the time
         if not self._is_announced:
             self._is_announced = True
             self._announce(trainer, left, cycle, ending)
@@ -224,7 +241,7 @@ class Budget(Callback):
         image = self._image or EVALUATION / per_step
         pause = self._pause or image * evaluated(trainer, "val") + SAVING_SECONDS / self._step
         views = VIEWS.get(getattr(trainer.lightning_module, "tta", "none"), 1)
-        return pause, pause + image * views * evaluated(trainer, "test") + self._ending / self._first_step
+        return pause, pause + image * views * evaluated(trainer, "test") + self._ending / self._step
 
     def _rhythm(self, trainer: Trainer) -> tuple[float, float]:
         """Return how many steps it is to the next interruption, and how many there are between two."""

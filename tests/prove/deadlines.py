@@ -10,20 +10,20 @@ from pathlib import Path
 
 from cnnlab.data import shapes
 from tests.conftest import ROOT, read
-from tests.prove.table import Row
+from tests.prove.table import Row, expect
 
 BUSY = "while True: pass"
 
 
 def prove(folder: Path, deadlines: int, seed: int = 0) -> Iterator[Row]:
-    """Train so many runs to deadlines of 15 to 30 s, most of them beside a process that starts midway."""
+    """Train so many runs to deadlines of 20 to 30 s, most of them beside a process that starts midway."""
     chance = random.Random(seed)
     path = shapes.generate(folder / "shapes.npz")
     held = 0
     lines, off = [], []
     cores = len(os.sched_getaffinity(0))
     for number in range(deadlines):
-        asked, planted = chance.randint(15, 30), number % 4 != 0
+        asked, planted = chance.randint(20, 30), number % 4 != 0
         late = asked * chance.uniform(0.3, 0.7)
         load = os.getloadavg()[0]
         used = measure(asked, late if planted else None, path, folder / str(number), cores)
@@ -54,6 +54,7 @@ def measure(asked: int, planted_after: float | None, path: Path, folder: Path, c
                 if planted_after is not None and not busy and time.monotonic() - began > planted_after:
                     busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(max(1, cores // 2))]
                 time.sleep(0.01)
+            expect(train.returncode == 0, f"a run with a budget of {asked} s ended with {train.returncode}")
             return time.monotonic() - began
         finally:
             for process in busy:
