@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,8 @@ OUTLIER = 5.0  # times the usual step: what took longer counts as so much
 AGREE_SECONDS = 1.0  # after so long, or ten steps, several processes agree anew how many steps are left
 EVALUATION = 0.35  # of a step's time for each image, until a validation was timed: it has no backward pass
 SAVING_SECONDS = 0.05  # beside a validation, until that was timed
-LEAST_ENDING_SECONDS, MOST_ENDING_SECONDS = 1.0, 2.5  # for the pictures and files at the end
+LEAST_ENDING_SECONDS = 1.0  # for the pictures and files at the end, on an idle machine
+ENDING = 0.25  # of the time that starting up computes
 VIEWS = {"none": 1, "mirror": 2, "mirror_translate": 6}  # of an image in the test
 
 
@@ -104,10 +106,11 @@ class Budget(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Drawing and writing at the end takes about a quarter of starting up, which may have been slow for its own
-        # reasons: files that are read for the first time.
-        starting = time.monotonic() - self._began
-        self._ending = min(max(0.25 * starting, LEAST_ENDING_SECONDS), MOST_ENDING_SECONDS)
+        # Drawing and writing at the end takes about a quarter of what starting up does, without its waiting for files
+        # that are read for the first time; both take longer where the machine has other work.
+        computing, slowdown = processor_time()
+        starting = min(time.monotonic() - self._began, computing)
+        self._ending = max(LEAST_ENDING_SECONDS * slowdown, ENDING * starting)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -265,6 +268,18 @@ class Budget(Callback):
             f"budget={self.name}, of which {format_duration(self.used)} are over: about {steps:,} steps, {epochs:.1f} "
             f"epochs; {recording:.0%} of the time is for validation, the test and the pictures"
         )
+
+
+def processor_time() -> tuple[float, float]:
+    """Return the seconds for which this process has had or waited for a processor, and how often what it had that is.
+
+    Linux says so (Documentation/scheduler/sched-stats.rst); elsewhere it never waited.
+    """
+    try:
+        had, waited = (int(text) / 1e9 for text in Path("/proc/self/schedstat").read_text().split()[:2])
+    except (OSError, ValueError):
+        had = waited = 0.0
+    return (had + waited, (had + waited) / had) if had > 0 else (time.process_time(), 1.0)
 
 
 def evaluated(trainer: Trainer, split: str) -> float:
