@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
@@ -300,8 +301,11 @@ def initialise(network: nn.Sequential, cfg: DictConfig, images: DataModule) -> N
     if steps:
         sample = images.images("train", slice(SAMPLE)).permute(0, 3, 1, 2)
         normalize, body = network[0], network[1]
+        network.to(memory_format=torch.contiguous_format)  # some of torch.nn.init's functions take no other
         for step in steps:
             step(body, normalize(sample))
+        if cfg.model.channels_last:
+            network.to(memory_format=torch.channels_last)
     if cfg.init_from is not None:
         begin_with(network, cfg.init_from, list(images.classes))
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from cnnlab import lock
+from cnnlab import lock, trust
 from cnnlab.commands import COMMANDS as COMMANDS
 from cnnlab.console import exit_on_error
 from cnnlab.errors import MachineError
@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 COMPOSE = ("check", "benchmark", "show", "options", "schema")
-"""Verbs that read configs, and so see those of a project of the user's own; so do those with `--trust` its modules."""
+"""Verbs that read configs, and so see those of a project of the user's own; in its folder all do, for its classes."""
 
 
 HINT = "cnnlab: the same with --debug shows the traceback"
@@ -85,10 +85,11 @@ def _forward_to(name: str) -> Callable[[typer.Context], None]:
 
         def run() -> None:
             words = args
-            if name in COMPOSE or "--trust" in args:
-                from cnnlab.config import take_flags  # not before: Hydra takes a fifth of a second
+            if name in COMPOSE or "--trust" in args or Path("conf").is_dir():
+                from cnnlab.config import own_classes, take_flags  # not before: Hydra takes a fifth of a second
 
                 words = take_flags(args)
+                trust.vouch(own_classes())
             importlib.import_module(f"cnnlab.commands.{name}").app(words, prog_name=f"cnnlab {name}")
 
         _run(run, debug, f"cnnlab {name}: starting")

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from cnnlab.data.pictures import as_floats
 from cnnlab.errors import CnnlabError, ConfigError, MachineError, first_line
 from cnnlab.files import replacing
 from cnnlab.prediction import CLASSES, INPUT, SHAPE, load_onnx
@@ -71,7 +72,7 @@ def export(
     *,
     format: Format = "onnx",
     output: str | Path | None = None,
-    input: Input = "uint8",
+    input: Input | None = None,
     data: str | Path | None = None,
     tolerance: float = 1e-5,
     overwrite: bool = False,
@@ -87,7 +88,8 @@ def export(
         run: What `record.find_run` takes.
         format: `onnx`, `torch_export` or `safetensors`.
         output: The file; by default `model` with the format's ending, in the run's folder.
-        input: What the file takes: `uint8` from 0 to 255, or `float` from 0 to 1.
+        input: What the file takes: `uint8` from 0 to 255, or `float` from 0 to 1; by default the former, unless the
+            network was trained on images of 16 bits, which are floats to it, or on floats, which it takes as they are.
         data: Where the real images come from, if not from the run's own data.
         tolerance: The largest difference of a probability that is accepted.
         overwrite: Whether to replace `output`; the run's earlier export, where there is no `output`, always is.
@@ -111,6 +113,9 @@ def export(
     if output and path.exists() and not overwrite:
         raise ConfigError(f"{path} exists. Choose another name, or pass --overwrite to replace it.")
     images = restore_data(state, data, trusted=trusted).images("test", slice(COMPARED_IMAGES)).numpy()
+    if input == "uint8" and images.dtype != np.uint8:
+        raise ConfigError("--input uint8: this run's images are no bytes: leave it out, or give --input float.")
+    input = input or ("uint8" if images.dtype == np.uint8 else "float")
     with replacing(path) as file:
         temporary = Path(file.name)
         predict = WRITERS[format](WithProbabilities(state.network).eval(), temporary, input, _metadata(state, input))
@@ -189,9 +194,10 @@ def _write_torch_export(network: WithProbabilities, path: Path, input: Input, me
         loaded = torch.export.load(path).module()
 
     def predict(images: np.ndarray) -> np.ndarray:
+        images = images if input == "uint8" else as_floats(images)
         batch = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
         with torch.no_grad():
-            return loaded(batch if input == "uint8" else batch / 255)[1].numpy()
+            return loaded(batch)[1].numpy()
 
     return predict
 

@@ -67,7 +67,7 @@ class Attempt:
                 ) from error
             self.diverged = error
             return True
-        size = self.cfg.data.batch_size
+        size = self.lab.data.batch_size
         if isinstance(error, (MemoryError, RuntimeError)) and is_out_of_memory(error) and size > 1:
             raise MachineError(
                 f"out of memory with data.batch_size={size}: try data.batch_size={size // 2}."

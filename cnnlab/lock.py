@@ -10,6 +10,8 @@ from cnnlab.errors import MachineError
 
 NAME = ".lock"
 
+_held: set[int] = set()
+
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 
@@ -53,6 +55,7 @@ def take(folder: Path) -> int | None:
         return None
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()} on {os.uname().nodename}\n".encode())
+    _held.add(descriptor)
     return descriptor
 
 
@@ -73,7 +76,14 @@ def leave(descriptor: int | None) -> None:
     if descriptor is not None:
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
+        _held.discard(descriptor)
         os.close(descriptor)
+
+
+def disown() -> None:
+    """Close the locks that this forked process shares with the one that took them, which alone is to hold them."""
+    while _held:
+        os.close(_held.pop())
 
 
 def check_free(folder: Path) -> None:

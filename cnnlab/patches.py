@@ -116,6 +116,47 @@ def reopen_epoch(checkpoint: dict[str, Any]) -> None:
         counter["processed"] = counter["completed"]
 
 
+def step_plateaus(trainer: Trainer) -> None:
+    """Step the schedulers that look at a metric: called before an epoch's state is saved.
+
+    Lightning steps them after it, so that a run that is resumed from that state lacks the step, and not at all in an
+    epoch that was resumed inside. Lightning 2.6.6, `_FitLoop.on_advance_end`.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    update = type(loop).update_lr_schedulers
+    if loop._num_ready_batches_reached():
+        update(loop, "epoch", update_plateau_schedulers=True)
+
+    def update_others(interval: str, update_plateau_schedulers: bool) -> None:
+        if interval == "step" or not update_plateau_schedulers:
+            update(loop, interval, update_plateau_schedulers)
+
+    loop.update_lr_schedulers = update_others  # type: ignore[method-assign]
+
+
+def logged_so_far(trainer: Trainer) -> dict[str, tuple[float, int]]:
+    """Return the sum and the images behind it of each number that `self.log` is to average over the epoch.
+
+    Lightning keeps them in no checkpoint: of an epoch that was resumed inside, it would average the rest. Lightning
+    2.6.6, `_ResultCollection`.
+    """
+    results = trainer.fit_loop.epoch_loop._results
+    return {
+        name: (float(result.value), int(result.cumulated_batch_size))
+        for name, result in results.items()
+        if result.is_tensor and result.meta.on_epoch and result.meta.is_mean_reduction
+    }
+
+
+def add_logged(trainer: Trainer, before: dict[str, tuple[float, int]]) -> None:
+    """Add to what `self.log` has summed up what it had when the state that was resumed from was saved."""
+    results = trainer.fit_loop.epoch_loop._results
+    for name in before.keys() & results.keys():
+        total, images = before[name]
+        results[name].value = results[name].value + total
+        results[name].cumulated_batch_size = results[name].cumulated_batch_size + images
+
+
 def may_stop(trainer: Trainer) -> bool:
     """Whether `min_epochs` and `min_steps` are reached. Lightning 2.6.6, `_FitLoop._can_stop_early`."""
     return trainer.fit_loop._can_stop_early

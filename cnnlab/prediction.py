@@ -160,7 +160,7 @@ def load_onnx(path: str | Path, threads: int = 0) -> Predictor:
     def predict(images: np.ndarray) -> np.ndarray:
         batch = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         if INPUTS[kind] == "float":
-            batch = batch.astype(np.float32) / np.float32(255)
+            batch = pictures.as_floats(batch)
         try:
             (entry,) = session.get_inputs()
             probabilities = session.run(["probabilities"], {entry.name: batch})[0]
@@ -237,6 +237,8 @@ def _read(item: _Item, image_shape: tuple[int, int, int], fit: pictures.Fit) -> 
     try:
         if item.pixels is not None:
             image, before = item.pixels, item.pixels.shape[:2]
+            if image.dtype == np.uint16:
+                image = pictures.as_floats(image)
             if image.shape != image_shape:
                 image = pictures.fitted(Image.fromarray(image.squeeze()).convert("RGB"), (size[0], size[1]), fit)
         else:
@@ -254,10 +256,12 @@ def _read(item: _Item, image_shape: tuple[int, int, int], fit: pictures.Fit) -> 
     return Prediction(name, pixels=image, note="; ".join(notes))
 
 
-def _classify(predictor: Predictor, pictures: Sequence[Prediction], top_k: int) -> Iterator[Prediction]:
-    readable = [picture.pixels for picture in pictures if picture.pixels is not None]
+def _classify(predictor: Predictor, taken: Sequence[Prediction], top_k: int) -> Iterator[Prediction]:
+    readable = [picture.pixels for picture in taken if picture.pixels is not None]
+    if len({pixels.dtype for pixels in readable}) > 1:
+        readable = [pictures.as_floats(pixels) for pixels in readable]
     answers = iter(predictor.predict(np.stack(readable)) if readable else ())
-    for picture in pictures:
+    for picture in taken:
         if picture.pixels is None:
             yield picture
             continue

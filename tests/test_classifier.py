@@ -132,6 +132,10 @@ def test_a_lightning_module_of_the_users_own_trains_and_is_recorded_with_what_it
     assert all(float(row["train/sharpness"]) > 0 for row in history(folder))
     content = evaluate(str(folder), figures=False, trusted=["tests"]).content
     assert content["metrics"]["accuracy"] == pytest.approx(read(folder / "metrics.json")["test/accuracy"])
+    part = train(f"classifier._target_={HERE}.Plain", "+classifier.weight=0.01", "trainer.max_steps=5",
+                 folder=tmp_path / "part")  # fmt: skip
+    train(f"resume='{part}'", "trainer.max_steps=-1", "trusted=[tests]")
+    assert [row["train/sharpness"] for row in history(part)] == [row["train/sharpness"] for row in history(folder)]
 
 
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
@@ -160,14 +164,18 @@ def test_a_student_comes_close_to_its_teacher(train: Train, trained: Path, tmp_p
     assert distances[1] < distances[0]
 
 
-def test_a_plateau_lowers_the_learning_rate_when_nothing_improves(train: Train):
-    folder = train(
-        "schedule=plateau", "schedule.patience=0", "schedule.threshold=10", "schedule.factor=0.5",
-        "trainer.max_epochs=4",
-    )  # fmt: skip
+def test_a_plateau_lowers_the_learning_rate_when_nothing_improves_also_after_a_resume(train: Train, tmp_path: Path):
+    """Lightning saves an epoch before such a schedule has stepped, and leaves its step out of a resumed epoch."""
+    options = ["schedule=plateau", "schedule.patience=0", "schedule.threshold=10", "schedule.factor=0.5"]
+    folder = train(*options, "trainer.max_epochs=4")
     rates = [float(row["lr"]) for row in history(folder)]
     assert rates[0] == rates[1] == 0.01
     assert rates[-1] < rates[1]
+    for name, stopped in (("between", "trainer.max_epochs=2"), ("within", "trainer.max_steps=15")):
+        part = train(*options, stopped, "callbacks.checkpoint.every_n_steps=3", folder=tmp_path / name)
+        train(f"resume='{part}'", "trainer.max_epochs=4", "trainer.max_steps=-1")
+        assert [float(row["lr"]) for row in history(part)] == rates
+        assert all(torch.equal(value, weights(part)[key]) for key, value in weights(folder).items())
 
 
 def test_a_scheduler_of_torchs_steps_every_epoch(train: Train):

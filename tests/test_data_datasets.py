@@ -154,7 +154,7 @@ DATASETS = ["data=dataset", "data.train._target_=tests.test_data_datasets.Square
 def test_own_data_goes_from_training_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
     conf = tmp_path / "options" / "data"
     conf.mkdir(parents=True)
-    (conf / "own.yaml").write_text("_target_: tests.test_data_datasets.Squared\nbatch_size: 32\n")
+    (conf / "own.yaml").write_text("_target_: tests.test_data_datasets.Squared\n")
     own = [*DATASETS, "data.val_size=20", "data.batch_size=32"] if kind == "datasets" else ["data=own"]
 
     def train(folder: Path, *overrides: str) -> Path:

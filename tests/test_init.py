@@ -7,6 +7,7 @@ from torch import nn
 from cnnlab.errors import ConfigError
 from cnnlab.init import Dirac, Whiten, patches, whitening
 from cnnlab.model import ConvNet, SpeedNet
+from tests.conftest import Train, read
 
 
 def smooth_images(count: int = 300) -> torch.Tensor:
@@ -84,3 +85,17 @@ def test_speednet_begins_whitened_with_frozen_filters_and_scales():
 def test_speednet_refuses_what_it_cannot_build(changes: dict, text: str):
     with pytest.raises(ConfigError, match=text):
         SpeedNet(**{"in_channels": 3, "num_classes": 10, "image_size": (32, 32)} | changes)
+
+
+class Orthogonal:
+    """As a user writes it."""
+
+    def __call__(self, network: nn.Module, images: torch.Tensor) -> None:
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.orthogonal_(module.weight)
+
+
+def test_torchs_own_functions_work_in_an_init_of_the_users_own(train: Train):
+    folder = train("+init.orthogonal._target_=tests.test_init.Orthogonal", "trainer.max_epochs=1")
+    assert read(folder / "run.json")["status"] == "completed"

@@ -34,6 +34,24 @@ def test_a_process_that_the_holder_started_does_not_keep_the_lock(tmp_path: Path
         lock.leave(lock.take(tmp_path))
 
 
+def test_a_forked_worker_that_disowns_the_lock_does_not_keep_it(tmp_path: Path):
+    held = lock.take(tmp_path)
+    assert held is not None
+    ready, done = os.pipe(), os.pipe()
+    if not (worker := os.fork()):
+        lock.disown()
+        os.write(ready[1], b".")
+        os.read(done[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    with pytest.raises(MachineError):
+        lock.take(tmp_path)  # still the holder's
+    lock.leave(held)
+    lock.leave(lock.take(tmp_path))
+    os.write(done[1], b".")
+    os.waitpid(worker, 0)
+
+
 def test_other_ranks_neither_take_nor_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     held = lock.take(tmp_path)
     monkeypatch.setenv("LOCAL_RANK", "1")

@@ -52,6 +52,22 @@ def brightness(shape: tuple[int, int, int] = (8, 8, 3)) -> Predictor:
     return Predictor(("dark", "light"), shape, predict_brightness)
 
 
+def test_bytes_and_16_bits_of_the_same_brightness_get_the_same_answer(tmp_path: Path):
+    """Also together in a batch; a network takes 16 bits as floats from 0 to 1."""
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * 60 * np.ones((1, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "bytes.npz", X_test=images)
+    np.savez(tmp_path / "deep.npz", X_test=images.astype(np.uint16) * 257)
+
+    def answer(images: np.ndarray) -> np.ndarray:
+        light = images.reshape(len(images), -1).mean(1) / (255 if images.dtype == np.uint8 else 1)
+        return np.stack([1 - light, light], axis=1)
+
+    files = [str(tmp_path / "bytes.npz"), str(tmp_path / "deep.npz")]
+    answers = [dict(each.top)["light"] for each in predict(Predictor(("dark", "light"), (8, 8, 3), answer), files)]
+    assert answers[:5] == pytest.approx([0, 60 / 255, 120 / 255, 180 / 255, 240 / 255], abs=1e-6)
+    assert answers[5:] == pytest.approx(answers[:5], abs=1e-6)
+
+
 def picture(path: Path, mode: str, size: tuple[int, int] = (40, 20), light: int = 255, **options: object) -> Path:
     deep = np.full(size[::-1], light * 257, np.uint16)
     image = Image.fromarray(deep) if mode == "I;16" else Image.new("L", size, light).convert(mode)

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from cnnlab.config import CONF, preflight, replaced
+from cnnlab import trust
+from cnnlab.commands.completion import propose
+from cnnlab.config import CONF, own_classes, preflight, replaced
 from cnnlab.config.schema import make_schema
 from cnnlab.config.tree import content, groups, options
 from cnnlab.errors import ConfigError, UnsafeError
@@ -88,6 +90,23 @@ def test_an_own_option_wins_over_the_package_s_and_the_log_says_so(project: Path
     assert replaced() == [f"model=lenet is {project / 'conf/model/lenet.yaml'}, in place of cnnlab's"]
 
 
+def test_classes_that_the_own_conf_names_need_no_word_in_the_project(project: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trust, "_vouched", set())
+    with pytest.raises(UnsafeError, match=r"trusted=\[nets\]"):
+        trust.check({"_target_": "nets.Small"}, "model")
+    assert own_classes() == {"nets.Small"}
+    trust.vouch(own_classes())
+    trust.check({"_target_": "nets.Small"}, "model")
+    with pytest.raises(UnsafeError):
+        trust.check({"_target_": "nets.Other"}, "model")
+
+
+def test_tab_proposes_own_options(project: Path):
+    assert propose(["train", "model=sm"]) == ["model=small"]
+    assert propose(["check", "experiment=w"]) == ["experiment=wide"]
+    assert propose(["show", "model", "model=small"]) == ["model=small"]
+
+
 def test_own_options_are_checked_like_the_package_s(project: Path):
     for argv, part in (
         (["model.width=0"], "model.width must be a whole number of at least 1, got 0"),
@@ -162,16 +181,6 @@ def test_a_new_project_trains_and_passes_its_own_test_as_it_is_made(tmp_path: Pa
     again = cnnlab("new", "my-project", cwd=tmp_path)
     assert (again.returncode, "exists already" in again.stderr) == (2, True)
     assert cnnlab("new", "../a b", cwd=tmp_path).returncode == 2
-
-
-@pytest.mark.slow
-def test_the_test_of_a_new_project_passes(tmp_path: Path):
-    assert cnnlab("new", "fresh", cwd=tmp_path).returncode == 0
-    tested = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=tmp_path / "fresh", capture_output=True,
-        text=True, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "", "HOME": str(tmp_path)},
-    )  # fmt: skip
-    assert tested.returncode == 0, tested.stdout
 
 
 def fits(value: object, schema: dict) -> bool:

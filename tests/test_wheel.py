@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -12,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT, read
+from tests.conftest import read
+from tests.installed import build_wheel, install
 
 
 def pictures(folder: Path) -> None:
@@ -29,28 +28,15 @@ def pictures(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_wheel_trains_from_another_folder(tmp_path: Path):
-    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True, timeout=300)
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = build_wheel(tmp_path)
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"cnnlab"}
     assert {"cnnlab/train.py", "cnnlab/conf/train.yaml", "cnnlab/conf/experiment/quickstart.yaml"} <= set(names)
     assert {"cnnlab/report/templates/page.html", "cnnlab/report/templates/style.css"} <= set(names)
+    installed = install(wheel, tmp_path / "environment")
 
-    # An environment of its own that borrows this one's packages, but not its checkout of cnnlab.
-    environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True, timeout=60)
-    (site,) = environment.glob("lib/python*/site-packages")
-    install = ["--no-deps", "--no-index", "--target", str(site), str(wheel)]
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *install], check=True, timeout=120)
-    packages = next(path for path in sys.path if path.endswith("site-packages"))
-    (site / "zz_borrowed.pth").write_text(packages + "\n")
-
-    def cnnlab(*arguments: str) -> subprocess.CompletedProcess:
-        code = "import sys; from cnnlab.cli import app; sys.argv[0] = 'cnnlab'; app()"
-        command = [str(environment / "bin" / "python"), "-c", code, *arguments]
-        clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        return subprocess.run(command, cwd=elsewhere, env=clean, capture_output=True, text=True, timeout=300)
+    def cnnlab(*words: str) -> subprocess.CompletedProcess:
+        return installed.cnnlab(*words, cwd=elsewhere)
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

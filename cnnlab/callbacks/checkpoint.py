@@ -15,7 +15,7 @@ from cnnlab.bounds import PositiveFloat, PositiveInt
 from cnnlab.checkpoint import Loaded, read_checkpoint, write_checkpoint
 from cnnlab.errors import Stopped
 from cnnlab.files import copy_or_link
-from cnnlab.patches import may_stop, reopen_epoch
+from cnnlab.patches import may_stop, reopen_epoch, step_plateaus
 from cnnlab.record import LAST
 
 WATCHERS = ("checkpoint", "history", "progress", "figures", "dashboard")
@@ -122,6 +122,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step_plateaus(trainer)
         self._epoch_ends = True
         try:
             metrics = as_numbers(trainer.callback_metrics)

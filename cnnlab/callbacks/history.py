@@ -20,7 +20,7 @@ from typing_extensions import override
 from cnnlab.batch import Batch
 from cnnlab.bounds import PositiveInt
 from cnnlab.files import write_text
-from cnnlab.patches import write_event
+from cnnlab.patches import add_logged, logged_so_far, write_event
 from cnnlab.wording import format_metric
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class History(Callback):
         self._sums = [0.0, 0.0, 0.0]  # over the epoch so far: loss times images, correct images, images
         self._seconds = 0.0
         self._validation: dict[str, float] = {}  # the metrics of this epoch's last validation
+        self._logged: dict[str, tuple[float, int]] = {}  # what a resumed epoch had before
         self._clock = time.perf_counter()
 
     @override
@@ -83,12 +84,16 @@ class History(Callback):
         self._sums = [0.0, 0.0, 0.0]
         self._seconds = 0.0
         self._validation = {}
+        self._logged = {}
         self._clock = time.perf_counter()
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        if self._logged:
+            add_logged(trainer, self._logged)
+            self._logged = {}
         logits = outputs.get("logits")
         if logits is not None and self._captured:
             logits = logits.clone()  # a captured network writes each step's where it wrote the last one's
@@ -152,6 +157,7 @@ class History(Callback):
             "sums": gather(self._trainer, self._sums),
             "seconds": self._seconds,
             "validation": self._validation,
+            "logged": self._logged or (logged_so_far(self._trainer) if self._trainer.world_size == 1 else {}),
         }
 
     @override
@@ -168,6 +174,7 @@ class History(Callback):
             self._sums = [sum(column) for column in zip(*sums, strict=True)] if rank == 0 else [0.0, 0.0, 0.0]
         self._seconds = state_dict["seconds"]
         self._validation = dict(state_dict["validation"])
+        self._logged = dict(state_dict.get("logged", {}))
 
     def _pause(self) -> None:
         now = time.perf_counter()

@@ -21,8 +21,9 @@ def export(
         Path | None, typer.Option(metavar="FILE", help="The file. [default: model.onnx, .pt2, ... in the run's folder]")
     ] = None,
     input: Annotated[
-        Literal["uint8", "float"], typer.Option(help="It takes images as 0 to 255, or as 0.0 to 1.0.")
-    ] = "uint8",
+        Literal["uint8", "float"] | None,
+        typer.Option(help="It takes images as 0 to 255, or as 0.0 to 1.0. [default: as training did]"),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="FILE", help="An npz file to compare on. [default: the run's data]")
     ] = None,

@@ -13,9 +13,11 @@ from cnnlab.config.preflight import compose, composed, preflight
 from cnnlab.config.project import CONF, ROOT, replaced, take_flags
 from cnnlab.config.record import follow_budget, write_record
 from cnnlab.config.resume import record_limits, resume_command
+from cnnlab.config.tree import own_classes
 
 __all__ = [
-    "CONF", "ROOT", "check", "compose", "composed", "follow_budget", "preflight", "quote", "record_limits", "replaced",
+    "CONF", "ROOT", "check", "compose", "composed", "follow_budget", "own_classes", "preflight", "quote",
+    "record_limits", "replaced",
     "resume_command", "take_flags", "value_of", "write_record",
 ]  # fmt: skip
 

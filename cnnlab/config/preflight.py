@@ -9,7 +9,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import lock
-from cnnlab.config import project
+from cnnlab.config import project, tree
 from cnnlab.config.command import Command
 from cnnlab.config.help import help_text
 from cnnlab.config.lines import parse, parse_all, quote, sets, text_of
@@ -214,11 +214,12 @@ def _changes(folder: Path, flags: argparse.Namespace, overrides: Sequence[Overri
         UnsafeError: The folder asks for something that only the person at the keyboard may.
     """
     typed = [override for override in parse_all(flags.overrides)[0] if not sets(override, "resume")]
+    harmless = (*LOCAL_LOGGERS, *tree.own_options("logger"))
     for override in overrides:
         value = override.value()
         names = value if isinstance(value, list) else [value]
         is_typed = override.is_delete() or text_of(override) in map(text_of, typed)
-        if sets(override, "logger") and not is_typed and any(name not in LOCAL_LOGGERS for name in names):
+        if sets(override, "logger") and not is_typed and any(name not in harmless for name in names):
             raise UnsafeError(
                 f"{as_typed(text_of(override))}, as the run's folder has it, sends what it sees to others, or is none "
                 "of cnnlab's: if it is meant, give it again."

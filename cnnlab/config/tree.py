@@ -1,6 +1,7 @@
 """The conf tree as plain data: where it stands, and what its files say about each key."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,20 @@ def chosen(group: str) -> list[str]:
 def options(group: str) -> list[str]:
     """List the options of a group."""
     return sorted({path.stem for folder in folders() for path in (folder / group).glob("*.yaml")})
+
+
+def own_options(group: str) -> list[str]:
+    """List the options of a group that stand in the user's own folders."""
+    return sorted({path.stem for folder in own_folders() for path in (folder / group).glob("*.yaml")})
+
+
+def own_classes() -> set[str]:
+    """Return the classes that the files of the user's own folders name."""
+    classes = set()
+    for path in (path for folder in own_folders() for path in folder.rglob("*.yaml")):
+        with suppress(yaml.YAMLError, OSError, UnicodeError):  # whoever composes the file says what is wrong
+            classes |= {str(target) for _, target in trust.targets(_read(path)[1])}
+    return classes
 
 
 def content(group: str, option: str) -> dict[str, Any]:

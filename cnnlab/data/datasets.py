@@ -24,6 +24,7 @@ from torch.utils.data import (
 )
 from typing_extensions import override
 
+from cnnlab import lock
 from cnnlab.batch import PADDING, Batch, mix_seed
 from cnnlab.bounds import NonNegativeInt, PositiveFloat, PositiveInt, Seed, ShareBelowOne
 from cnnlab.data import archive, splits
@@ -106,7 +107,8 @@ def _collate(samples: list[Any]) -> Batch | _Failure:
     return Batch(pixels.permute(0, 3, 1, 2), torch.tensor(targets), torch.tensor(positions))
 
 
-def _ignore_signals(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
+    lock.disown()  # a worker outlives a killed main process for seconds
     # The main process answers the keyboard and the scheduler, and ends its workers by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -126,7 +128,7 @@ class _Batches(Stream):
             batch_sampler=_Late(lambda: self._keys),
             num_workers=num_workers,
             collate_fn=_collate,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_begin_worker,
             generator=torch.Generator(),  # the loader would draw from the global one
             pin_memory=pin_memory,
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 Fit = Literal["crop", "pad", "stretch"]
@@ -125,6 +125,12 @@ def fitted(picture: Image.Image, size: tuple[int, int], fit: Fit = "crop") -> UI
         return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
     fitting = ImageOps.fit if fit == "crop" else ImageOps.pad
     return np.asarray(fitting(picture, (width, height), Image.Resampling.BICUBIC))
+
+
+def as_floats(images: np.ndarray) -> Float[np.ndarray, "..."]:
+    """Return images as a network's first layer takes floats: bytes and 16 bits from 0 to 1, floats as they are."""
+    most = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}.get(images.dtype)
+    return images if most is None else images.astype(np.float32) / np.float32(most)
 
 
 def displayable(
