@@ -301,11 +301,12 @@ def initialise(network: nn.Sequential, cfg: DictConfig, images: DataModule) -> N
     if steps:
         sample = images.images("train", slice(SAMPLE)).permute(0, 3, 1, 2)
         normalize, body = network[0], network[1]
-        network.to(memory_format=torch.contiguous_format)  # some of torch.nn.init's functions take no other
+        # Some of torch.nn.init's functions take no other memory.
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for step in steps:
             step(body, normalize(sample))
         if cfg.model.channels_last:
-            network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if cfg.init_from is not None:
         begin_with(network, cfg.init_from, list(images.classes))
 

@@ -455,9 +455,9 @@ def test_each_row_goes_from_training_to_report(name: str, installed: Installed, 
     assert sum(lines(text) for path, text in row.files.items() if path.endswith(".py")) <= row.py
     folder = tmp_path / "lab"
     folder.mkdir()
-    for path in project.iterdir():
-        if path.name not in ("conf", "outputs"):
-            (folder / path.name).symlink_to(path)
+    for source in project.iterdir():
+        if source.name not in ("conf", "outputs"):
+            (folder / source.name).symlink_to(source)
     for path, text in {**FILES, **row.files}.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
