@@ -1,7 +1,6 @@
 """The `cnnlab` command: imports the verb that is called, and turns errors into exit codes."""
 
 import importlib
-import importlib.metadata
 import runpy
 import sys
 from collections.abc import Callable
@@ -40,6 +39,8 @@ class _Verbatim(TyperCommand):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        import importlib.metadata  # not before: it takes longer than all the rest of --help
+
         print(f"cnnlab {importlib.metadata.version('cnnlab')}")
         raise typer.Exit
 

@@ -35,6 +35,8 @@ def say(*texts: object, sep: str = " ", file: TextIO | None = None, flush: bool 
 
 def print_error(error: BaseException) -> None:
     """Print an error as users see it: each line of its message after the program's name, on standard error."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()  # or what was said before would stand after it
     for line in str(error).splitlines():
         say(f"cnnlab: error: {line}", file=sys.stderr)
 
@@ -104,7 +106,7 @@ class Waiting:
         text: What is being done.
     """
 
-    first_seconds = 0.15
+    first_seconds = 0.1
     terminal_seconds = 0.5
     log_seconds = 60.0
     current: "Waiting | None" = None

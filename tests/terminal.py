@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.conftest import ROOT
+
 COMMAND = "import sys; sys.argv[0] = 'cnnlab'; from cnnlab.cli import app; app()"
 
 
@@ -24,6 +26,7 @@ def run_on_terminal(
     code: str = COMMAND,
     seen: Callable[[float, bytes], object] = lambda seconds, content: None,
     timeout: float = 120,
+    root: Path = ROOT,
 ) -> str:
     """Return what a command writes on a terminal of this width, without colours.
 
@@ -34,6 +37,7 @@ def run_on_terminal(
         code: What Python runs.
         seen: Called with each piece of output, and the seconds since the start.
         timeout: In seconds.
+        root: Of the checkout whose cnnlab is run.
     """
     control, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
@@ -42,7 +46,7 @@ def run_on_terminal(
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words],
         stdin=terminal, stdout=terminal, stderr=terminal, cwd=cwd,
-        env=environment | {"TERM": "xterm-256color", "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env=environment | {"TERM": "xterm-256color", "PYTHONPATH": str(root)},
     )  # fmt: skip
     os.close(terminal)
     content = b""

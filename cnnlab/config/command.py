@@ -91,6 +91,16 @@ class Command:
                 mistakes += [line + note for line in lines if line not in mistakes and line + note not in mistakes]
         return mistakes
 
+    def without(self, overrides: Sequence[Override]) -> dict[str, Any]:
+        """Return the config that the command line makes without some overrides, as plain containers, unjudged."""
+        others = [override for override in self._overrides if override not in overrides]
+        choices = [override for override in others if self.is_choice(override)]
+        config = self._loader.compose(choices)
+        for override in others:
+            if override not in choices:
+                list(self._loader.apply(override, config))
+        return without_hydra(config)
+
     def missing(self) -> list[str]:
         """List the classes that are not there, a line each; those on another machine are for that to look for.
 
@@ -236,7 +246,13 @@ class Command:
         launcher = get(content, "hydra", "launcher", "_target_")
         self._trials_are_processes, self._is_remote = launcher in ALONE, self._multirun and launcher in REMOTE
         self._choices = get(content, "hydra", "runtime", "choices") or {}
-        return config, self._without_misspelt(mistakes) + self._judge(without_hydra(config))
+        plain = without_hydra(config)
+        if not mistakes:
+            return config, self._judge(plain)
+        # A key that isn't there is answered at once: the rest of the command line is judged, and not the whole config.
+        keys = [tuple(override.key_or_group.split(".")) for override in late if not override.is_delete()]
+        there = [key for key in keys if key[0] != "hydra" and get(plain, *key[:-1], key[-1]) is not None]
+        return config, self._without_misspelt(mistakes) + [line for key in there for line in self._judge(plain, key)]
 
     def _judge(self, config: dict[str, Any], key: Key | None = None) -> list[str]:
         if self._is_shown_only:

@@ -224,9 +224,9 @@ def _changes(folder: Path, flags: argparse.Namespace, overrides: Sequence[Overri
                 f"{as_typed(text_of(override))}, as the run's folder has it, sends what it sees to others, or is none "
                 "of cnnlab's: if it is meant, give it again."
             )
-    vouched = Command(flags, [*(other for other in overrides if command.is_choice(other)), *typed], False)
-    vouched.mistakes()
-    check_origin(command.config, vouched.config)
+    texts = {text_of(override) for override in typed}
+    recorded = [other for other in overrides if not command.is_choice(other) and text_of(other) not in texts]
+    check_origin(command.config, command.without(recorded))
     changed = differences(folder, command.config)
     head = f"resume={folder}: a run keeps the config that it began with"
     return [f"{head}; init_from={folder} begins another with its weights", *changed] if changed else []

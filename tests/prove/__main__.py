@@ -19,6 +19,7 @@ from tests.prove.table import show
 PROOFS = {
     "resume": ("--kills", 200), "signals": ("--each", 100), "faults": ("--damages", 10_000),
     "hostile": ("--inputs", 330), "truth": ("--draws", 200), "budget": ("--kills", 50), "deadlines": ("--runs", 20),
+    "waiting": ("--rounds", 3),
 }  # fmt: skip
 GLANCE = {"resume": 3, "signals": 2, "faults": 200, "hostile": 8, "truth": 2}
 
