@@ -59,7 +59,7 @@ VERBS = [
     Verb("report, sweep", ["report", "outputs/search"]),
     Verb("compare, evaluated", ["compare", RUN, SECOND]),
     Verb("runs", ["runs"]),
-    Verb("decide, done", ["decide", RUN, SECOND, "--max-seeds", "2", "--folder", "outputs/decision"]),
+    Verb("decide, done", ["decide", RUN, SECOND, "--max-seeds", "3", "--folder", "outputs/decision"]),
     Verb("benchmark", ["benchmark", *DATA, "--rounds", "1", "--seconds", "0.1"]),
     Verb("show model", ["show", "model", *DATA]),
     Verb("show convolution", ["show", "convolution"]),
