@@ -225,3 +225,30 @@ def test_only_a_run_that_had_a_budget_can_be_repeated(train: Train, trained: Pat
         train(f"budget='{trained}'", "trainer.max_epochs=-1")
     assert stop.value.code == 2
     assert "that run had no budget" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_each_trial_of_a_sweep_has_the_budget(small: list[str], tmp_path: Path):
+    """Also where they train side by side, and when the sweep is resumed with nothing left to do."""
+    command = [
+        "-m", *small[:-1], "callbacks.figures=null", "budget=20s", "seed=0,1", "hydra/launcher=local",
+        "hydra.launcher.n_jobs=2",
+    ]  # fmt: skip
+    ended = run_process(*command, f"hydra.sweep.dir='{tmp_path / 'sweep'}'")
+    assert ended.returncode == 0, ended.stderr
+    records = [read(path)["budget"] for path in (tmp_path / "sweep").glob("*/run.json")]
+    assert [record["asked"] for record in records] == ["20s", "20s"]
+    assert all(15 <= record["used"] <= 25 for record in records)
+    resumed = run_process(*command, f"resume='{tmp_path / 'sweep'}'")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [read(path)["budget"] for path in (tmp_path / "sweep").glob("*/run.json")] == records
+
+
+@pytest.mark.slow
+def test_processes_agree_on_every_step(small: list[str], tmp_path: Path):
+    folder, again = tmp_path / "run", tmp_path / "again"
+    options = [*small[:-1], *OPTIONS, "trainer.accelerator=cpu", "trainer.devices=2"]
+    for asked, place in (("30s", folder), (f"'{folder}'", again)):
+        ended = run_process(*options, f"budget={asked}", f"hydra.run.dir='{place}'")
+        assert ended.returncode == 0, ended.stderr
+    assert compare(outcome_by_step(folder), outcome_by_step(again)) == ""

@@ -1,5 +1,6 @@
 """A run that cannot work is found out before it begins, and nothing is left behind."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,27 @@ def test_a_run_that_can_begin_is_go_and_leaves_nothing_behind(check):
     assert "ln(10) is 2.303" in out
     assert "for 30 steps of" in out
     assert lines[-1] == "go"
+
+
+def test_a_budget_is_turned_into_steps_and_epochs(check):
+    code, out, _ = check("budget=10min", "trainer.max_epochs=-1")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("time ")]
+    match = re.search(
+        r"about ([\d,]+) steps of .* ms, ([\d.]+) epochs in 10min; (\d+)% .* (\d+)% into validation", line
+    )
+    assert match, line
+    steps, epochs, starting, ending = (float(text.replace(",", "")) for text in match.groups())
+    assert steps / epochs == pytest.approx(10, rel=0.02)  # batches of 32 of 320 images
+    assert starting < 10
+    assert 0 < ending < 90
+
+
+def test_a_budget_that_starting_up_uses_is_no_go(check):
+    code, out, err = check("budget=1s", "trainer.max_epochs=-1")
+    assert code == 2
+    assert "budget=1s is too short: starting up takes" in err
+    assert out.splitlines()[-1] == "no go"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from cnnlab.callbacks.checkpoint import validation_rhythm
+from cnnlab.callbacks.figures import Figures
 from cnnlab.errors import ConfigError
 from cnnlab.schedule import Pace
 from cnnlab.wording import format_duration
@@ -29,6 +30,7 @@ EVALUATION = 0.35  # of a step's time for each image, until a validation was tim
 SAVING_SECONDS = 0.05  # beside a validation, until that was timed
 LEAST_ENDING_SECONDS = 1.0  # for the pictures and files at the end, on an idle machine
 ENDING = 0.25  # of the time that starting up computes
+WITHOUT_PICTURES = 0.4  # of either
 VIEWS = {"none": 1, "mirror": 2, "mirror_translate": 6}  # of an image in the test
 
 
@@ -110,7 +112,8 @@ class Budget(Callback):
         # that are read for the first time; both take longer where the machine has other work.
         computing, slowdown = processor_time()
         starting = min(time.monotonic() - self._began, computing)
-        self._ending = max(LEAST_ENDING_SECONDS * slowdown, ENDING * starting)
+        draws = any(isinstance(callback, Figures) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        self._ending = max(LEAST_ENDING_SECONDS * slowdown, ENDING * starting) * (1.0 if draws else WITHOUT_PICTURES)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
