@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -91,8 +92,8 @@ def _evaluate(
     sections: dict[str, Any] = {}
     try:
         state = restore(str(record.folder), trusted)
-        filters = _filters(*anatomy.read_filters(state.network))
-        sections = {"Learned filters": filters}
+        with suppress(ConfigError):  # a network without convolutions has none
+            sections["Learned filters"] = _filters(*anatomy.read_filters(state.network))
         result = evaluation.evaluate(str(record.folder), data=data, figures=False, trusted=trusted)
         images = restore_data(state, data, trusted=trusted)
     except UnsafeError:

@@ -103,9 +103,10 @@ class Runner:
         if isinstance(pool, LauncherPool):
             place = [f"hydra.sweep.dir={quote(self.folder.path)}", f"hydra.sweep.subdir={quote(trial.name)}"]
         else:
-            place = [*_hydra_words(), f"hydra.run.dir={path}"]
+            place = [f"hydra.run.dir={path}"]
             if is_run(folder.path) and folder.run:
                 place += [f"resume={path}", "hydra.output_subdir=null"]
+            place += _hydra_words()
         pool.start(trial.name, [*overrides, *place], folder.path, self.folder.handle)
         self.board.start(trial.name)
 
@@ -122,12 +123,15 @@ class Runner:
 
 
 def _hydra_words() -> list[str]:
-    """Return Hydra's flags and settings of the command line that a trial needs too."""
+    """Return Hydra's settings and flags of the command line that a trial needs too.
+
+    The flags come last: between two overrides argparse takes them for the end of these.
+    """
     words = iter(sys.argv[1:])
-    kept = []
+    settings, flags = [], []
     for word in words:
         if word.startswith(("--config-dir", "--config-name", "--config-path", "-cd", "-cn", "-cp")):
-            kept += [word] if "=" in word else [word, next(words, "")]
+            flags += [word] if "=" in word else [word, next(words, "")]
         elif word.startswith(("hydra.job_logging", "hydra/job_logging", "hydra.verbose", "hydra.searchpath")):
-            kept.append(word)
-    return kept
+            settings.append(word)
+    return [*settings, *flags]
