@@ -128,7 +128,8 @@ def _hydra_words() -> list[str]:
     The flags come last: between two overrides argparse takes them for the end of these.
     """
     words = iter(sys.argv[1:])
-    settings, flags = [], []
+    settings: list[str] = []
+    flags: list[str] = []
     for word in words:
         if word.startswith(("--config-dir", "--config-name", "--config-path", "-cd", "-cn", "-cp")):
             flags += [word] if "=" in word else [word, next(words, "")]
