@@ -17,12 +17,12 @@ from cnnlab.batch import Batch, mix_seed
 from cnnlab.errors import ConfigError
 from cnnlab.loss import CrossEntropy
 from cnnlab.metrics import MetricBuilder, SplitMetrics
-from cnnlab.patches import QuickHookNames
+from cnnlab.patches import QuickModule, run_backward
 from cnnlab.schedule import Constant, Pace, Scheduler
 from cnnlab.tta import TTA, average_views
 
 
-class Classifier(QuickHookNames):
+class Classifier(QuickModule):
     """Train a network to tell classes apart.
 
     Args:
@@ -81,7 +81,11 @@ class Classifier(QuickHookNames):
     @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         # torch would launch an operation for this one in every step.
-        loss.backward(ones_for(loss.dtype, loss.device), *args, **kwargs)
+        ones = ones_for(loss.dtype, loss.device)
+        if args or kwargs:
+            loss.backward(ones, *args, **kwargs)
+        else:
+            run_backward(loss, ones)
 
     @override
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:

@@ -8,18 +8,28 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
+import torch
 from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.loops import training_epoch_loop
 from pytorch_lightning.loops.optimization.automatic import ClosureResult
+from pytorch_lightning.plugins.precision import precision
 from pytorch_lightning.profilers import Profiler
+from pytorch_lightning.strategies import Strategy
+from pytorch_lightning.trainer import call
+from pytorch_lightning.trainer.states import RunningStage
+from pytorch_lightning.utilities.enums import LightningEnum
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
@@ -38,11 +48,17 @@ USELESS_WARNINGS = (
     r"The number of training batches \(\d+\) is smaller than the logging",
 )
 
+EMPTY_HOOKS = (
+    "on_train_batch_start", "on_train_batch_end", "on_before_backward", "on_after_backward", "on_before_optimizer_step",
+)  # fmt: skip
+"""Hooks around a step that a LightningModule and a strategy have, and in which they do nothing. Lightning 2.6.6."""
+
 
 @cache
 def _patch_once() -> None:
     _ChildProcessObserver._terminate_all = terminate_without_sigkill  # type: ignore[method-assign, assignment]
     LocalFileSystem.append = append_to_deleted_folder
+    skip_empty_hooks()
 
 
 def install() -> None:
@@ -182,19 +198,107 @@ class NoProfiler(Profiler):
     def stop(self, action_name: str) -> None: ...
 
 
-class QuickHookNames(LightningModule):
-    """A LightningModule on which Lightning notes the hook it is in at no cost.
+@cache
+def _differs(kind: type, base: type, hook: str) -> bool:
+    return getattr(kind, hook, None) is not getattr(base, hook, None)
 
-    It sets `_current_fx_name`, a string, some forty times a step; `nn.Module` searches its parameters, buffers and
-    submodules each time. Lightning 2.6.6, torch 2.13.
+
+def has_hook(instance: Any, base: type, hook: str) -> bool:
+    """Whether an object, or its class, has a hook of its own in place of its base's."""
+    return hook in vars(instance) or _differs(type(instance), base, hook)  # type: ignore[arg-type]
+
+
+def skip_empty_hooks() -> None:
+    """Have Lightning call only the hooks of a step that somebody wrote.
+
+    It calls some sixty of them a step, of each callback, the module and the strategy, most of them empty, and enters a
+    context and writes a name around each: a fifth of a small network's step. Lightning 2.6.6, `trainer/call.py`.
     """
+    every_callback = call._call_callback_hooks
+
+    def call_callbacks(trainer: Any, hook_name: str, *args: Any, **kwargs: Any) -> None:
+        if "monitoring_callbacks" in kwargs or not isinstance(trainer.profiler, NoProfiler):
+            every_callback(trainer, hook_name, *args, **kwargs)
+            return
+        everyone, hooked = vars(trainer).get("_hooked", (None, {}))
+        if everyone != trainer.callbacks:
+            everyone, hooked = trainer._hooked = list(trainer.callbacks), {}
+        if hook_name not in hooked:
+            hooked[hook_name] = [each for each in everyone if has_hook(each, Callback, hook_name)]
+        callbacks = hooked[hook_name]
+        if not callbacks:
+            return
+        module = trainer.lightning_module
+        if module:
+            before, module._current_fx_name = module._current_fx_name, hook_name
+        for callback in callbacks:
+            getattr(callback, hook_name)(trainer, module, *args, **kwargs)
+        if module:
+            module._current_fx_name = before
+
+    def unless_empty(function: Callable[..., Any], base: type, owner: str) -> Callable[..., Any]:
+        def call_hook(trainer: Trainer, hook_name: str, *args: Any, **kwargs: Any) -> Any:
+            if hook_name in EMPTY_HOOKS and not has_hook(getattr(trainer, owner), base, hook_name):
+                return None
+            return function(trainer, hook_name, *args, **kwargs)
+
+        return call_hook
+
+    call._call_callback_hooks = call_callbacks
+    # Only where the training step does not pass: no frame of ours is to stand between train.py and that.
+    calls = SimpleNamespace(**vars(call))
+    calls._call_lightning_module_hook = unless_empty(
+        call._call_lightning_module_hook, LightningModule, "lightning_module"
+    )
+    calls._call_strategy_hook = unless_empty(call._call_strategy_hook, Strategy, "strategy")
+    training_epoch_loop.call = precision.call = calls  # type: ignore[assignment]
+
+    # It asks a dozen times a step what is going on, and compares the words in lower case.
+    RunningStage.__eq__ = lambda stage, other: stage is other or LightningEnum.__eq__(stage, other)  # type: ignore[method-assign]
+    # It also reads the training step's signature from source in each step.
+    signature = cache(training_epoch_loop.is_param_in_hook_signature)
+    training_epoch_loop.is_param_in_hook_signature = lambda hook, *args, **kwargs: signature(
+        getattr(hook, "__func__", hook), *args, **kwargs
+    )
+
+
+class QuickModule(LightningModule):
+    """A LightningModule around whose steps Lightning does less that leads to nothing. Lightning 2.6.6, torch 2.13."""
 
     @override
     def __setattr__(self, name: str, value: Any) -> None:
-        if type(value) is str and name in self.__dict__:
+        # Set some twenty times a step; `nn.Module` would search its parameters, buffers and submodules each time.
+        if name == "_current_fx_name":
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
+
+    @override
+    def _call_batch_hook(self, hook_name: str, *args: Any) -> Any:
+        # Lightning asks for each of three hooks whether the module, the data, or both have it.
+        trainer: Any = self._trainer
+        data = trainer and trainer.datamodule
+        if data is None or not isinstance(trainer.profiler, NoProfiler):
+            return super()._call_batch_hook(hook_name, *args)
+        if has_hook(data, LightningDataModule, hook_name):
+            return getattr(data, hook_name)(*args)
+        if hook_name == "on_before_batch_transfer" and not has_hook(self, LightningModule, hook_name):
+            return args[0]
+        return super()._call_batch_hook(hook_name, *args)
+
+    @override
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        if gradient_clip_val is not None:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+
+def run_backward(loss: Tensor, gradient: Tensor) -> None:
+    """Do what `loss.backward(gradient)` does, without comparing their shapes as symbols. torch 2.13."""
+    torch.autograd.Variable._execution_engine.run_backward(
+        (loss,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
 
 
 class WholeLoss(ClosureResult):
@@ -221,3 +325,6 @@ class WholeLoss(ClosureResult):
 def keep_whole_loss(trainer: Trainer) -> None:
     """Let a trainer take the loss as it is: see `WholeLoss`."""
     trainer.fit_loop.epoch_loop.automatic_optimization.output_result_cls = WholeLoss
+    plugin = trainer.precision_plugin
+    if type(plugin).train_step_context is precision.Precision.train_step_context:  # a generator around the other
+        plugin.train_step_context = plugin.forward_context  # type: ignore[method-assign, assignment]

@@ -102,7 +102,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if resumable(trainer, batch_idx) and (self._is_due(trainer) or self._is_before_long(trainer, batch_idx)):
+        if (self._is_due(trainer) or self._is_before_long(trainer, batch_idx)) and resumable(trainer, batch_idx):
             self._save_last(trainer)
 
     @override
@@ -187,12 +187,14 @@ class Checkpoint(lightning_callbacks.Checkpoint):
 
     def _is_before_long(self, trainer: Trainer, batch_idx: int) -> bool:
         """Whether a validation that may take long comes before the next state that can be saved."""
-        batches, every = validation_rhythm(trainer, batch_idx)
-        if (batches + trainer.accumulate_grad_batches) // every == batches // every:
-            return False
         expected = self._validation_seconds
         if expected is None:  # the first validation: worth it if the training before it took long
             expected = time.monotonic() - self._saved_at
+        if trainer.world_size == 1 and expected <= self.LONG_SECONDS:
+            return False
+        batches, every = validation_rhythm(trainer, batch_idx)
+        if (batches + trainer.accumulate_grad_batches) // every == batches // every:
+            return False
         # Processes save together, and their clocks differ.
         return bool(trainer.strategy.broadcast(expected > self.LONG_SECONDS))
 

@@ -68,8 +68,9 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if resumable(trainer, batch_idx):
-            self._stop_now_and_then(trainer, signals.received(), between_steps=True)
+        signum = signals.received()
+        if (signum or trainer.world_size > 1) and resumable(trainer, batch_idx):
+            self._stop_now_and_then(trainer, signum, between_steps=True)
 
     @override
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
