@@ -107,6 +107,20 @@ def run_process(
     )  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def folds(tmp_path_factory: pytest.TempPathFactory, npz: Path) -> Path:
+    """A sweep over three folds of the small file, with a share of the labels changed."""
+    folder = tmp_path_factory.mktemp("sweeps") / "folds"
+    words = [
+        "-m", "data=npz", f"data.path='{npz}'", "data.batch_size=32", "trainer.max_epochs=3", "optimizer.lr=0.05",
+        "data.folds=3", "data.fold=range(3)", "data.label_noise=0.05", "callbacks.figures=null",
+        "callbacks.dashboard=null", "logger=none", f"hydra.sweep.dir='{folder}'",
+    ]  # fmt: skip
+    done = run_process(*words)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 def read(path: Path) -> dict:
     """Return a JSON file's content."""
     return json.loads(path.read_text())

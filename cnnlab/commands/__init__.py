@@ -19,7 +19,7 @@ COMMANDS = {
     "decide": "Decide whether one recipe is better than another, with no more seeds than that takes.",
     "runs": "List runs: what each was, how it ended, what it reached.",
     "benchmark": "Measure how fast a config trains on this machine, and what would be faster.",
-    "data": "Fetch, pack and check the npz files that training reads.",
+    "data": "Fetch, pack and check the npz files that training reads, and find wrong labels.",
     "show": "Draw data, convolution, pooling, augmentation, schedules, and the inside of a network.",
     "report": "Write one HTML file about a run or a sweep.",
     "options": "List the options of each group, a project's own among them.",

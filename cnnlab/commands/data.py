@@ -1,4 +1,4 @@
-"""`cnnlab data`: fetch a data set, pack a folder of pictures, check a file."""
+"""`cnnlab data`: fetch a data set, pack a folder of pictures, check a file, find wrong labels."""
 
 import hashlib
 import json
@@ -11,16 +11,17 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from cnnlab.commands import AsJson, Wide
+from cnnlab.commands import AsJson, Trust, Wide
 from cnnlab.console import say
 from cnnlab.data import archive, cifar, folder, npz, pictures, splits
 from cnnlab.errors import ConfigError, PartialError
 from cnnlab.tables import Column, print_table
+from cnnlab.wording import format_metric
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="Fetch, pack and check the npz files that training reads.",
+    help="Fetch, pack and check the npz files that training reads, and find wrong labels in them.",
 )
 
 
@@ -114,6 +115,67 @@ def check(
     for note in content["notes"]:
         say(f"note: {note}")
     say("Usable, but see the notes." if content["notes"] else "Usable.", "Train:", content["command"])
+
+
+@app.command()
+def doctor(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="SWEEP | RUN...", help="A sweep over data.fold; or runs that held out images."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write. [default: `doctor` in the first folder]")
+    ] = None,
+    accelerator: Annotated[str, typer.Option(help="The device: cpu, gpu, mps, or what is there.")] = "auto",
+    wide: Wide = False,
+    as_json: AsJson = False,
+    trust: Trust = None,
+) -> None:
+    """Find training images with wrong labels, by networks that did not train on them; and near-duplicates in the test.
+
+    Writes suspects.csv, which data.exclude= takes, a sheet of the surest ones to look at, and doctor.json. A suspect is
+    an image of which the networks are as sure that it is of another class as they are, on average, of that class
+    (confident learning, Northcutt et al. 2021): look at them before you leave them out.
+    """
+    from cnnlab.doctor import examine
+    from cnnlab.folds import find_folds
+    from cnnlab.record import is_run
+
+    first = Path(runs[0])
+    if first.is_dir() and not is_run(first):
+        if len(runs) > 1:
+            raise ConfigError(f"{first} is no run: give one sweep, or runs.")
+        names = [str(record.folder) for records in find_folds(first).values() for record in records]
+    else:
+        names = runs
+    output = output or (first if first.is_dir() else first.absolute().parent) / "doctor"
+    content = examine(names, output, accelerator=accelerator, trusted=trust or ())
+    if as_json:
+        say(json.dumps(content, indent=1))
+        return
+    share = 100 / content["count"]
+    suspects, hopeless, duplicates = content["suspects"], content["hopeless"], content["duplicates"]
+    _print("The surest suspects", suspects[:10], wide)
+    _print(
+        "Classes that are taken for each other",
+        [
+            {"class": names[0], "and": names[1], "% of the first": f"{100 * shares[0]:.1f}",
+             "% of the second": f"{100 * shares[1]:.1f}", "images": row["images"]}
+            for row in content["confused"][:10] for names, shares in [(row["classes"], row["shares"])]
+        ],
+        wide,
+    )  # fmt: skip
+    _print("Test images nearly in the training array", duplicates[:10], wide)
+    accuracies = [content[name]["metrics"].get("accuracy") for name in ("metrics", "metrics_without_suspects")]
+    say(
+        f"{len(suspects)} of {content['count']:,} labels are suspect ({share * len(suspects):.1f}%), "
+        f"{len(hopeless)} images no run has right, {len(duplicates)} test images are nearly in the training array.",
+        *([] if None in accuracies else
+          ["out of fold {}; not counting the suspects {}".format(*(format_metric("accuracy", a) for a in accuracies))]),
+        f"written: {', '.join(content['files'])}",
+        f"train without the suspects: {content['command']}",
+        sep="\n",
+    )  # fmt: skip
 
 
 def _command(option: str, path: Path, keys: Mapping[str, str] | None = None) -> str:
