@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import cnnlab
 from cnnlab.decision import Pair, decide, note_in_ledger, share_alpha
 from cnnlab.errors import ConfigError
 from cnnlab.stats import confidence_sequence, t_quantile
@@ -101,6 +102,16 @@ def test_numbers_out_of_range_are_refused(option: dict):
 
 def test_real_runs_are_decided_resumed_and_not_run_twice(small: list[str], tmp_path: Path):
     common = [*small, "~callbacks.figures", "~callbacks.dashboard", "logger=none", "trainer.max_epochs=1"]
+    # Two seeds are there already, trained in this process.
+    for seed in (0, 1):
+        for name, words in (
+            ("first", ["optimizer.lr=1e-6"]),
+            ("second", ["optimizer.lr=0.1", "optimizer.nesterov=true"]),
+        ):
+            place = tmp_path / "decision" / f"{name}-seed={seed}"
+            cnnlab.train([*common, *words, f"seed={seed}", f"hydra.run.dir='{place}'"])
+    before = [read(path)["started"] for path in sorted((tmp_path / "decision").glob("*/run.json"))]
+    assert len(before) == 4
     command = [
         sys.executable, "-c", "from cnnlab.cli import app; app()", "decide", *common, "--a", "optimizer.lr=1e-6",
         "--b", "optimizer.lr=0.1 optimizer.nesterov=true", "--max-seeds", "3", "--folder", "decision",
@@ -116,4 +127,5 @@ def test_real_runs_are_decided_resumed_and_not_run_twice(small: list[str], tmp_p
         [*command, "--json"], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60
     )
     assert json.loads(again.stdout) == content
+    assert {*before} < {*started}
     assert started == [read(path)["started"] for path in sorted((tmp_path / "decision").glob("*/run.json"))]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cnnlab.checkpoint import network_weights, read_checkpoint
-from tests.conftest import read, run_process
+from tests.conftest import Train, read, run_process
 
 
 def losses(folder: Path) -> list[float]:
@@ -15,14 +15,13 @@ def losses(folder: Path) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file) for name in ("train/loss", "val/loss")]
 
 
-def test_two_processes_train_as_one_with_the_same_global_batch(small: list[str], tmp_path: Path):
+def test_two_processes_train_as_one_with_the_same_global_batch(small: list[str], train: Train, tmp_path: Path):
     # No batch norm: each process normalises with its own half of the batch.
-    common = [*small, "model.batch_norm=false", "trainer.accelerator=cpu"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    single = run_process(*common, "data.batch_size=32", f"hydra.run.dir={one}")
-    assert single.returncode == 0, single.stderr
+    common = ["model.batch_norm=false", "trainer.accelerator=cpu"]
+    two = tmp_path / "two"
+    one = train(*common, "data.batch_size=32", folder=tmp_path / "one")
     double = run_process(
-        *common, "data.batch_size=16", "trainer.devices=2", "trainer.strategy=ddp", f"hydra.run.dir={two}"
+        *small, *common, "data.batch_size=16", "trainer.devices=2", "trainer.strategy=ddp", f"hydra.run.dir={two}"
     )
     assert double.returncode == 0, double.stderr
     assert losses(two) == pytest.approx(losses(one), rel=2e-4)
@@ -38,18 +37,17 @@ def test_two_processes_train_as_one_with_the_same_global_batch(small: list[str],
     assert read(one / "run.json")["status"] == "completed"
 
 
-def test_frozen_parameters_stay_as_they_are_and_the_others_are_trained(small: list[str], tmp_path: Path):
+def test_frozen_parameters_stay_as_they_are_and_the_others_are_trained(small: list[str], train: Train, tmp_path: Path):
     """Processes wait for the gradients of all parameters, also where the optimizer is to leave some alone."""
-    weights = []
-    for devices, size in ((1, 32), (2, 16)):
-        folder = tmp_path / str(devices)
-        run = run_process(
-            *small, "model.batch_norm=false", "trainer.accelerator=cpu", f"data.batch_size={size}",
-            f"trainer.devices={devices}", "callbacks=[default,freeze]", "callbacks.figures=null",
-            "callbacks.freeze.from_epoch=1", "callbacks.freeze.parameters=[body.features.*]",
-            f"hydra.run.dir={folder}",
-        )  # fmt: skip
-        assert run.returncode == 0, run.stderr
-        weights.append(network_weights(read_checkpoint(folder / "checkpoints" / "last.ckpt")))
+    options = [
+        "model.batch_norm=false", "trainer.accelerator=cpu", "callbacks=[default,freeze]",
+        "callbacks.freeze.from_epoch=1", "callbacks.freeze.parameters=[body.features.*]",
+    ]  # fmt: skip
+    one, two = train(*options, folder=tmp_path / "one"), tmp_path / "two"
+    run = run_process(
+        *small, *options, "data.batch_size=16", "trainer.devices=2", "callbacks.figures=null", f"hydra.run.dir={two}"
+    )
+    assert run.returncode == 0, run.stderr
+    weights = [network_weights(read_checkpoint(folder / "checkpoints" / "last.ckpt")) for folder in (one, two)]
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5)

@@ -132,7 +132,7 @@ def test_every_recipe_trains_in_one_sweep(
         "-m",
         "experiment=glob(*,exclude=transfer)",
         "data.val_size=80",
-        "data.batch_size=32",
+        "data.batch_size=8",
         "~callbacks.figures",
         *SHORT,
     ]

@@ -35,7 +35,7 @@ def run(kind: str, npz: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
     return results
 
 
-@pytest.mark.parametrize("kind", ["options", "crossed"])
+@pytest.mark.parametrize("kind", ["options", pytest.param("crossed", marks=pytest.mark.slow)])
 def test_a_gpu_trains_to_the_bits_of_the_cpu_and_no_step_waits_for_it(npz: Path, tmp_path: Path, kind: str):
     for name, result in run(kind, npz, tmp_path).items():
         assert result["steps"] >= 3, name
@@ -48,6 +48,7 @@ def test_a_gpu_trains_to_the_bits_of_the_cpu_and_no_step_waits_for_it(npz: Path,
             assert all(ours == theirs for ours, theirs in result["metrics"].values()), f"{name}: {result['metrics']}"
 
 
+@pytest.mark.slow
 def test_narrow_numbers_stay_near_and_only_a_scaler_waits(npz: Path, tmp_path: Path):
     for name, result in run("narrow", npz, tmp_path).items():
         assert result["moved"] > 0, name
@@ -62,6 +63,7 @@ def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(npz: Path, tmp_path: 
         assert not result["different"], f"{name}: {result['different']}"
 
 
+@pytest.mark.slow
 def test_operations_do_not_grow_with_the_number_of_parameters(npz: Path, tmp_path: Path):
     """What looks at every parameter does so in lists: to a deeper network it adds what it adds to a shallow one."""
     operations = {name: result["operations"] for name, result in run("growth", npz, tmp_path).items()}
@@ -84,6 +86,7 @@ def test_planted_faults_are_caught(npz: Path, tmp_path: Path):
     assert any("index by a mask at faults.py" in wait for wait in results["ReadMask"]["waits"])
 
 
+@pytest.mark.slow
 def test_every_verb_answers_on_either_device_and_a_run_resumes_on_its_own_only(npz: Path, tmp_path: Path):
     results = run("verbs", npz, tmp_path)
     assert results["gpu"]["device"].startswith("cuda:0")

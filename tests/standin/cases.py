@@ -7,6 +7,11 @@ CONF = Path(__file__).parents[2] / "conf"
 
 GROUPS = ("augment", "callbacks", "init", "loss", "metrics", "model", "optimizer", "schedule")
 NEEDS = {"kornia": "kornia", "timm": "timm", "torchvision": "torchvision"}
+SAME = {
+    *("augment=none", "callbacks=default", "init=none", "loss=cross_entropy", "metrics=default", "optimizer=sgd"),
+    *("schedule=constant", "model=resnet56"),
+}
+"""Options that train what `model=lenet` trains, with nothing else said, and deeper networks of the same layers."""
 LIST = ("augment", "callbacks", "init", "metrics")  # several options may be given
 ALSO = {
     "init=whiten": ["model=speednet"],
@@ -14,7 +19,6 @@ ALSO = {
     "model=custom": ["model._target_=tests.test_options.Own", "+model.width=8"],
     "model=timm": ["model.name=resnet18"],
     "model=torchvision": ["model.name=resnet18"],
-    "model=resnet56": ["model=resnet20"],  # the same layers, more of them
     "model=wide_resnet": ["model.depth=10", "model.width=1"],
     "augment=resized_crop": ["augment.resized_crop.size=24", "eval.resize=24"],
     "callbacks=lookahead": ["callbacks.lookahead.every_n_steps=2"],
@@ -30,6 +34,8 @@ def options() -> dict[str, list[str]]:
             if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
                 continue
             case = f"{group}={name}"
+            if case in SAME:
+                continue
             beside_default = group in ("callbacks", "metrics") and name not in ("default", "none")
             cases[case] = [f"{group}=[default,{name}]" if beside_default else case, *ALSO.get(case, [])]
     return cases
