@@ -28,9 +28,10 @@ OUTLIER = 5.0  # times the usual step: what took longer counts as so much
 AGREE_SECONDS = 1.0  # after so long, or ten steps, several processes agree anew how many steps are left
 EVALUATION = 0.35  # of a step's time for each image, until a validation was timed: it has no backward pass
 SAVING_SECONDS = 0.05  # beside a validation, until that was timed
-LEAST_ENDING_SECONDS = 1.0  # for the pictures and files at the end, on an idle machine
-ENDING = 0.25  # of the time that starting up computes
+LEAST_ENDING_SECONDS = 0.9  # for the pictures and files at the end, on an idle machine
+ENDING = 0.2  # of the time that starting up computes
 WITHOUT_PICTURES = 0.4  # of either
+LOAD_SECONDS = 1.0  # between two looks at how long the process waits for a processor
 VIEWS = {"none": 1, "mirror": 2, "mirror_translate": 6}  # of an image in the test
 
 
@@ -87,7 +88,10 @@ class Budget(Callback):
         self._step: float | None = None  # seconds that an optimizer step takes now
         self._pause: float | None = None  # steps' time that an interruption takes; None before the first
         self._image: float | None = None  # steps' time that evaluating an image takes
-        self._ending = 0.0  # seconds for pictures and files
+        self._ending = 0.0  # seconds for pictures and files, on an idle machine
+        self._had = self._waited = 0.0  # seconds of and for a processor when the load was measured last
+        self._measure_at = 0.0
+        self._slowdown = 1.0  # how many times as long as on an idle machine computing takes now
         self._intervals: deque[float] = deque()  # seconds between the last steps, and their sum
         self._timed = 0.0
         self._window = min(WINDOW * seconds, LONGEST_WINDOW)
@@ -108,12 +112,12 @@ class Budget(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Drawing and writing at the end takes about a quarter of what starting up does, without its waiting for files
-        # that are read for the first time; both take longer where the machine has other work.
-        computing, slowdown = processor_time()
-        starting = min(time.monotonic() - self._began, computing)
+        # Drawing and writing at the end takes about a fifth of what starting up computes.
+        self._had, self._waited = processor_seconds()
+        starting = min(time.monotonic() - self._began, self._had)
         draws = any(isinstance(callback, Figures) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        self._ending = max(LEAST_ENDING_SECONDS * slowdown, ENDING * starting) * (1.0 if draws else WITHOUT_PICTURES)
+        self._ending = max(LEAST_ENDING_SECONDS, ENDING * starting) * (1.0 if draws else WITHOUT_PICTURES)
+        self._slowdown = 1 + self._waited / max(self._had, 1e-3)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -209,6 +213,16 @@ class Budget(Callback):
     def _keep(self, intervals: list[float]) -> None:
         self._intervals, self._timed = deque(intervals), sum(intervals)
 
+    def _measure_load(self) -> None:
+        now = time.monotonic()
+        if now < self._measure_at:
+            return
+        self._measure_at = now + LOAD_SECONDS
+        had, waited = processor_seconds()
+        if had - self._had >= LOAD_SECONDS / 4:
+            self._slowdown = 1 + (waited - self._waited) / (had - self._had)
+            self._had, self._waited = had, waited
+
     def _plan(self, trainer: Trainer) -> tuple[float, int] | None:
         """Return how many steps the time is enough for, the one under way among them; None while that is unknown.
 
@@ -216,6 +230,8 @@ class Budget(Callback):
             ConfigError: There is no time even for the first.
         """
         time_left = self.seconds - self.used
+        self._measure_load()
+        ending_seconds = self._ending * self._slowdown
         if self._step is not None:
             self._step = self._timed / len(self._intervals)
         elif len(self._intervals) >= FEWEST_TIMED:
@@ -223,17 +239,17 @@ class Budget(Callback):
             self._keep([min(interval, most) for interval in self._intervals])
             self._step = self._timed / len(self._intervals)
         if self._step is None:
-            if len(self.pace.shares) == 1 and time_left <= self._ending:
+            if len(self.pace.shares) == 1 and time_left <= ending_seconds:
                 raise ConfigError(
                     f"budget={self.name}: starting up took {self.used:.1f} s, and the test and the pictures take about "
-                    f"{self._ending:.1f} s: no time is left to train. Give more."
+                    f"{ending_seconds:.1f} s: no time is left to train. Give more."
                 )
             latest = self._intervals[-1] if self._intervals else 0.0
-            return (1.0, 0) if time_left - self._ending < 2 * latest else None
+            return (1.0, 0) if time_left - ending_seconds < 2 * latest else None
         pause, ending = self._costs(trainer)
         cycle = Cycle(*self._rhythm(trainer), pause)
         left = max(1.0, cycle.steps_in(time_left / self._step - ending))
-        if self._timed < self._window / 2 and time_left > self._ending:
+        if self._timed < self._window / 2 and time_left > ending_seconds:
             left = max(2.0, left)  # a few slow steps are no sign that the test will take all of the time
         if not self._is_announced:
             self._is_announced = True
@@ -247,7 +263,7 @@ class Budget(Callback):
         image = self._image or EVALUATION / per_step
         pause = self._pause or image * evaluated(trainer, "val") + SAVING_SECONDS / self._step
         views = VIEWS.get(getattr(trainer.lightning_module, "tta", "none"), 1)
-        return pause, pause + image * views * evaluated(trainer, "test") + self._ending / self._step
+        return pause, pause + image * views * evaluated(trainer, "test") + self._ending * self._slowdown / self._step
 
     def _rhythm(self, trainer: Trainer) -> tuple[float, float]:
         """Return how many steps it is to the next interruption, and how many there are between two."""
@@ -273,16 +289,16 @@ class Budget(Callback):
         )
 
 
-def processor_time() -> tuple[float, float]:
-    """Return the seconds for which this process has had or waited for a processor, and how often what it had that is.
+def processor_seconds() -> tuple[float, float]:
+    """Return for how many seconds this process has had a processor, and for how many it waited for one.
 
     Linux says so (Documentation/scheduler/sched-stats.rst); elsewhere it never waited.
     """
     try:
-        had, waited = (int(text) / 1e9 for text in Path("/proc/self/schedstat").read_text().split()[:2])
+        had, waited = Path("/proc/self/schedstat").read_text().split()[:2]
+        return int(had) / 1e9, int(waited) / 1e9
     except (OSError, ValueError):
-        had = waited = 0.0
-    return (had + waited, (had + waited) / had) if had > 0 else (time.process_time(), 1.0)
+        return time.process_time(), 0.0
 
 
 def evaluated(trainer: Trainer, split: str) -> float:
