@@ -121,11 +121,10 @@ class Budget(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._is_paused and self._left_at is not None and self._step is not None:
+        if self._is_paused and self._left_at is not None and self._mark is not None:
             pause = time.monotonic() - self._left_at
-            self._pause = pause / self._step
-            if self._mark is not None:
-                self._mark += pause
+            self._mark += pause
+            self._pause = pause / self._step if self._step else None
         self._is_paused = False
 
     @override
@@ -202,9 +201,8 @@ class Budget(Callback):
         self._agreed = (left - 1, until_agreed - 1) if trainer.world_size > 1 else None
 
     def _note(self, interval: float) -> None:
-        """Note how long a step took."""
-        if self._step is not None:  # a checkpoint inside an epoch is no sign that the machine is slower
-            interval = min(interval, OUTLIER * self._step)
+        """Note how long a step took; a checkpoint inside an epoch is no sign that the machine is slower."""
+        interval = min(interval, OUTLIER * self._step) if self._step is not None else interval
         self._intervals.append(interval)
         self._timed += interval
         while len(self._intervals) > FEWEST and self._timed - self._intervals[0] > self._window:
@@ -232,12 +230,9 @@ class Budget(Callback):
         time_left = self.seconds - self.used
         self._measure_load()
         ending_seconds = self._ending * self._slowdown
-        if self._step is not None:
-            self._step = self._timed / len(self._intervals)
-        elif len(self._intervals) >= FEWEST_TIMED:
-            most = OUTLIER * statistics.median(self._intervals)
-            self._keep([min(interval, most) for interval in self._intervals])
-            self._step = self._timed / len(self._intervals)
+        if self._step is None and len(self._intervals) >= FEWEST_TIMED:
+            self._step = statistics.median(self._intervals)
+            self._keep([self._step] * FEWEST_TIMED)
         if self._step is None:
             if len(self.pace.shares) == 1 and time_left <= ending_seconds:
                 raise ConfigError(
@@ -246,14 +241,14 @@ class Budget(Callback):
                 )
             latest = self._intervals[-1] if self._intervals else 0.0
             return (1.0, 0) if time_left - ending_seconds < 2 * latest else None
+        self._step = self._timed / len(self._intervals)
         pause, ending = self._costs(trainer)
-        cycle = Cycle(*self._rhythm(trainer), pause)
-        left = max(1.0, cycle.steps_in(time_left / self._step - ending))
+        left = max(1.0, Cycle(*self._rhythm(trainer), pause).steps_in(time_left / self._step - ending))
         if self._timed < self._window / 2 and time_left > ending_seconds:
             left = max(2.0, left)  # a few slow steps are no sign that the test will take all of the time
         if not self._is_announced:
             self._is_announced = True
-            self._announce(trainer, left, cycle, ending)
+            self._announce(trainer, left)
         return left, max(1, min(10, round(AGREE_SECONDS / self._step)))
 
     def _costs(self, trainer: Trainer) -> tuple[float, float]:
@@ -276,7 +271,7 @@ class Budget(Callback):
         accumulated = trainer.accumulate_grad_batches
         return 1 + (-batches % every) / accumulated, every / accumulated
 
-    def _announce(self, trainer: Trainer, left: float, cycle: Cycle, ending: float) -> None:
+    def _announce(self, trainer: Trainer, left: float) -> None:
         if not trainer.is_global_zero:
             return
         assert self._step is not None
