@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from cnnlab.answers import read_evaluation
 from cnnlab.errors import ConfigError, DataError
-from cnnlab.files import flatten, read_bytes, read_json
-from cnnlab.record import CODE_DIFF, Record, find_run, precision_of
+from cnnlab.files import flatten, read_bytes
+from cnnlab.record import CODE_DIFF, Record, find_run
 from cnnlab.stats import Verdict, holm, mcnemar, welch
 
 
@@ -50,33 +51,12 @@ class ComparedRun:
         Raises:
             DataError: The file of the images is missing.
         """
-        path = self.record.folder / "evaluation.json"
-        if data is None and self.checkpoint.name == "best.ckpt" and self._is_valid(path):
-            saved = read_json(path)
-            try:
-                with np.load(path.with_suffix(".npz"), allow_pickle=False) as answers:
-                    return answers["predicted"] == answers["targets"], str(saved["data_digest"])
-            except (OSError, KeyError, ValueError):
-                pass  # damaged, or half copied: evaluate again
-        from cnnlab.evaluation import evaluate
+        saved = read_evaluation(self.record, self.checkpoint) if data is None else None
+        if saved is None:
+            from cnnlab.evaluation import evaluate
 
-        evaluation = evaluate(self.name, data=data, figures=False, trusted=trusted)
-        return evaluation.predicted == evaluation.targets, evaluation.content["data_digest"]
-
-    def _is_valid(self, path: Path) -> bool:
-        """Whether a saved evaluation is one of the run's present state, with the settings of its test."""
-        saved = read_json(path)
-        config = self.record.config
-        expected = {
-            "format": 1,
-            "split": "test",
-            "tta": _mapping(config.get("eval")).get("tta", "none"),
-            "precision": precision_of(config),
-        }
-        if any(saved.get(name) != value for name, value in expected.items()):
-            return False
-        sources = [self.checkpoint, *(place for place in [Path(str(saved.get("data")))] if place.is_file())]
-        return all(path.stat().st_mtime_ns >= place.stat().st_mtime_ns for place in sources)
+            saved = evaluate(self.name, data=data, figures=False, trusted=trusted)
+        return saved.predicted == saved.targets, saved.content["data_digest"]
 
 
 def find_runs(names: Sequence[str]) -> list[ComparedRun]:

@@ -16,10 +16,13 @@
 | `calibration` | 15 parts of the probability scale: `low`, `high`, `count`, `confidence`, `accuracy` |
 | `mistakes` | up to 100, the surest first: `index` in the split, `target`, `predicted`, `confidence` |
 | `device`, `precision`, `seconds`, `images_per_second` | how it was computed |
+| `shown` | for a report: `counts` of the images by split, `image_shape`, `layer` (the first convolution's name) |
 | `answers`, `figures` | the files beside it, relative to it |
 
-and `evaluation.npz` with an element an image: `predicted`, `targets`, `confidence`. Evaluations of anything else stand
-beside it, under names that say of what: `evaluation-val.json`, `evaluation-last-mirror.json`.
+and `evaluation.npz` with an element an image: `predicted`, `targets`, `confidence`; and for a report `images` (the
+first ten, and the 24 surest mistakes), `filters` of the first convolution, `losses` and `lrs` of every training step.
+Evaluations of anything else stand beside it, under names that say of what: `evaluation-val.json`,
+`evaluation-last-mirror.json`.
 """
 
 import hashlib
@@ -31,7 +34,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
@@ -41,10 +44,13 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from cnnlab import plots
+from cnnlab.anatomy import read_filters
+from cnnlab.answers import FIRST_IMAGES, SURE_MISTAKES, Evaluation
 from cnnlab.batch import Batch
+from cnnlab.checkpoint import read_checkpoint
 from cnnlab.data import DataModule, Gallery
 from cnnlab.data.protocol import Split
-from cnnlab.errors import ConfigError, DataError
+from cnnlab.errors import CnnlabError, ConfigError, DataError
 from cnnlab.files import write_bytes, write_text
 from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
 from cnnlab.metrics import MetricBuilder, SplitMetrics
@@ -76,15 +82,6 @@ class Answers(NamedTuple):
     def confidence(self) -> Float[Tensor, "n"]:
         """The probability of the likeliest class of each image."""
         return self.logits.softmax(1).amax(1)
-
-
-class Evaluation(NamedTuple):
-    """An evaluation as it was written: its path, its content, and the answers."""
-
-    path: Path
-    content: dict[str, Any]
-    predicted: np.ndarray
-    targets: np.ndarray
 
 
 def evaluate(
@@ -143,6 +140,7 @@ def evaluate(
         data=None if data is None else (Path(data).stem, digest),
     )
     stem = output / stem.name if output else stem
+    layer, filters = _filters(state.network)
     content = {
         "format": 1,
         "checkpoint": str(state.checkpoint),
@@ -159,12 +157,38 @@ def evaluate(
         "precision": computed_precision,
         "seconds": round(answers.seconds, 4),
         "images_per_second": round(len(answers.targets) / answers.seconds, 1),
+        "shown": {
+            "counts": {name: images.count(name) for name in get_args(Split)},
+            "image_shape": list(images.image_shape),
+            "layer": layer,
+        },
         "answers": f"{stem.name}.npz",
         "figures": [f"figures/{stem.name}/{name}.png" for name in FIGURES] if figures else [],
     }
     if figures:
         _draw(stem.parent / "figures" / stem.name, content, answers, Gallery(images, split))
-    return _write(stem, content, answers)
+    positions = [*range(min(FIRST_IMAGES, len(answers.targets)))]
+    positions += [mistake["index"] for mistake in content["mistakes"][:SURE_MISTAKES]]
+    arrays = {"images": Gallery(images, split)[positions], "filters": filters, **_steps(state)}
+    return _write(stem, content, answers, arrays)
+
+
+def _filters(network: nn.Module) -> tuple[str | None, np.ndarray]:
+    """Return the name of the first convolution and its filters; none of a network without one."""
+    try:
+        layer, weights = read_filters(network)
+    except ConfigError:
+        return None, np.empty((0, 1, 1, 1), np.float32)
+    return layer, weights
+
+
+def _steps(state: Restored) -> dict[str, np.ndarray]:
+    """Return loss and learning rate of every step of the run, as its last checkpoint has them."""
+    try:
+        history = read_checkpoint(state.record.last)["callbacks"]["History"] if state.record else {}
+        return {name: np.asarray(history[name], dtype=float).reshape(-1) for name in ("losses", "lrs")}
+    except (CnnlabError, KeyError, TypeError, ValueError):
+        return {"losses": np.empty(0), "lrs": np.empty(0)}
 
 
 def _draw(folder: Path, content: dict[str, Any], answers: Answers, gallery: Gallery) -> None:
@@ -179,19 +203,21 @@ def _draw(folder: Path, content: dict[str, Any], answers: Answers, gallery: Gall
         write_bytes(folder / f"{name}.png", plots.to_png(drawing))
 
 
-def _write(stem: Path, content: dict[str, Any], answers: Answers) -> Evaluation:
+def _write(stem: Path, content: dict[str, Any], answers: Answers, arrays: Mapping[str, np.ndarray]) -> Evaluation:
     """Write the answers, and after them the content that names them: a reader who finds it finds the rest."""
     predicted, targets = answers.predicted.numpy(), answers.targets.numpy()
     dtype = np.uint16 if len(content["classes"]) <= 2**16 else np.int64
-    arrays = io.BytesIO()
-    np.savez_compressed(
-        arrays, predicted=predicted.astype(dtype), targets=targets.astype(dtype), confidence=answers.confidence.numpy()
-    )
-    write_bytes(stem.with_name(content["answers"]), arrays.getvalue())
+    arrays = {
+        "predicted": predicted.astype(dtype), "targets": targets.astype(dtype),
+        "confidence": answers.confidence.numpy(), **arrays,
+    }  # fmt: skip
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    write_bytes(stem.with_name(content["answers"]), file.getvalue())
     path = stem.with_name(f"{stem.name}.json")
     lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
-    return Evaluation(path, content, predicted, targets)
+    return Evaluation(path, content, arrays)
 
 
 def fabric_of(state: Restored, accelerator: str, precision: str | None = None) -> Fabric:

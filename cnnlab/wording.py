@@ -69,7 +69,7 @@ def parse_duration(text: object) -> float | None:
 
 def count(number: int, thing: str) -> str:
     """Return a number of things in words, as in 1 epoch or 1,200 images."""
-    return f"{number:,} {thing}{'s' * (number != 1)}"
+    return f"{number:,} {thing}{'' if number == 1 else 'es' if thing.endswith('s') else 's'}"
 
 
 def channels_note(channels: int) -> str:

@@ -39,7 +39,7 @@ ROWS = [
         "ledger",
     }
     | {"anatomy", "checkpoint"},
-    {"identity"},
+    {"answers", "identity"},
     {"batch", "patches", "probe", "record", "trust", "lock", "study", "tables", "tutorial", "tta", "stats"},
     {"console"},
     {"signals", "files", "wording"},

@@ -46,7 +46,7 @@ def test_the_parts_of_an_evaluation_agree(trained: Path):
     )
     assert error / 100 == pytest.approx(content["metrics"]["calibration_error"], abs=1e-6)
     with np.load(trained / content["answers"]) as saved:
-        assert set(saved) == {"predicted", "targets", "confidence"}
+        assert set(saved) == {"predicted", "targets", "confidence", "images", "filters", "losses", "lrs"}
         for mistake in content["mistakes"]:
             index = mistake["index"]
             assert (saved["targets"][index], saved["predicted"][index]) == (mistake["target"], mistake["predicted"])

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import html5lib
@@ -12,11 +14,14 @@ import torch
 from PIL import Image
 
 from cnnlab import report, wording
+from cnnlab.answers import read_evaluation
 from cnnlab.checkpoint import write_checkpoint
 from cnnlab.commands.report import report as command
 from cnnlab.errors import ConfigError, MachineError, PartialError, UnsafeError
+from cnnlab.evaluation import evaluate
+from cnnlab.record import Record
 from cnnlab.report import chart, page
-from tests.conftest import Train, drawn, read
+from tests.conftest import ROOT, Train, drawn, read
 
 EVIL = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>"
 
@@ -78,6 +83,47 @@ def test_the_page_of_a_run_says_what_it_is_asked_for(train: Train, tmp_path: Pat
     confusion = read(run / "evaluation.json")["confusion"]
     cells = content.partition('class="matrix"')[2].partition("</table>")[0]
     assert [int(cell) for cell in re.findall(r"<td[^>]*>(\d+)</td>", cells)] == np.array(confusion).ravel().tolist()
+
+
+def test_runs_that_were_evaluated_are_looked_at_without_torch(train: Train, tmp_path: Path):
+    """The page is the same to the letter as the one that evaluating made."""
+    pair = [str(train(f"seed={seed}", "trainer.max_epochs=1", folder=tmp_path / str(seed))) for seed in (0, 1)]
+    pages = [report.report_run(run).path for run in pair]
+    before = [page.read_bytes() for page in pages]
+    code = """
+import contextlib, sys
+from cnnlab.cli import app
+first, second, folder = sys.argv[1:]
+for words in (["report", first], ["report", second], ["compare", first, second], ["runs", folder]):
+    with contextlib.suppress(SystemExit):
+        app(words)
+print([name for name in ("torch", "pytorch_lightning", "onnx", "sympy") if name in sys.modules])
+"""
+    words = [sys.executable, "-c", code, *pair, str(tmp_path)]
+    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"
+    assert "McNemar" in run.stdout
+    assert [page.read_bytes() for page in pages] == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"classes": ["a"]}, {"count": 3}, {"shown": {}}, {"mistakes": [{"index": 0}]}, {"confusion": [[1]]},
+     {"per_class": []}, {"accuracy_interval": [0.1]}, {"metrics": {}}, {"predicted": 99}],
+)  # fmt: skip
+def test_an_evaluation_whose_parts_do_not_fit_is_made_again(trained: Path, tmp_path: Path, damage: dict):
+    run = shutil.copytree(trained, tmp_path / "run")
+    good = evaluate(str(run), figures=False)
+    path = run / "evaluation.json"
+    if "predicted" in damage:
+        np.savez(path.with_suffix(".npz"), **good.arrays | {"predicted": good.predicted + 99})
+    else:
+        path.write_text(json.dumps(good.content | damage))
+    record = Record(run)
+    assert read_evaluation(record, record.best) is None
+    path.write_text(json.dumps(good.content))
+    np.savez(path.with_suffix(".npz"), **good.arrays)
+    assert read_evaluation(record, record.best) is not None
 
 
 def test_a_strangers_words_do_nothing(train: Train, npz: Path, tmp_path: Path):

@@ -32,11 +32,12 @@ def report(
     Of a sweep, which may still be running, sweep.csv, sweep.json, sweep.md and the pictures are made anew before.
     """
     from cnnlab.report import report_run, report_sweep
-    from cnnlab.sweep import summary
 
     folder = Path(run).expanduser()
     try:
         if is_sweep(folder):
+            from cnnlab.sweep import summary  # which imports Hydra
+
             check_links(folder)
             table = summary.write(folder, any_length=any_length)
             if not as_json:

@@ -1,4 +1,4 @@
-"""The page about a run, evaluated anew on its test images."""
+"""The page about a run and what it answers to its test images."""
 
 import math
 import statistics
@@ -9,19 +9,16 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from cnnlab import anatomy, evaluation
+from cnnlab.answers import FIRST_IMAGES, SURE_MISTAKES, read_evaluation
 from cnnlab.checkpoint import read_checkpoint
-from cnnlab.data import DataModule
 from cnnlab.errors import CnnlabError, ConfigError, UnsafeError
 from cnnlab.files import read_bytes, read_yaml, write_text
 from cnnlab.record import Record, check_links, find_run, is_run, program, typed
 from cnnlab.report.chart import Chart, Line, draw
 from cnnlab.report.page import Page, embed, render
-from cnnlab.restore import restore, restore_data
+from cnnlab.run import importing
 from cnnlab.wording import channels_note, count, format_duration, format_metric, shorten_all
 
-IMAGES = 10  # first test images
-MISTAKES = 24
 FILTERS = 64
 CONFUSIONS = 20
 NAME = 24  # letters of a class's name, where there are many of them
@@ -63,7 +60,7 @@ def report_run(
         badge={"word": status, "style": _BADGES.get(status, "plain")} if status else None,
         sections={
             "Result": _result(record, content, missing),
-            "Curves": _curves(record),
+            "Curves": _curves(record, content.get("steps")),
             **sections,
             "What ran": _settings(record, content),
             "The same again": command(record),
@@ -86,40 +83,49 @@ def command(record: Record) -> str:
 def _evaluate(
     record: Record, data: str | Path | None, trusted: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-    """Return the evaluation, the sections that need the network and its images, or why these are missing."""
-    if not record.best.is_file() and not record.last.is_file():
+    """Return the evaluation, the sections about it, or why these are missing; it is made where there is none."""
+    checkpoint = next((path for path in (record.best, record.last) if path.is_file()), None)
+    if checkpoint is None:
         return {}, {}, None
-    sections: dict[str, Any] = {}
-    try:
-        state = restore(str(record.folder), trusted)
-        with suppress(ConfigError):  # a network without convolutions has none
-            sections["Learned filters"] = _filters(*anatomy.read_filters(state.network))
-        result = evaluation.evaluate(str(record.folder), data=data, figures=False, trusted=trusted)
-        images = restore_data(state, data, trusted=trusted)
-    except UnsafeError:
-        raise
-    except CnnlabError as error:
-        return {}, sections, str(error)
-    content = result.content | {"images": _describe(images)}
-    names = shorten_all(images.classes, NAME)
-    first = [
-        _answer(images, names, index, result.predicted[index], result.targets[index])
-        for index in range(min(IMAGES, len(result.targets)))
-    ]
-    mistakes = [
-        _answer(images, names, entry["index"], entry["predicted"], entry["target"], entry["confidence"])
-        for entry in content["mistakes"][:MISTAKES]
-    ]
-    note = channels_note(images.image_shape[2])
+    evaluation = read_evaluation(record, checkpoint) if data is None else None
+    if evaluation is None:
+        with importing():
+            from cnnlab.anatomy import read_filters
+            from cnnlab.evaluation import evaluate
+            from cnnlab.restore import restore
+        try:
+            evaluation = evaluate(str(record.folder), data=data, figures=False, trusted=trusted)
+        except UnsafeError:
+            raise
+        except CnnlabError as error:
+            sections = {}
+            with suppress(CnnlabError):  # the network may be there without its data
+                sections = {"Learned filters": _filters(*read_filters(restore(str(record.folder), trusted).network))}
+            return {}, sections, str(error)
+    content, arrays = evaluation.content, evaluation.arrays
+    height, width, channels = content["shown"]["image_shape"]
+    note = channels_note(channels)
+    names = shorten_all(content["classes"], NAME)
+    numbers = range(min(FIRST_IMAGES, content["count"]))
+    first = [(number, evaluation.predicted[number], evaluation.targets[number], None) for number in numbers]
+    mistakes = [(*(entry[key] for key in ("index", "predicted", "target", "confidence")),)
+                for entry in content["mistakes"][:SURE_MISTAKES]]  # fmt: skip
+    shown = [_answer(pixels, names, *answer) for pixels, answer in zip(arrays["images"], first + mistakes, strict=True)]
     sections = {
-        "Mistakes": {"images": mistakes, "note": note},
+        "Mistakes": {"images": shown[len(first) :], "note": note},
         "Classes": _classes(content["per_class"]),
-        "Confusion matrix": _matrix(np.array(content["confusion"]), images.classes),
+        "Confusion matrix": _matrix(np.array(content["confusion"]), content["classes"]),
         "Calibration": _calibration(content),
-        "First test images": {"images": first, "note": note},
-        **sections,
+        "First test images": {"images": shown[: len(first)], "note": note},
+        "Learned filters": _filters(content["shown"]["layer"], arrays["filters"]),
     }
-    return content, sections, None
+    counts = ", ".join(
+        f"{content['shown']['counts'].get(split, 0):,} for {word}"
+        for split, word in (("train", "training"), ("val", "validation"), ("test", "test"))
+        if content["shown"]["counts"].get(split)
+    )
+    images = f"{counts}; {height} × {width} pixels, {count(channels, 'channel')}; {count(len(names), 'class')}"
+    return content | {"images": images, "steps": arrays}, sections, None
 
 
 def _title(record: Record, content: Mapping[str, Any]) -> str:
@@ -142,16 +148,6 @@ def _choice(record: Record, group: str) -> str | None:
     for key in ("hydra", "runtime", "choices", group):
         node = node.get(key) if isinstance(node, Mapping) else None
     return node if isinstance(node, str) else None
-
-
-def _describe(images: DataModule) -> str:
-    """Say how many images there are, and what they are like."""
-    height, width, channels = images.image_shape
-    parts = {
-        "training": images.count("train"), "validation": images.count("val"), "test": images.count("test")
-    }  # fmt: skip
-    counts = ", ".join(f"{number:,} for {split}" for split, number in parts.items() if number)
-    return f"{counts}; {height} × {width} pixels, {count(channels, 'channel')}; {len(images.classes)} classes"
 
 
 def _result(record: Record, content: Mapping[str, Any], missing: str | None) -> dict[str, Any]:
@@ -250,7 +246,7 @@ def _settings(record: Record, content: Mapping[str, Any]) -> list[tuple[str, Any
     ]
 
 
-def _curves(record: Record) -> list[Chart]:
+def _curves(record: Record, recorded: Mapping[str, np.ndarray] | None) -> list[Chart]:
     rows = record.history
     epochs = epochs_of(record)
     best = best_of(record)
@@ -273,7 +269,7 @@ def _curves(record: Record) -> list[Chart]:
         )
         for metric in ("loss", "accuracy")
     ]
-    losses, rates = _steps(record, "losses"), _steps(record, "lrs")
+    losses, rates = (_of_steps(record, recorded, name) for name in ("losses", "lrs"))
     if len(losses):
         steps, extremes, places, means = _condense(losses)
         curves = [Line("each step", steps, extremes, "pale"), Line("mean", places, means)]
@@ -286,8 +282,10 @@ def _curves(record: Record) -> list[Chart]:
     return [chart for chart in charts if chart]
 
 
-def _steps(record: Record, name: str) -> np.ndarray:
-    """Return what was recorded of every training step, from the last checkpoint."""
+def _of_steps(record: Record, recorded: Mapping[str, np.ndarray] | None, name: str) -> np.ndarray:
+    """Return what was recorded of every training step: with the evaluation, or else in the last checkpoint."""
+    if recorded is not None:
+        return recorded[name]
     try:
         values = read_checkpoint(record.last)["callbacks"]["History"][name]
         return np.asarray(values, dtype=float).reshape(-1)
@@ -363,19 +361,21 @@ def _calibration(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _answer(
-    images: DataModule, names: Sequence[str], index: int, guess: int, target: int, sure: float | None = None
+    pixels: np.ndarray, names: Sequence[str], index: int, guess: int, target: int, sure: float | None
 ) -> dict[str, Any]:
     """Return a test image with the network's answer."""
     return {
-        **_image(images.pictures("test", slice(index, index + 1))[0], f"test image {index}"),
+        **_image(pixels, f"test image {index}"),
         "guess": names[guess],
         "target": names[target],
         "sure": None if sure is None else f"{sure:.1%}",
     }
 
 
-def _filters(layer: str, weights: np.ndarray) -> dict[str, Any]:
+def _filters(layer: str | None, weights: np.ndarray) -> dict[str, Any]:
     """Return a convolution's filters as images, each scaled by itself; in colour where they read colours."""
+    if not len(weights):
+        return {}
     first = weights[:FILTERS]
     scaled = np.rint(255 * (0.5 + first / np.maximum(np.abs(first).max((1, 2, 3), keepdims=True), 1e-12) / 2))
     planes = scaled if weights.shape[1] in (1, 3) else scaled[:, :1]
