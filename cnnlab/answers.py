@@ -62,7 +62,7 @@ class Evaluation(NamedTuple):
 
     path: Path
     content: dict[str, Any]
-    arrays: Mapping[str, np.ndarray]
+    arrays: dict[str, np.ndarray]
 
     @property
     def predicted(self) -> np.ndarray:

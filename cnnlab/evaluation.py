@@ -203,7 +203,7 @@ def _draw(folder: Path, content: dict[str, Any], answers: Answers, gallery: Gall
         write_bytes(folder / f"{name}.png", plots.to_png(drawing))
 
 
-def _write(stem: Path, content: dict[str, Any], answers: Answers, arrays: Mapping[str, np.ndarray]) -> Evaluation:
+def _write(stem: Path, content: dict[str, Any], answers: Answers, arrays: dict[str, np.ndarray]) -> Evaluation:
     """Write the answers, and after them the content that names them: a reader who finds it finds the rest."""
     predicted, targets = answers.predicted.numpy(), answers.targets.numpy()
     dtype = np.uint16 if len(content["classes"]) <= 2**16 else np.int64

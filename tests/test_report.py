@@ -122,7 +122,7 @@ def test_an_evaluation_whose_parts_do_not_fit_is_made_again(trained: Path, tmp_p
     record = Record(run)
     assert read_evaluation(record, record.best) is None
     path.write_text(json.dumps(good.content))
-    np.savez(path.with_suffix(".npz"), **good.arrays)
+    np.savez(path.with_suffix(".npz"), **good.arrays)  # type: ignore[arg-type]
     assert read_evaluation(record, record.best) is not None
 
 
