@@ -115,14 +115,15 @@ def test_an_evaluation_whose_parts_do_not_fit_is_made_again(trained: Path, tmp_p
     run = shutil.copytree(trained, tmp_path / "run")
     good = evaluate(str(run), figures=False)
     path = run / "evaluation.json"
+    answers = path.with_suffix(".npz").read_bytes()
     if "predicted" in damage:
-        np.savez(path.with_suffix(".npz"), **good.arrays | {"predicted": good.predicted + 99})
+        np.savez(path.with_suffix(".npz"), allow_pickle=False, **good.arrays | {"predicted": good.predicted + 99})
     else:
         path.write_text(json.dumps(good.content | damage))
     record = Record(run)
     assert read_evaluation(record, record.best) is None
     path.write_text(json.dumps(good.content))
-    np.savez(path.with_suffix(".npz"), **good.arrays)  # type: ignore[arg-type]
+    path.with_suffix(".npz").write_bytes(answers)
     assert read_evaluation(record, record.best) is not None
 
 
