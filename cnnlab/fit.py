@@ -172,14 +172,16 @@ def describe_budget(lab: Lab) -> dict[str, Any]:
 
 def facts(lab: Lab) -> dict[str, Any]:
     """Return what a run's record says of what was built."""
+    objects = lab.classifier.hparams["objects"]
     return {
         "device": describe_device(lab.trainer.strategy.root_device),
         "precision": lab.trainer.precision,
         "matmul_precision": torch.get_float32_matmul_precision(),
         "num_parameters": sum(parameter.numel() for parameter in lab.classifier.parameters()),
         "images": {split: lab.data.count(split) for split in ("train", "val", "test")},
-        "identity": identify(lab.classifier.hparams["config"], versions()),
-        "objects": lab.classifier.hparams["objects"],  # given from Python, in place of what the config says
+        # Objects that were given from Python stand in place of what the config says: two such runs may differ.
+        "identity": None if objects else identify(lab.classifier.hparams["config"], versions()),
+        "objects": objects,
         **composition(lab.classifier.hparams["config"]),
     }
 

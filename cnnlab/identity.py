@@ -3,6 +3,7 @@
 Two runs of one identity give the same result on the same device, so that the second need not be run.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -28,7 +29,8 @@ IRRELEVANT = (
     "callbacks.dashboard", "callbacks.dashboard.*", "callbacks.history", "callbacks.history.*",
     "callbacks.checkpoint.every_n_*",
     "trainer.default_root_dir", "trainer.enable_progress_bar", "trainer.enable_model_summary",
-    "trainer.log_every_n_steps", "trainer.profiler", "trainer.detect_anomaly", "trainer.enable_autolog_hparams",
+    "trainer.log_every_n_steps", "trainer.profiler", "trainer.detect_anomaly",
+    "trainer.enable_autolog_hparams", "trainer.model_registry",
 )  # fmt: skip
 """Settings that cannot change a result: what is shown, where it is written, how it is named."""
 
@@ -43,8 +45,19 @@ def identify(config: Mapping[str, Any], versions: Mapping[str, str]) -> str:
     settings = {key: value for key, value in flatten(config) if not any(fnmatchcase(key, kind) for kind in IRRELEVANT)}
     path = (config.get("data") or {}).get("path")
     targets = {str(value) for key, value in settings.items() if key.rpartition(".")[2] == "_target_"}
-    content = [settings, digest_data(path), digest_code(targets), dict(versions)]
+    files = {key: digest_data(file) for key, value in settings.items() if (file := _file_of(value))}
+    content = [settings, digest_data(path), files, digest_code(targets), dict(versions)]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _file_of(value: Any) -> Path | None:
+    """Return the file that a setting names, such as a table of images to leave out; of a run, its best state."""
+    if isinstance(value, str):
+        with contextlib.suppress(OSError, ValueError):  # too long, or with characters that no path has
+            for place in (Path(value), Path(value) / "checkpoints" / "best.ckpt"):
+                if place.is_file():
+                    return place
+    return None
 
 
 def digest_data(path: Any) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cnnlab.errors import ConfigError, DamagedError, MachineError
 from cnnlab.files import flatten, read_yaml
-from cnnlab.record import Record, runs
+from cnnlab.record import Record, find_run, is_run, runs
 
 FACTS = ("status", "started", "seconds", "device", "precision", "num_parameters", "seed", "command", "error", "note")
 CONDITION = re.compile(r"(?P<key>[^=<>!]+)(?P<sign>!=|<=|>=|=|<|>)(?P<value>.*)", re.DOTALL)
@@ -83,6 +83,20 @@ def list_runs(folder: Path, where: Sequence[str] = (), sort: str = "started", as
     numbers = all(isinstance(row[sort], int | float) for row in sortable)
     sortable.sort(key=lambda row: row[sort] if numbers else str(row[sort]), reverse=not ascending)
     return sortable + [row for row in matching if row.get(sort) is None]
+
+
+def same_as(rows: Sequence[Row], name: str) -> list[Row]:
+    """Return the runs that have the identity of a run, itself among them, see `identity`.
+
+    Raises:
+        ConfigError: The run does not exist, or has no identity.
+    """
+    folder = Path(name)
+    record = Record(folder) if is_run(folder) else find_run(name).record
+    identity = record and record.run.get("identity")
+    if identity is None:
+        raise ConfigError(f"--same-as {name}: its run.json has no identity; it was made by an earlier version.")
+    return [row for row in rows if row.get("status") != "damaged" and row.record.run.get("identity") == identity]
 
 
 def _relative(folder: Path, parent: Path) -> str:

@@ -64,6 +64,8 @@ def train(
     arguments = config.preflight(list(overrides), verify_presence=True, objects=sorted(replacements))
     if any(word in ("-m", "--multirun") for word in arguments):
         raise ConfigError("a sweep runs from the command line: python train.py -m ...")
+    if replacements and config.value_of("reuse", arguments) is True:
+        raise ConfigError("reuse=true is for runs that their config describes alone, without objects from Python.")
     from cnnlab import build
 
     script = config.ROOT / "train.py"

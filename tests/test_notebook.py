@@ -51,7 +51,10 @@ def test_objects_take_the_place_of_what_the_config_names(quick: list[str], npz: 
     run = cnnlab.train([*quick, f"hydra.run.dir='{folder}'"], network=network, loss=loss, data=data)
     assert run.data is data
     assert "network.1.1.weight" in {name.replace("body", "1") for name in weights(folder)}
-    assert read(folder / "run.json")["objects"] == ["data", "loss", "network"]
+    facts = read(folder / "run.json")
+    assert (facts["objects"], facts["identity"]) == (["data", "loss", "network"], None)
+    with pytest.raises(ConfigError, match="reuse=true"):
+        cnnlab.train([*quick, "reuse=true"], network=network)
     resume = [f"resume='{folder}'", "trainer.max_epochs=2"]
     with pytest.raises(ConfigError, match=r"objects from Python \(data, loss, network\)"):
         preflight(resume)

@@ -33,6 +33,9 @@ def runs(
     ] = None,
     sort: Annotated[str, typer.Option(metavar="KEY", help="The largest, or newest, first.")] = "started",
     ascending: Annotated[bool, typer.Option("--ascending", help="The smallest first.")] = False,
+    same_as: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Only runs of the same settings, data and code as this one.")
+    ] = None,
     show: Annotated[list[str] | None, typer.Option(metavar="KEY", help="A column more. Repeatable.")] = None,
     wide: Annotated[bool, typer.Option("--wide", help="Print whole cells and all columns.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
@@ -49,6 +52,8 @@ def runs(
     if as_json and as_csv:
         raise ConfigError("--json and --csv: give one of them.")
     rows = ledger.list_runs(folder, where or (), sort, ascending)
+    if same_as is not None:
+        rows = ledger.same_as(rows, same_as)
     if open_number is not None:
         _open(rows, open_number)
         return
