@@ -1,5 +1,8 @@
 """Convolution and pooling: the numbers of the tutorial, and those of PyTorch."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ import torch.nn.functional as F
 
 from cnnlab import tutorial
 from cnnlab.errors import ConfigError
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("padding", [0, 1, 2])
@@ -56,3 +60,17 @@ def test_a_kernel_must_fit():
         tutorial.convolve(np.ones((2, 2, 1)), tutorial.parse_kernel("blur"))
     with pytest.raises(ConfigError, match="--size must be between 1 and 4"):
         tutorial.pool(np.ones((4, 6, 1)), 5, "max")
+
+
+@pytest.mark.slow
+def test_the_notebook_walks_from_a_photograph_to_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    cells = json.loads((ROOT / ".github" / "tutorial.ipynb").read_text())["cells"]
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"]
+            exec(compile("".join(cell["source"]), "tutorial.ipynb", "exec"), names)
+    assert np.mean(names["answers"] == names["targets"]) >= 0.5
+    assert names["run"].metrics["test/accuracy"] > 0.5
+    assert names["result"].shape[:2] == tuple(length - 2 for length in names["pixels"].shape[:2])
