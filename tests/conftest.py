@@ -44,6 +44,14 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def drawn_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn data set."""
+    from cnnlab.data import shapes
+
+    return shapes.generate(tmp_path_factory.mktemp("data") / "shapes.npz")
+
+
 @pytest.fixture
 def small(npz: Path) -> list[str]:
     """Overrides for a run of seconds."""

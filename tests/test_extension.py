@@ -499,6 +499,11 @@ def test_a_new_project_with_own_parts_of_every_kind_passes_its_test_and_keeps_ev
     state = torch.load(folder / "part" / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
     assert state["Seen"]["images"] == 2 * 540
     assert len((folder / "part" / "lines").read_text().splitlines()) >= 2
+    ensemble = "sweep/seed-0,sweep/seed-1"
+    installed.run(Step(["evaluate", ensemble, "--output", "both"]), folder)
+    installed.run(Step(["predict", ensemble, "pictures", "--output", "both.csv"]), folder)
+    installed.run(Step(["export", ensemble, "--output", "both.onnx"]), folder)
+    installed.run(Step(["predict", "both.onnx", "pictures", "--output", "both_exported.csv"]), folder)
     tested = installed.call("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder)
     assert tested.returncode == 0, tested.stdout[-3000:]
     assert f"{len(list(folder.glob('conf/*/*.yaml')))} passed" in tested.stdout

@@ -14,7 +14,6 @@ from typing_extensions import override
 import train as script
 from cnnlab import run
 from cnnlab.config import preflight
-from cnnlab.data import shapes
 from tests.conftest import ROOT, Train, read
 
 CONF = ROOT / "conf"
@@ -60,11 +59,6 @@ class Own(nn.Module):
     @override
     def forward(self, images: Tensor) -> Tensor:
         return self.linear(self.conv(images).relu().mean((2, 3)))
-
-
-@pytest.fixture(scope="session")
-def drawn_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shapes.generate(tmp_path_factory.mktemp("data") / "shapes.npz")
 
 
 def data_file(option: str, npz: Path, folder: Path) -> Path:

@@ -12,7 +12,6 @@ from PIL import Image
 
 from cnnlab import cli, errors
 from cnnlab.config import preflight
-from cnnlab.data import shapes
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -49,13 +48,13 @@ SHORT = ["trainer.fast_dev_run=1", "data.val_size=80", "data.batch_size=32"]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, npz: Path, trained: Path) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, npz: Path, trained: Path, drawn_shapes: Path) -> Path:
     """A folder with what the README's commands name: data files, pictures, a network of the user's own."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "data").mkdir()
     for name in ("data/cifar10.npz", "mine.npz"):
         shutil.copy(npz, folder / name)
-    shapes.generate(folder / "data" / "shapes.npz")
+    shutil.copy(drawn_shapes, folder / "data" / "shapes.npz")
     random = np.random.Generator(np.random.PCG64(0))
     for label in ("cats", "dogs"):
         (folder / "photos" / label).mkdir(parents=True)
