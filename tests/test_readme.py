@@ -126,10 +126,12 @@ def complete(words: list[str], home: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ELSEWHERE])
-def test_command_works(command: str, home: Path, monkeypatch: pytest.MonkeyPatch):
+def test_command_works(command: str, home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
     monkeypatch.chdir(home)
     program, *words = shlex.split(command)
     if program == "cnnlab" and words[0] != "train":
+        if "SWEEP" in words:
+            words[words.index("SWEEP")] = str(request.getfixturevalue("folds"))
         words = complete(words, home)
         if words[:2] == ["data", "fetch"]:
             words.append("--help")  # the download itself is tested on a server of its own
