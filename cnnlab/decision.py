@@ -170,15 +170,29 @@ def train_pairs(
     while True:
         values = []
         for name, overrides in (("first", first), ("second", second)):
-            place = folder / f"{name}-seed={seed}"
-            _train([*overrides, f"seed={seed}"], place)
-            value = Record(place).metrics.get(metric)
-            if not isinstance(value, int | float):
-                raise ConfigError(f"--metric {metric} is not measured by {shlex.join(overrides)}.")
-            values.append(float(value))
-        images = (Record(place).run.get("images") or {}).get(metric.partition("/")[0])
-        yield Pair(seed, values[0], values[1], step=1 / images if images and metric.endswith("accuracy") else 0.0)
+            value, step = measure(overrides, seed, metric, folder / f"{name}-seed={seed}")
+            values.append(value)
+        yield Pair(seed, values[0], values[1], step)
         seed += 1
+
+
+def measure(overrides: Sequence[str], seed: int, metric: str, folder: Path) -> tuple[float, float]:
+    """Train a recipe with a seed, unless the folder holds that run, and return a metric of it.
+
+    Returns:
+        The value, and the step in which it comes: one image of those counted, or 0.
+
+    Raises:
+        ConfigError: The metric is not measured.
+        CnnlabError: The run failed; the message is its own.
+    """
+    _train([*overrides, f"seed={seed}"], folder)
+    record = Record(folder)
+    value = record.metrics.get(metric)
+    if not isinstance(value, int | float):
+        raise ConfigError(f"--metric {metric} is not measured by {shlex.join(overrides)}.")
+    images = (record.run.get("images") or {}).get(metric.partition("/")[0])
+    return float(value), 1 / images if images and metric.endswith("accuracy") else 0.0
 
 
 def compared_metric(overrides: Sequence[str], metric: str | None) -> tuple[str, bool]:

@@ -118,6 +118,23 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Verdict:
     return Verdict(difference, difference - half, difference + half, t_tails(difference / error, freedom), test)
 
 
+def paired(differences: Sequence[float], least_sd: float = 0.0) -> Verdict:
+    """Test whether normally distributed differences of pairs have the mean zero, by Student's t.
+
+    Args:
+        differences: Two or more.
+        least_sd: Of a difference, such as that of its rounding: few values that repeat one are no certainty.
+    """
+    difference = statistics.fmean(differences)
+    error = max(statistics.stdev(differences), least_sd) / math.sqrt(len(differences))
+    test = f"paired t-test over {len(differences)} seeds"
+    if error == 0:
+        return Verdict(difference, difference, difference, 1.0 if difference == 0 else 0.0, test)
+    half = error * t_quantile(LEVEL, len(differences) - 1)
+    p = t_tails(difference / error, len(differences) - 1)
+    return Verdict(difference, difference - half, difference + half, p, test)
+
+
 def confidence_sequence(values: Sequence[float], level: float = LEVEL, least_sd: float = 0.0) -> tuple[float, float]:
     """Return an interval of the mean that may be looked at after every value.
 

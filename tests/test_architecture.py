@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 ROWS = [
     {"train", "cli"},
     {"commands", "notebook"},
-    {"sweep", "doctor"},
+    {"sweep", "doctor", "ablation"},
     {"benchmark", "export", "comparison", "report", "decision", "folds"},
     {"evaluation", "prediction", "rehearsal", "distillation"},
     {"fit", "restore"},

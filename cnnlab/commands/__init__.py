@@ -17,6 +17,7 @@ COMMANDS = {
     "export": "Write a run's network as ONNX, torch.export or safetensors.",
     "compare": "Compare runs: config, metrics, curves, and whether the difference is real.",
     "decide": "Decide whether one recipe is better than another, with no more seeds than that takes.",
+    "ablate": "Leave a recipe's settings out in turn: which of them matter.",
     "runs": "List runs: what each was, how it ended, what it reached.",
     "benchmark": "Measure how fast a config trains on this machine, and what would be faster.",
     "data": "Fetch, pack and check the npz files that training reads, and find wrong labels.",

@@ -9,16 +9,16 @@ from omegaconf import OmegaConf
 
 from cnnlab.config.checks import check
 from cnnlab.config.lines import quote, value_of
-from cnnlab.config.preflight import compose, composed, preflight
+from cnnlab.config.preflight import compose, composed, preflight, unjudged
 from cnnlab.config.project import CONF, ROOT, replaced, take_flags
 from cnnlab.config.record import follow_budget, write_record
 from cnnlab.config.resume import record_limits, resume_command
-from cnnlab.config.tree import own_classes
+from cnnlab.config.tree import chosen, own_classes
 
 __all__ = [
-    "CONF", "ROOT", "check", "compose", "composed", "follow_budget", "own_classes", "preflight", "quote",
+    "CONF", "ROOT", "check", "chosen", "compose", "composed", "follow_budget", "own_classes", "preflight", "quote",
     "record_limits", "replaced",
-    "resume_command", "take_flags", "value_of", "write_record",
+    "resume_command", "take_flags", "unjudged", "value_of", "write_record",
 ]  # fmt: skip
 
 # Two runs started in the same second must not share a folder: conf/train.yaml ends its name in `${unique:}`.

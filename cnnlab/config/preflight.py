@@ -123,6 +123,19 @@ def composed(lines: Sequence[str], folder: Path | None = None) -> DictConfig:
     return compose(lines, folder).config
 
 
+def unjudged(lines: Sequence[str]) -> dict[str, Any]:
+    """Return the config that some overrides make, as plain containers, references as they stand, whatever is wrong.
+
+    Raises:
+        ConfigError: An override cannot be read.
+    """
+    flags, _ = read_flags(lines)
+    overrides, mistakes = parse_all(flags.overrides)
+    if mistakes:
+        raise refusal(*mistakes)
+    return Command(flags, overrides, multirun=False).without(())
+
+
 def _answer_help(flags: argparse.Namespace) -> None:
     if flags.help:
         print(help_text())

@@ -13,6 +13,7 @@ from cnnlab.plots.grid import image_grid, image_row, predictions_row, worst_mist
 from cnnlab.plots.speed import step_parts
 from cnnlab.plots.style import to_png
 from cnnlab.plots.trials import (
+    forest,
     importance_bars,
     objective_by_time,
     objective_by_value,
@@ -24,6 +25,7 @@ __all__ = [
     "Figure",
     "compared_curves",
     "confusion_matrix",
+    "forest",
     "image_grid",
     "image_row",
     "importance_bars",

@@ -167,6 +167,38 @@ def importance_bars(shares: Mapping[str, float]) -> Figure:
     return figure
 
 
+def forest(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
+    """Show what each setting of a recipe adds, with its interval: a row a setting, the first above.
+
+    Args:
+        rows: `setting`, `answer` (`helps`, `harms` or `no evidence`), `difference`, `low`, `high`, more being better.
+        metric: What the differences are of.
+    """
+    share = metric.endswith("accuracy")
+    scale = 100 if share else 1
+    figure = new_figure((WIDTH * 0.8, 1.2 + 0.38 * len(rows)))
+    axes = named_axes(figure.subplots(), "", "")
+    axes.axvline(0, color=INK, linewidth=0.8)
+    styles = {"helps": (BLUE, "o"), "harms": (VERMILION, "s"), "no evidence": (PALE, "D")}
+    for answer, (colour, marker) in styles.items():
+        chosen = [(place, row) for place, row in enumerate(rows) if row["answer"] == answer]
+        middles = np.array([row["difference"] for _, row in chosen]) * scale
+        ends = [[scale * abs(row["difference"] - row[end]) for _, row in chosen] for end in ("low", "high")]
+        if chosen:
+            axes.errorbar(
+                middles, [place for place, _ in chosen], xerr=ends, fmt=marker, color=colour, markersize=6,
+                linewidth=1.6, capsize=3, label=answer,
+            )  # fmt: skip
+    axes.set_yticks(range(len(rows)), shorten_labels([row["setting"] for row in rows], 40), **font())
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(7))
+    axes.set_xlabel(f"Added to {metric}{', in points' if share else ''} (95 % interval)", color=INK)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=PALE, alpha=0.4, linewidth=0.7)
+    legend_above(axes)
+    return figure
+
+
 class _Scale(NamedTuple):
     """Where a setting's values stand on an axis.
 

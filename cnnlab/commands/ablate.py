@@ -1,0 +1,84 @@
+"""`cnnlab ablate`: which of a recipe's settings matter."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnlab.commands import AsJson, Wide
+from cnnlab.console import say
+from cnnlab.files import write_bytes, write_text
+from cnnlab.record import RUNS
+from cnnlab.tables import Column, print_table
+from cnnlab.wording import format_difference, format_metric
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def ablate(
+    recipe: Annotated[list[str], typer.Argument(metavar="RUN|OVERRIDE...", help="A run, or what the recipe sets.")],
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="Leave out this setting, and those given so, only.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of the recipe, and of the recipe without each setting.")] = 5,
+    metric: Annotated[str | None, typer.Option(help="What is compared. [default: the objective]")] = None,
+    budget: Annotated[str | None, typer.Option(help="The time of each run, as 60s or 10min.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the runs stand. [default: below outputs/ablations]")
+    ] = None,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """Leave each of a recipe's settings out in turn, back to its default: which help, which harm, which do nothing.
+
+    The same seeds with and without a setting are compared in pairs (Student's t, with Holm's correction for the number
+    of settings). The same command resumes an ablation that was stopped; more --seeds add to it. Writes ablation.json
+    and ablation.png.
+    """
+    from cnnlab import ablation, decision
+
+    words = decision.recipe(recipe)
+    words += [f"budget={budget}"] if budget else []
+    settings, left_alone = ablation.settings_of(words, drop or ())
+    name, larger_is_better = decision.compared_metric(words, metric)
+    if folder is None:
+        folder = RUNS / "ablations" / hashlib.sha256(json.dumps(words).encode()).hexdigest()[:8]
+
+    def show(key: str, seed: int, value: float) -> None:
+        say(f"seed {seed}, {key if key == 'recipe' else f'without {key}'}: {format_metric(name, value)}")
+
+    content = ablation.ablate(
+        words, settings, name, folder.absolute(), seeds=seeds, larger_is_better=larger_is_better,
+        after_each=None if as_json else show,
+    ) | {"left_alone": left_alone}  # fmt: skip
+    from cnnlab import plots  # after the runs: it takes a second
+
+    write_bytes(folder / "ablation.png", plots.to_png(plots.forest(content["settings"], name)))
+    write_text(folder / "ablation.json", json.dumps(content, indent=1) + "\n")
+    if as_json:
+        print(json.dumps(content, indent=1))
+        return
+    rows = content["settings"]
+    print_table(
+        [
+            Column("setting", [row["setting"] for row in rows], least=24),
+            Column("answer", [row["answer"] for row in rows]),
+            Column("adds", [format_difference(name, row["difference"], "+") for row in rows], number=True),
+            Column(
+                "95 % interval",
+                [" to ".join(format_difference(name, row[end], "+").removesuffix(" points") for end in ("low", "high"))
+                 for row in rows],
+                number=True,
+            ),
+            Column("p (Holm)", [f"{row['holm']:.2g}" for row in rows], number=True),
+        ],
+        title=f"{name} {format_metric(name, content['value'])} with all of them, mean of {seeds} seeds",
+        wide=wide,
+        elsewhere="--wide and --json",
+    )  # fmt: skip
+    for key, reason in left_alone.items():
+        say(f"note: {key} cannot be left out alone: {reason}")
+    say(f"written: {folder / 'ablation.json'}, ablation.png")
