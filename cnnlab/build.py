@@ -26,7 +26,7 @@ from pytorch_lightning.plugins.precision import DoublePrecision, HalfPrecision
 from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from cnnlab import patches, trust
@@ -63,7 +63,7 @@ from cnnlab.machine import (
 from cnnlab.metrics import MetricBuilder
 from cnnlab.model import normalised
 from cnnlab.objective import direction
-from cnnlab.optimizer import may_fuse, parameter_groups
+from cnnlab.optimizer import FusedSGD, may_fuse, parameter_groups
 from cnnlab.probe import probe
 from cnnlab.record import Record, precision_of
 from cnnlab.schedule import Scheduler
@@ -350,8 +350,13 @@ def build_schedule(cfg: DictConfig) -> Callable[[int, int], float] | Scheduler:
     return Scheduler(lambda optimizer: instantiate_part(options, "schedule", optimizer=optimizer), interval, monitor)
 
 
-def build_optimizer(cfg: DictConfig, network: nn.Module) -> Optimizer:
+def build_optimizer(cfg: DictConfig, network: nn.Module, *, quick: bool = True) -> Optimizer:
     """Build the optimizer of a network that is on its device.
+
+    Args:
+        cfg: The run's config.
+        network: What it trains.
+        quick: Whether fused SGD is ours, whose steps take the host less time to the same bits, in place of torch's.
 
     Raises:
         ConfigError: The class does not take the arguments, or they do not suit the network.
@@ -371,6 +376,8 @@ def build_optimizer(cfg: DictConfig, network: nn.Module) -> Optimizer:
         # Lightning refuses to clip in mixed precision where the optimizer unscales the gradients itself.
         clipped = precision_of(cfg).endswith("-mixed") and cfg.trainer.gradient_clip_val
         options["fused"] = may_fuse(network) and not clipped
+    if optimizer is SGD and options.get("fused") and quick:
+        optimizer = FusedSGD
     groups = parameter_groups(network, **grouping)
     try:
         return optimizer(groups, **options)

@@ -24,6 +24,7 @@ from pytorch_lightning.plugins.precision import precision
 from pytorch_lightning.profilers import Profiler
 from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.trainer import call
+from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from pytorch_lightning.trainer.states import RunningStage
 from pytorch_lightning.utilities.enums import LightningEnum
 from tensorboard.compat.proto.event_pb2 import Event
@@ -52,6 +53,8 @@ EMPTY_HOOKS = (
     "on_train_batch_start", "on_train_batch_end", "on_before_backward", "on_after_backward", "on_before_optimizer_step",
 )  # fmt: skip
 """Hooks around a step that a LightningModule and a strategy have, and in which they do nothing. Lightning 2.6.6."""
+CLIPPING = "configure_gradient_clipping"
+"""A hook in which a LightningModule does nothing where the Trainer has no `gradient_clip_val`."""
 
 
 @cache
@@ -238,7 +241,8 @@ def skip_empty_hooks() -> None:
 
     def unless_empty(function: Callable[..., Any], base: type, owner: str) -> Callable[..., Any]:
         def call_hook(trainer: Trainer, hook_name: str, *args: Any, **kwargs: Any) -> Any:
-            if hook_name in EMPTY_HOOKS and not has_hook(getattr(trainer, owner), base, hook_name):
+            is_empty = hook_name in EMPTY_HOOKS or (hook_name == CLIPPING and trainer.gradient_clip_val is None)
+            if is_empty and not has_hook(getattr(trainer, owner), base, hook_name):
                 return None
             return function(trainer, hook_name, *args, **kwargs)
 
@@ -253,6 +257,17 @@ def skip_empty_hooks() -> None:
     calls._call_strategy_hook = unless_empty(call._call_strategy_hook, Strategy, "strategy")
     training_epoch_loop.call = precision.call = calls  # type: ignore[assignment]
 
+    # It gathers what a step has logged from a collection that is empty, but for the end of an epoch.
+    end_batch = _LoggerConnector.on_batch_end
+
+    def end_batch_if_logged(connector: _LoggerConnector) -> None:
+        results = connector.trainer._results
+        if results is None or any(not value.has_reset for value in results.values()):
+            end_batch(connector)
+        else:
+            results.batch = results.batch_size = None
+
+    _LoggerConnector.on_batch_end = end_batch_if_logged  # type: ignore[method-assign, assignment]
     # It asks a dozen times a step what is going on, and compares the words in lower case.
     RunningStage.__eq__ = lambda stage, other: stage is other or LightningEnum.__eq__(stage, other)  # type: ignore[method-assign]
     # It also reads the training step's signature from source in each step.
@@ -285,13 +300,6 @@ class QuickModule(LightningModule):
         if hook_name == "on_before_batch_transfer" and not has_hook(self, LightningModule, hook_name):
             return args[0]
         return super()._call_batch_hook(hook_name, *args)
-
-    @override
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
-    ) -> None:
-        if gradient_clip_val is not None:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
 
 def run_backward(loss: Tensor, gradient: Tensor) -> None:

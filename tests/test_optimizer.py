@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cnnlab.checkpoint import read_checkpoint
 from cnnlab.errors import ConfigError
 from cnnlab.model import ResNet
-from cnnlab.optimizer import Muon, fused, may_fuse, parameter_groups
+from cnnlab.optimizer import FusedSGD, Muon, fused, may_fuse, parameter_groups
 from cnnlab.optimizer.muon import orthogonalize
 from tests.conftest import Train, read
 from tests.launches import Launches
@@ -268,6 +268,44 @@ def test_fused_steps_are_the_plain_ones_where_they_are_taken(
     tolerance = 1e-6 if dtype == torch.float32 else 1e-14
     torch.testing.assert_close(weights[0], weights[1], rtol=tolerance, atol=tolerance)
     assert not torch.equal(weights[0], begun)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-2},
+        {"momentum": 0.5, "dampening": 0.3, "maximize": True},
+    ],
+)
+@pytest.mark.parametrize("change", ["none", "another type", "a hook", "resumed", "scaled"])
+def test_our_fused_sgd_has_the_bits_of_torchs(options: dict[str, Any], change: str):
+    """Over two groups, one weight without a gradient, and a rate that changes; its hooks and states are torch's too."""
+    calls: list[int] = []
+    results = []
+    for kind in (torch.optim.SGD, FusedSGD):
+        torch.manual_seed(0)
+        weights = [nn.Parameter(torch.randn(5, 3)) for _ in range(4)]
+        if change == "another type":
+            weights[0] = nn.Parameter(torch.randn(5, 3, dtype=torch.float64))
+        groups: list[dict[str, Any]] = [{"params": weights[:2]}, {"params": weights[2:], "lr": 0.3}]
+        optimizer = kind(groups, lr=0.1, fused=True, **options)
+        if change == "a hook":
+            optimizer.register_step_post_hook(lambda *_: calls.append(1))
+        for step in range(4):
+            for weight in weights[:3]:
+                weight.grad = torch.full_like(weight, step + 1.0) * weight.detach()
+            if change == "scaled":
+                optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)  # type: ignore[attr-defined]
+            assert optimizer.step(lambda: torch.is_grad_enabled()) is True
+            optimizer.param_groups[0]["lr"] *= 0.5
+            if change == "resumed":
+                state = optimizer.state_dict()
+                optimizer = kind(groups, lr=0.1, fused=True, **options)
+                optimizer.load_state_dict(state)
+        results.append([weight.detach() for weight in weights])
+    assert all(map(torch.equal, *results))
+    assert len(calls) == (8 if change == "a hook" else 0)
 
 
 def test_fused_steps_are_not_taken_for_narrow_weights():

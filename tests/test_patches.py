@@ -20,6 +20,7 @@ from pytorch_lightning.plugins.precision import precision
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.trainer import call
+from pytorch_lightning.trainer.connectors.logger_connector.result import _ResultCollection
 from pytorch_lightning.trainer.states import RunningStage
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.tensorflow_stub.io import gfile
@@ -95,6 +96,10 @@ def test_lightning_still_calls_hooks_by_these_names():
         "with self.precision_plugin.train_step_context():": Strategy,
         "with self.forward_context():\n            yield": precision.Precision.train_step_context,
         "return self.state.stage == RunningStage.TRAINING": Trainer,
+        "if clip_val <= 0:\n            return": precision.Precision,
+        "gradient_clip_val = self.trainer.gradient_clip_val or 0.0": LightningModule,
+        "trainer._logger_connector.on_batch_end()": training_epoch_loop,
+        "if not v.has_reset": _ResultCollection,
     }
     for text, place in places.items():
         assert text in inspect.getsource(place), text
@@ -114,7 +119,9 @@ def test_each_hook_that_somebody_wrote_is_called_under_its_name(tmp_path: Path):
             self.weight = torch.nn.Linear(1, 1)
 
         def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
-            return self.weight(batch[0]).sum()
+            loss = self.weight(batch[0]).sum()
+            self.log("loss", loss)
+            return loss
 
         def on_before_backward(self, loss: torch.Tensor) -> None:
             calls.append(f"module, {self._current_fx_name}")
@@ -133,6 +140,7 @@ def test_each_hook_that_somebody_wrote_is_called_under_its_name(tmp_path: Path):
         enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(Module(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(2, 1))))
+    assert trainer.callback_metrics["loss"].isfinite()
     assert calls == ["module, on_before_backward", "one, on_after_backward", "class, on_train_batch_end"]
 
 

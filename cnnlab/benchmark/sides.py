@@ -272,7 +272,7 @@ class PlainSide:
         self.targets = data.labels("train").to(self.device)
         self.network = separate_relu(network[1]).to(self.device)
         cfg.optimizer.fused = None
-        self.optimizer = build_optimizer(cfg, self.network)
+        self.optimizer = build_optimizer(cfg, self.network, quick=False)
         self.batch_size = cfg.data.batch_size
         self.losses: list[float] = []
 
