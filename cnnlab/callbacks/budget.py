@@ -28,8 +28,8 @@ OUTLIER = 5.0  # times the usual step: what took longer counts as so much
 AGREE_SECONDS = 1.0  # after so long, or ten steps, several processes agree anew how many steps are left
 EVALUATION = 0.35  # of a step's time for each image, until a validation was timed: it has no backward pass
 SAVING_SECONDS = 0.05  # beside a validation, until that was timed
-LEAST_ENDING_SECONDS = 0.9  # for the pictures and files at the end, on an idle machine
-ENDING = 0.2  # of the time that starting up computes
+LEAST_ENDING_SECONDS = 1.2  # for the pictures and files at the end, on an idle machine
+ENDING = 0.27  # of the time that starting up computes
 WITHOUT_PICTURES = 0.4  # of either
 LOAD_SECONDS = 1.0  # between two looks at how long the process waits for a processor
 VIEWS = {"none": 1, "mirror": 2, "mirror_translate": 6}  # of an image in the test
@@ -112,7 +112,7 @@ class Budget(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Drawing and writing at the end takes about a fifth of what starting up computes.
+        # Drawing and writing at the end takes about a fifth of what starting up computes; a little more is kept.
         self._had, self._waited = processor_seconds()
         starting = min(time.monotonic() - self._began, self._had)
         draws = any(isinstance(callback, Figures) for callback in trainer.callbacks)  # type: ignore[attr-defined]
