@@ -51,3 +51,21 @@ def test_frozen_parameters_stay_as_they_are_and_the_others_are_trained(small: li
     weights = [network_weights(read_checkpoint(folder / "checkpoints" / "last.ckpt")) for folder in (one, two)]
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bias_that_is_trained_for_some_epochs_only_is_so_on_two_processes(small: list[str], tmp_path: Path):
+    """SpeedNet's whitening layer, in the recipes of airbench."""
+    folder = tmp_path / "run"
+    run = run_process(
+        *small, "model=speednet", "callbacks=[default,whiten_bias]", "callbacks.whiten_bias.from_epoch=1",
+        "trainer.accelerator=cpu", "data.batch_size=16", "trainer.devices=2", "trainer.max_epochs=2",
+        "callbacks.figures=null", f"hydra.run.dir={folder}",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    first, last = (
+        network_weights(read_checkpoint(folder / "checkpoints" / f"{name}.ckpt")) for name in ("previous", "last")
+    )
+    moved = {name for name in first if not torch.equal(first[name], last[name])}
+    assert "body.whiten.bias" in first
+    assert "body.whiten.bias" not in moved
+    assert len(moved) > 5

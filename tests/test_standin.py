@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests import standin
+from tests import gpu, standin
 from tests.conftest import ROOT
 from tests.standin import cases
 
@@ -95,3 +95,19 @@ def test_every_verb_answers_on_either_device_and_a_run_resumes_on_its_own_only(n
         assert other == 2, f"{device}: {other}"
         assert not any(result["codes"].values()), result["codes"]
         assert result["gaps"] == {"gpu": 0, "cpu": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_the_checks_for_a_real_gpu_go_to_their_end_here(tmp_path: Path):
+    """All of `.ci/gpu`, so that who has a GPU runs a script that is right; what the stand-in has not is left out."""
+    result = tmp_path / "gpu.json"
+    process = subprocess.run(
+        ["bash", ".ci/gpu", "-p", "no:cacheprovider"],
+        cwd=ROOT, capture_output=True, text=True, env=standin.environment() | {"GPU_JSON": str(result)},
+    )  # fmt: skip
+    rows = {row["check"]: row["outcome"] for row in json.loads(result.read_text())}
+    left_out = ("no waits", "compiled", "speed", "memory", "airbench94", "two GPUs")
+    assert rows == {check: "skipped" if check in left_out else "passed" for check in gpu.CHECKS}, process.stdout[-3000:]
+    assert process.returncode == 0
+    assert "passed" in process.stdout.splitlines()[-2]

@@ -49,6 +49,8 @@ CROSSED = {
     "dropout": ["model.dropout=0.3"],
     "no validation": ["data.val_size=0", "objective.metric=test/accuracy"],
     "on the host": ["data.resident=host"],
+    "on the disk": ["data.resident=disk"],
+    "distilled": ["classifier=distillation", "classifier.teacher=TEACHER"],
     "channels first": ["model.channels_last=false"],
     "clipped": ["trainer.gradient_clip_val=0.01"],
     "clipped by value": ["trainer.gradient_clip_val=0.01", "trainer.gradient_clip_algorithm=value"],

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import traceback
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,12 +69,25 @@ def build(overrides: list[str], npz: Path, device: str) -> Lab:
         "trainer.limit_test_batches=1", f"trainer.accelerator={device}",
     ]  # fmt: skip
     lines = [line for line in base if line.partition("=")[0] not in keys] + overrides
+    lines = [line.replace("TEACHER", train_teacher(npz)) if "TEACHER" in line else line for line in lines]
     if "callbacks=none" not in overrides:
         lines.append("callbacks.figures=null")
     lab = build_lab(composed(lines, folder))
     if isinstance(lab.trainer.checkpoint_callback, Checkpoint):
         lab.trainer.checkpoint_callback.LONG_SECONDS = math.inf
     return lab
+
+
+@cache
+def train_teacher(npz: Path) -> str:
+    """Train the network that others learn from, on the CPU; return its folder."""
+    folder = Path(tempfile.mkdtemp()) / "teacher"
+    words = ["data=npz", f"data.path={npz}", "data.val_size=40", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
+    assert (
+        run_main(script.main, "train.py", *preflight([*words, "callbacks.figures=null", f"hydra.run.dir={folder}"]))
+        == 0
+    )
+    return str(folder)
 
 
 def network_of(lab: Lab) -> nn.Module:
