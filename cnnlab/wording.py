@@ -25,6 +25,11 @@ def format_metric(metric: str, value: float | None) -> str:
     return f"{value:.2%}" if is_share(metric) else f"{value:.4g}"
 
 
+def format_end(metric: str, value: float) -> str:
+    """Return an end of a metric's interval; Student's t knows nothing of the bounds of a share."""
+    return format_metric(metric, min(1.0, max(0.0, value)) if is_share(metric) else value)
+
+
 def format_difference(metric: str, difference: float, sign: str = "") -> str:
     """Return how far two values of a metric are apart: shares in points of per cent.
 

@@ -71,7 +71,7 @@ def runs(
 
 
 def _print(rows: list[ledger.Row], columns: list[str], folder: Path, wide: bool) -> None:
-    columns = [name for name in columns if any(row.get(name) is not None for row in rows)] or ["run"]
+    columns = [name for name in columns if any(row.get(name) not in (None, []) for row in rows)] or ["run"]
     numbers = [name for name in columns if any(isinstance(row.get(name), float | int) for row in rows)]
     print_table(
         [
@@ -94,6 +94,8 @@ def _print(rows: list[ledger.Row], columns: list[str], folder: Path, wide: bool)
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
     if name == "seconds":
         return f"{value:,.0f}"
     if name == "started":

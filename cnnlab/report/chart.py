@@ -40,7 +40,7 @@ class Chart(NamedTuple):
         strokes: (style, points) of each unbroken piece of a curve.
         dots: (style, x, y) of each marked point.
         styles: The style of each name in the key.
-        mark: (place, label, side that the label stands on) of a line from top to bottom.
+        mark: (place, label, side that the label stands on, its height) of a line from top to bottom.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Chart(NamedTuple):
     strokes: Sequence[tuple[str, str]]
     dots: Sequence[tuple[str, float, float]]
     styles: dict[str, str]
-    mark: tuple[float, str, str] | None = None
+    mark: tuple[float, str, str, float] | None = None
 
 
 def draw(
@@ -102,13 +102,26 @@ def draw(
             if len(points) == 1 or (curve.dots and len(points) <= 30 and curve.style != "pale"):
                 dots += [(curve.style, *point) for point in points]
     whole = all(float(place).is_integer() for place in places)
+    pointer = None
+    if mark:
+        place = across(mark[0])
+        # The label stands where no curve is: above those that end low, as losses do.
+        heights = [down(y) for curve in curves for x, y in zip(curve.x, curve.y, strict=True)
+                   if x >= mark[0] and math.isfinite(y)]  # fmt: skip
+        ends_low = bool(heights) and sum(heights) / len(heights) > (TOP + HEIGHT - BOTTOM) / 2
+        pointer = (
+            place,
+            mark[1],
+            "end" if place > WIDTH / 2 else "start",
+            TOP + 10 if ends_low else HEIGHT - BOTTOM - 4,
+        )
     return Chart(
         title, x,
         rows=[(down(tick), f"{tick:.0%}" if percent else number(tick)) for tick in y_ticks],
         columns=[(across(tick), number(tick)) for tick in ticks(first, last, whole=whole)],
         strokes=strokes, dots=dots,
         styles={curve.name: curve.style for curve in curves},  # several curves may share a name
-        mark=(across(mark[0]), mark[1], "end" if across(mark[0]) > WIDTH / 2 else "start") if mark else None,
+        mark=pointer,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from cnnlab.record import Record
 from cnnlab.report.chart import Chart, Line, draw
 from cnnlab.report.page import Page, embed_png, render
 from cnnlab.report.run import as_number, epochs_of
-from cnnlab.wording import count, format_metric, format_setting, is_share
+from cnnlab.wording import count, format_end, format_metric, format_setting, is_share
 
 CURVES = 50
 _PICTURES = ("learning_curves", "importance")  # stand on the page as charts
@@ -74,7 +74,7 @@ def _answer(groups: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], met
     best = groups[0]
     spread = ""
     if best["interval_95"]:
-        low, high = (_end(metric, end) for end in best["interval_95"])
+        low, high = (format_end(metric, end) for end in best["interval_95"])
         spread = f" on average over {best['n']} runs (95% interval {low} to {high})"
     sentences = [f"Best: {_in_words(best)}. {metric} is {format_metric(metric, best['mean'])}{spread}."]
     if summary.get("lead"):
@@ -113,7 +113,7 @@ def _groups(groups: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
         (
             *(format_setting(group["settings"].get(key, "")) for key in keys),
             _format(metric, group["mean"]),
-            " to ".join(_end(metric, end) for end in group["interval_95"] or ()),
+            " to ".join(format_end(metric, end) for end in group["interval_95"] or ()),
             _format(metric, group["sd"]),
             group["n"],
             _format("accuracy", group["test/accuracy"]),
@@ -166,11 +166,6 @@ def _pictures(folder: Path) -> list[dict[str, str]]:
     """Return the sweep's own pictures but those that stand on the page as charts."""
     paths = sorted(path for path in (folder / "figures").glob("*.png") if path.stem not in _PICTURES)
     return [{"source": embed_png(path.read_bytes()), "alternative": path.stem.replace("_", " ")} for path in paths]
-
-
-def _end(metric: str, value: float) -> str:
-    """Return an end of an interval; Student's t knows nothing of the bounds of a share."""
-    return format_metric(metric, min(1.0, max(0.0, value)) if is_share(metric) else value)
 
 
 def _format(metric: str, value: object) -> str:

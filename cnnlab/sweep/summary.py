@@ -14,7 +14,7 @@ from cnnlab import tables
 from cnnlab.files import csv_cell, printable, write_text
 from cnnlab.sweep import verdict
 from cnnlab.sweep.table import Table, read
-from cnnlab.wording import format_metric, format_setting
+from cnnlab.wording import format_end, format_metric, format_setting
 
 TERMINAL_ROWS = 30
 
@@ -199,7 +199,7 @@ def _group_lines(table: Table) -> tuple[list[str], list[list[str]]]:
     header += ["all folds", "its 95 % interval"] if any(pools) else []
 
     def interval(low: float, high: float) -> str:
-        return f"{format_metric(table.metric, low)} to {format_metric(table.metric, high)}"
+        return f"{format_end(table.metric, low)} to {format_end(table.metric, high)}"
 
     return header, [
         [
