@@ -10,6 +10,8 @@
 | `first`, `second` | the overrides of each, without the seed |
 | `metric`, `margin`, `alpha` | what was compared; the difference that does not matter; the error rate |
 | `difference`, `low`, `high` | mean of the second less the first, and its interval, signed so that more is better |
+| `new_images` | `answer`, `low`, `high` for other images of the same kind, and `images`, how many were at hand; null
+  where the metric is no accuracy, or the runs' answers are not to be had |
 | `pairs` | `seed`, `first`, `second`: the values |
 """
 
@@ -23,7 +25,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from cnnlab.config import composed, quote
 from cnnlab.errors import CnnlabError, ConfigError, DamagedError, MachineError
@@ -31,6 +33,10 @@ from cnnlab.files import read_bytes, write_text
 from cnnlab.objective import direction
 from cnnlab.record import Record, is_run
 from cnnlab.stats import LEVEL, confidence_sequence
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Bool, Float
 
 Answer = Literal["better", "worse", "no difference", "undecided"]
 FEWEST = 3
@@ -114,8 +120,78 @@ def judge(low: float, high: float, margin: float) -> Answer:
     return "worse" if high < 0 else "undecided"
 
 
+def widen(
+    decision: Decision, by_image: "Float[np.ndarray, 'n']", margin: float, alpha: float, sign: int = 1
+) -> dict[str, Any]:
+    """Return what a decision is on other images of the same kind: `answer`, `low`, `high`, `images`.
+
+    The true difference on other images is that on these images, which the seeds tell, and what the choice of the images
+    does. A quarter of `alpha` goes to a normal interval over images, the rest to that over seeds. Its variance is that
+    of the images' mean differences: it holds some of the seeds' variance too, and so is rather too wide.
+
+    Args:
+        decision: What the pairs say about these images.
+        by_image: Of each image, how much more often the second recipe has it right than the first, over all pairs.
+        margin: The difference that does not matter.
+        alpha: The error rate.
+        sign: -1 where less is better.
+    """
+    count = len(by_image)
+    differences = [sign * (pair.second - pair.first) for pair in decision.pairs]
+    low, high = confidence_sequence(differences, 0.75 * alpha, decision.pairs[-1].step / math.sqrt(6))
+    reach = statistics.NormalDist().inv_cdf(1 - alpha / 8) * float(by_image.std(ddof=1)) / math.sqrt(count)
+    # Where no image differs, of others at most so many do: (1 - share)^count = alpha / 8.
+    reach = max(reach, 1 - (alpha / 8) ** (1 / count))
+    low, high = low - reach, high + reach
+    return {"answer": judge(low, high, margin), "low": low, "high": high, "images": count}
+
+
+def differences_by_image(folder: Path, pairs: Sequence[Pair], metric: str) -> "Float[np.ndarray, 'n'] | None":
+    """Return how much more often the second recipe has each image right than the first, over all pairs.
+
+    None where the metric is no accuracy, or answers of the best states are not to be had or not those measured.
+    """
+    import numpy as np
+
+    split, _, name = metric.partition("/")
+    if name != "accuracy" or split not in ("val", "test") or not pairs:
+        return None
+    sums: Any = 0
+    for pair in pairs:
+        for recipe_name, value, sign in (("first", pair.first, -1), ("second", pair.second, 1)):
+            try:
+                right = _right_images(folder / f"{recipe_name}-seed={pair.seed}", split)
+            except CnnlabError:  # such as a network of the user's own, which is not imported unasked
+                return None
+            if abs(right.mean() - value) > 0.5 / len(right) or (np.ndim(sums) and len(sums) != len(right)):
+                return None
+            sums = sums + sign * right.astype(float)
+    return np.asarray(sums) / len(pairs)
+
+
+def _right_images(folder: Path, split: str) -> "Bool[np.ndarray, 'n']":
+    """Return which images of a split a run's best state has right; evaluates it where that was not done."""
+    import numpy as np
+
+    answers = folder / ("evaluation.npz" if split == "test" else f"evaluation-{split}.npz")
+    if not answers.exists() or answers.stat().st_mtime_ns < Record(folder).best.stat().st_mtime_ns:
+        from cnnlab.evaluation import evaluate
+
+        evaluation = evaluate(str(folder), split=cast(Any, split), figures=False)
+        return evaluation.predicted == evaluation.targets
+    with np.load(answers, allow_pickle=False) as saved:
+        return saved["predicted"] == saved["targets"]
+
+
 def describe(
-    decision: Decision, *, first: Sequence[str], second: Sequence[str], metric: str, margin: float, alpha: float
+    decision: Decision,
+    *,
+    first: Sequence[str],
+    second: Sequence[str],
+    metric: str,
+    margin: float,
+    alpha: float,
+    new_images: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of `decision.json`."""
     words = {
@@ -129,6 +205,12 @@ def describe(
         f"{words[decision.answer]} ({len(decision.pairs)} pairs of seeds; B over A {interval}, which may be looked at "
         f"at any time; error rate {alpha:.3g})."
     )
+    if new_images:
+        span = f"is between {new_images['low']:+.4f} and {new_images['high']:+.4f}: {new_images['answer']}"
+        sentence += (
+            f" So it is on these {new_images['images']:,} images; on others of their kind, B over A "
+            f"{span if math.isfinite(new_images['low']) else 'takes more pairs to tell'}."
+        )
     return {
         "format": 1,
         "answer": decision.answer,
@@ -141,8 +223,11 @@ def describe(
         "difference": decision.difference,
         "low": decision.low if math.isfinite(decision.low) else None,
         "high": decision.high if math.isfinite(decision.high) else None,
+        "new_images": None if new_images is None else {
+            name: None if value in (-math.inf, math.inf) else value for name, value in new_images.items()
+        },
         "pairs": [{"seed": pair.seed, "first": pair.first, "second": pair.second} for pair in decision.pairs],
-    }
+    }  # fmt: skip
 
 
 def recipe(words: Sequence[str]) -> list[str]:

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab.decision import Pair, decide, note_in_ledger, share_alpha
+from cnnlab.decision import Decision, Pair, decide, note_in_ledger, share_alpha, widen
 from cnnlab.errors import ConfigError
 from cnnlab.stats import confidence_sequence, t_quantile
 from tests.conftest import ROOT, read
@@ -100,6 +101,31 @@ def test_numbers_out_of_range_are_refused(option: dict):
         decide(iter([]), **option)
 
 
+def test_on_other_images_the_interval_holds_the_difference_that_all_images_have():
+    random = np.random.default_rng(6)
+    missed = narrow = 0
+    for _ in range(200):
+        # Of 500 images, some are easier for one recipe than for the other, whatever the seed.
+        easier = random.choice([-0.3, 0.0, 0.4], size=500, p=[0.1, 0.8, 0.1])
+        first, second = ((random.random((6, 500)) < 0.5 + shift).astype(float) for shift in (0, easier))
+        rates = zip(first.mean(1).tolist(), second.mean(1).tolist(), strict=True)
+        steps = iter([Pair(seed, a, b, step=1 / 500) for seed, (a, b) in enumerate(rates)])
+        decision = decide(steps, margin=0.0, max_seeds=6)
+        count = len(decision.pairs)
+        wide = widen(decision, (second - first)[:count].mean(0), margin=0.0, alpha=0.05)
+        missed += not wide["low"] <= 0.01 <= wide["high"]
+        narrow += wide["high"] - wide["low"] < decision.high - decision.low
+    assert missed <= 0.05 * 200
+    assert narrow == 0
+
+
+def test_where_no_image_differs_others_may():
+    decision = Decision("no difference", 0.0, 0.0, 0.0, tuple(Pair(seed, 0.5, 0.5) for seed in range(10)))
+    wide = widen(decision, np.zeros(100), margin=0.01, alpha=0.05)
+    assert wide["answer"] == "undecided"
+    assert wide["high"] == -wide["low"] == pytest.approx(1 - 0.00625 ** (1 / 100))
+
+
 def test_real_runs_are_decided_resumed_and_not_run_twice(small: list[str], tmp_path: Path):
     common = [*small, "~callbacks.figures", "~callbacks.dashboard", "logger=none", "trainer.max_epochs=1"]
     # Two seeds are there already, trained in this process.
@@ -122,6 +148,10 @@ def test_real_runs_are_decided_resumed_and_not_run_twice(small: list[str], tmp_p
     content = read(tmp_path / "decision" / "decision.json")
     assert [pair["seed"] for pair in content["pairs"]] == [0, 1, 2]
     assert content["difference"] == pytest.approx(sum(pair["second"] - pair["first"] for pair in content["pairs"]) / 3)
+    other = content["new_images"]
+    assert other["images"] == 80
+    assert (other["low"] is None) == (content["low"] is None)  # three pairs that are far apart say nothing yet
+    assert "others of their kind" in content["sentence"]
     started = [read(path)["started"] for path in sorted((tmp_path / "decision").glob("*/run.json"))]
     again = subprocess.run(
         [*command, "--json"], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60

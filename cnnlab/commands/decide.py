@@ -42,7 +42,8 @@ def decide(
 
     The answer is better, worse, no difference that matters, or undecided after --max-seeds; the exit code is 0 for all
     of them. The interval may be looked at after every pair: an answer is wrong in a share --alpha of all cases at most.
-    It is about seeds; the images are the same for both. The same command resumes a decision that was stopped.
+    That is about these images, which are the same for both; how it is on others of their kind is said beside it. The
+    same command resumes a decision that was stopped.
     """
     from cnnlab import decision
 
@@ -73,7 +74,11 @@ def decide(
         max_seeds=max_seeds,
         after_each=None if as_json else show,
     )
-    content = decision.describe(result, first=first, second=second, metric=name, margin=margin, alpha=alpha)
+    by_image = decision.differences_by_image(folder.absolute(), result.pairs, name)
+    new_images = None if by_image is None else decision.widen(result, by_image, margin, alpha)
+    content = decision.describe(
+        result, first=first, second=second, metric=name, margin=margin, alpha=alpha, new_images=new_images
+    )
     write_text(folder / "decision.json", json.dumps(content, indent=1) + "\n")
     if ledger is not None:
         decision.note_in_ledger(ledger, {"sentence": content["sentence"], "alpha": alpha, "folder": str(folder)})
