@@ -340,7 +340,8 @@ def _train(overrides: Sequence[str], folder: Path) -> None:
         child.communicate()
         raise
     if child.returncode:
-        lines = [line.removeprefix("cnnlab: error: ") for line in errors.splitlines() if line.strip()]
+        prefix = "cnnlab: error: "
+        lines = [line.removeprefix(prefix) for line in errors.splitlines() if line.startswith(prefix)]
         error = CnnlabError("\n".join(lines[-2:]) or f"{folder} ended with {child.returncode}")
         error.exit_code = child.returncode
         raise error

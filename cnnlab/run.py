@@ -177,7 +177,7 @@ class Run:
                 ignore=lambda _, names: [name for name in names if name.startswith(".") or name in KEPT],
             )  # fmt: skip
         facts = {name: value for name, value in twin.run.items() if name not in ("command", "started")}
-        self.describe(**facts, reused=str(twin.folder.absolute()))
+        self.describe(**facts | {"reused": str(twin.folder.absolute())})
         return True
 
     def describe(self, **facts: Any) -> None:

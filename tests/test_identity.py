@@ -1,6 +1,7 @@
 """The same run is not run twice: what makes two runs the same, and that nothing else does."""
 
 import json
+import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,9 @@ def test_a_run_that_exists_is_taken_over(
         assert (again / name).read_bytes() == (first / name).read_bytes()
     listed = same_as(list_runs(tmp_path / "outputs"), str(first))
     assert {row["run"] for row in listed} == {"first", "again"}
+    shutil.rmtree(first)
+    third = train("trainer.max_epochs=1", "reuse=true", folder=tmp_path / "outputs" / "third")
+    assert read(third / "run.json")["reused"] == str(again)
     other = train("trainer.max_epochs=1", "reuse=true", "seed=1", folder=tmp_path / "outputs" / "other")
     assert "reused" not in read(other / "run.json")
     runs_app([str(tmp_path / "outputs"), "--same-as", str(other), "--csv"], standalone_mode=False)
