@@ -97,7 +97,7 @@ def test_every_option_trains(
 ):
     if option in NEEDS and importlib.util.find_spec(NEEDS[option]) is None:
         pytest.skip(f"the extra {NEEDS[option]} is not installed")
-    overrides = [f"{group}={option}", *SHORT]
+    overrides = [f"{group}={option}", *SHORT, *(["data.batch_size=8"] if group == "model" else [])]
     if group == "data":
         path = request.getfixturevalue("drawn_shapes") if option == "shapes" else data_file(option, npz, tmp_path)
         overrides += [f"data.path='{path}'", "data.val_size=80"]
@@ -128,7 +128,9 @@ def test_every_recipe_trains_in_one_sweep(
         "data.val_size=80",
         "data.batch_size=8",
         "~callbacks.figures",
-        *SHORT,
+        "~callbacks.dashboard",
+        *SHORT[:-1],
+        "data.eval_batch_size=8",
     ]
     monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *preflight(arguments)])
     run.failed.clear()
