@@ -23,7 +23,9 @@ app = typer.Typer(
 )
 
 COMPOSE = ("check", "benchmark", "show", "options", "schema")
-"""Verbs that read configs, and so see those of a project of the user's own; in its folder all do, for its classes."""
+"""Verbs that read configs, and so see those of a project of the user's own."""
+RESTORE = ("evaluate", "predict", "export", "compare", "report")
+"""Verbs that build what a run's folder names: in a project's folder they know its classes."""
 
 
 HINT = "cnnlab: the same with --debug shows the traceback"
@@ -86,7 +88,9 @@ def _forward_to(name: str) -> Callable[[typer.Context], None]:
 
         def run() -> None:
             words = args
-            if name in COMPOSE or "--trust" in args or Path("conf").is_dir():
+            own = Path("conf")
+            is_project = own.is_dir() and not own.samefile(_train_script().parent / "conf")
+            if name in COMPOSE or "--trust" in args or (name in RESTORE and is_project):
                 from cnnlab.config import own_classes, take_flags  # not before: Hydra takes a fifth of a second
 
                 words = take_flags(args)
