@@ -1,6 +1,7 @@
 """Rehearse a run: a few steps of everything, and what the run will take of time, memory and disk."""
 
 import copy
+import json
 import math
 import resource
 import shutil
@@ -47,8 +48,13 @@ class Finding(NamedTuple):
     error: CnnlabError | None = None
     note: str = ""
 
+    @property
+    def state(self) -> str:
+        """`ok`, `look` or `no`."""
+        return "no" if self.error else "look" if self.note else "ok"
 
-def rehearse(cfg: Any, folder: Path, began: float | None = None) -> None:
+
+def rehearse(cfg: Any, folder: Path, began: float | None = None, as_json: bool = False) -> None:
     """Check a run's data, network, gradients, time, memory and disk, print each finding, and end in go or no go.
 
     Nothing is written, except for the data file where it is still to be fetched or drawn.
@@ -57,6 +63,7 @@ def rehearse(cfg: Any, folder: Path, began: float | None = None) -> None:
         cfg: The composed config.
         folder: The folder that the run would have.
         began: When the command began, by the monotonic clock; now by default.
+        as_json: Whether to print one JSON object, at the end, in the place of lines.
 
     Raises:
         CnnlabError: What stands in the way of the run, with its own exit code.
@@ -65,16 +72,20 @@ def rehearse(cfg: Any, folder: Path, began: float | None = None) -> None:
     examination = examine(build_lab(cfg, began=began), folder, cfg.trainer.max_time)
     for finding in iter(partial(_examine_next, examination), None):
         findings.append(finding)
-        state = "no" if finding.error else "look" if finding.note else "ok"
-        say(
-            f"{finding.subject:<14} {state:<5} {finding.outcome}{f' ({finding.note})' if finding.note else ''}",
-            flush=True,
-        )
+        if not as_json:
+            note = f" ({finding.note})" if finding.note else ""
+            say(f"{finding.subject:<14} {finding.state:<5} {finding.outcome}{note}", flush=True)
     errors = [finding.error for finding in findings if finding.error]
-    if errors:
+    if as_json:
+        facts = [finding._asdict() | {"state": finding.state, "error": finding.error and str(finding.error)}
+                 for finding in findings]  # fmt: skip
+        say(json.dumps({"go": not errors, "findings": facts}, indent=1))
+    elif errors:
         say("no go")
+    else:
+        say("go" + (", with an eye on what says look" if any(finding.note for finding in findings) else ""))
+    if errors:
         raise type(errors[0])("\n".join(map(str, errors)))
-    say("go" + ("" if not any(finding.note for finding in findings) else ", with an eye on what says look"))
 
 
 def _examine_next(examination: Iterator[Finding]) -> Finding | None:

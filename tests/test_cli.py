@@ -202,7 +202,7 @@ def test_pictures_are_packed_and_checked_with_two_commands(call, tmp_path):
     for number in range(12):
         path = tmp_path / "my pictures" / ("ant" if number % 2 else "[bee]") / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (20, 30), (20 * number, 0, 0)).save(path)
+        Image.new("RGB", (20, 30), (20 * number, 9 * number, 99 - 9 * number)).save(path)
     (path.parent / "broken.jpg").write_bytes(b"broken")
     code, out, err = call("data", "pack", "my pictures", "out.npz", "--size", 16, "--fit", "pad")
     assert code == 7
@@ -210,6 +210,26 @@ def test_pictures_are_packed_and_checked_with_two_commands(call, tmp_path):
     assert left_out.startswith("cnnlab: left out my pictures/ant/broken.jpg: UnidentifiedImageError")
     assert error == ("cnnlab: error: 1 of 13 pictures could not be read and are left out; out.npz holds the other 12.")
     assert "2 classes. Train: cnnlab train data=npz data.path=out.npz" in out
+    code, out, _ = call("data", "pack", "my pictures", "out.npz", "--size", 16, "--overwrite", "--json")
+    packed = json.loads(out)
+    assert code == 7
+    assert packed["num_train"] + packed["num_test"] == 12
+    assert [entry["image"] for entry in packed["unreadable"]] == ["my pictures/ant/broken.jpg"]
+    code, out, _ = call("check", *shlex.split(packed["command"])[2:], "data.val_size=2", "data.batch_size=4", "--json")
+    rehearsed = json.loads(out)
+    assert rehearsed["go"] == (code == 0) == all(row["error"] is None for row in rehearsed["findings"])
+    assert {"data", "gradients", "by heart"} <= {row["subject"] for row in rehearsed["findings"]}
+    code, out, _ = call(
+        "show",
+        "model",
+        *shlex.split(packed["command"])[2:],
+        "data.val_size=2",
+        "data.batch_size=4",
+        "model=resnet20",
+        "--json",
+    )
+    assert code == 0
+    assert json.loads(out)["layers"][-1]["shape"] == [2]
     code, out, _ = call("data", "check", "out.npz")
     assert code == 0
     assert "[bee]" in out

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cnnlab.commands import AsJson
 from cnnlab.config import compose
 from cnnlab.console import ConsoleHandler, exit_on_error
 from cnnlab.run import importing
@@ -21,6 +22,7 @@ def check(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[GROUP=OPTION | KEY=VALUE]...", help="As for `cnnlab train`.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Try a run out before it begins; ends with go (exit 0) or no go (the exit code of what stands in its way).
 
@@ -28,19 +30,21 @@ def check(
     images can be learnt by heart, and what the whole run will take of time, memory and disk. Leaves nothing behind but
     the data file, where that is still to be fetched. The same as `cnnlab train ... check=true`.
     """
-    try_out(settings or [])
+    try_out(settings or [], as_json)
 
 
-def try_out(lines: Sequence[str]) -> None:
+def try_out(lines: Sequence[str], as_json: bool = False) -> None:
     """Compose a run and rehearse it.
 
     Args:
         lines: The overrides of the run.
+        as_json: Whether to print one JSON object.
     """
     began = time.monotonic()
     run = compose(lines, Path.cwd(), verify_presence=True)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
+    handler = logging.StreamHandler() if as_json else ConsoleHandler()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     with exit_on_error(debug=run.config.debug):
         with importing():
             from cnnlab.rehearsal import rehearse
-        rehearse(run.config, Path(run.run_dir), began)
+        rehearse(run.config, Path(run.run_dir), began, as_json)

@@ -29,12 +29,16 @@ app = typer.Typer(
 def fetch(
     name: Annotated[cifar.Name, typer.Argument(help="The data set.")],
     path: Annotated[Path | None, typer.Argument(help="The npz file to make. [default: data/NAME.npz]")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Download a data set from its authors and write it as an npz file; continues where it was interrupted."""
     path = path or Path("data") / f"{name}.npz"
     existed = path.exists()
     cifar.fetch(name, path)
-    say(f"{path} {'was there already' if existed else 'is ready'}. Train: {_command(name, path)}")
+    if as_json:
+        say(json.dumps({"path": str(path), "existed": existed, "command": _command(name, path)}, indent=1))
+    else:
+        say(f"{path} {'was there already' if existed else 'is ready'}. Train: {_command(name, path)}")
 
 
 @app.command()
@@ -55,16 +59,22 @@ def pack(
     test_fraction: Annotated[float, typer.Option(help="Share of each class for the test set.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Decides split and order.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.npz.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Pack a folder of pictures into an npz file; unreadable ones are listed and left out (exit 7)."""
     packed = folder.pack(source, output, size, fit, test_fraction, seed, overwrite)
     written = packed.num_train + packed.num_val + packed.num_test
     validation = f", {packed.num_val} validation" if packed.num_val else ""
-    say(
-        f"{packed.path}: {packed.num_train} training{validation} and {packed.num_test} test images of "
-        f"{packed.size} × {packed.size}{' (--size)' if size is None else ''}, "
-        f"{len(packed.classes)} classes. Train: {_command('npz', packed.path)}"
-    )
+    if as_json:
+        content = vars(packed) | {"path": str(packed.path), "command": _command("npz", packed.path)}
+        content["unreadable"] = [{"image": str(path), "reason": reason} for path, reason in packed.unreadable]
+        say(json.dumps(content, indent=1))
+    else:
+        say(
+            f"{packed.path}: {packed.num_train} training{validation} and {packed.num_test} test images of "
+            f"{packed.size} × {packed.size}{' (--size)' if size is None else ''}, "
+            f"{len(packed.classes)} classes. Train: {_command('npz', packed.path)}"
+        )
     for note in packed.notes:
         say(f"cnnlab: {note}", file=sys.stderr)
     if packed.num_others:

@@ -1,6 +1,7 @@
 """`cnnlab show`: the tutorial's pictures, and those of daily work; each a PNG file."""
 
 import importlib.util
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from cnnlab import tutorial
-from cnnlab.commands import RunName, Trust, check_screen, open_file
+from cnnlab.commands import AsJson, RunName, Trust, check_screen, open_file
 from cnnlab.console import say
 from cnnlab.data import archive, pictures, shapes, splits
 from cnnlab.errors import ConfigError, DataError, MachineError
@@ -248,6 +249,7 @@ def model(
     trust: Trust = None,
     output: _Output = None,
     open: _Open = False,
+    as_json: AsJson = False,
 ) -> Path:
     """Show a network's layers with their outputs' shapes, parameters and floating-point operations for an image."""
     from cnnlab import anatomy
@@ -262,7 +264,8 @@ def model(
         net, image_shape = _build_untrained(_compose(words))
         place = Path("show_model.png")
     layers = anatomy.list_layers(net, image_shape)
-    _print_layers(layers)
+    if not as_json:
+        _print_layers(layers)
     # Layers that only reshape or cut off have no row of their own in the picture of a deep network.
     drawn = layers if len(layers) <= 30 else [layer for layer in layers if layer.flops]
     figure = network.layers(
@@ -272,7 +275,10 @@ def model(
         [layer.flops for layer in drawn],
         _totals(layers),
     )
-    return _write(figure, output or place, open)
+    path = _write(figure, output or place, open, silent=as_json)
+    if as_json:
+        say(json.dumps({"path": str(path), "layers": [layer._asdict() for layer in layers]}, indent=1))
+    return path
 
 
 def _print_layers(layers: "list[anatomy.Layer]") -> None:
@@ -395,8 +401,8 @@ def _figure_path(state: "Restored", name: str) -> Path:
     return state.record.folder / "figures" / f"{name}.png" if state.record else Path(f"show_{name}.png")
 
 
-def _write(figure: "plots.Figure", path: Path, open: bool) -> Path:
-    """Write the picture, and print its path."""
+def _write(figure: "plots.Figure", path: Path, open: bool, silent: bool = False) -> Path:
+    """Write the picture, and print its path unless it is to be `silent`."""
     from cnnlab import plots
 
     if open:
@@ -407,7 +413,8 @@ def _write(figure: "plots.Figure", path: Path, open: bool) -> Path:
         path.write_bytes(content)
     except OSError as error:
         raise MachineError(f"cannot write {path}: {error.strerror}. Choose another --output.") from error
-    say(path)
+    if not silent:
+        say(path)
     if open:
         open_file(path)
     return path
