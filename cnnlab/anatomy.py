@@ -106,7 +106,7 @@ def read_filters(network: nn.Module, layer: str | None = None) -> Maps:
     if layer is not None and layer not in convolutions:
         raise ConfigError(f"--layer must be one of {', '.join(convolutions)}, got {layer}.")
     name = layer or next(iter(convolutions))
-    return Maps(name, convolutions[name].weight.detach().float().numpy())
+    return Maps(name, convolutions[name].weight.detach().float().cpu().numpy())
 
 
 def compute_activations(network: nn.Module, image: Picture, most: int = 8) -> tuple[list[Maps], str]:

@@ -97,6 +97,16 @@ def test_every_verb_answers_on_either_device_and_a_run_resumes_on_its_own_only(n
         assert result["gaps"] == {"gpu": 0, "cpu": 0}
 
 
+def test_only_what_needs_the_gpu_wakes_it(npz: Path, tmp_path: Path):
+    """So that a command that needs none starts sooner, takes no memory there, and may fork."""
+    result = run("asleep", npz, tmp_path)["on the CPU"]
+    assert not any(result["codes"].values()), result["codes"]
+    *others, last = result["asked"]
+    assert last.endswith("--accelerator gpu")
+    assert result["asked"][last]
+    assert not [line for line in others if result["asked"][line]], result["asked"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_checks_for_a_real_gpu_go_to_their_end_here(tmp_path: Path):
@@ -110,4 +120,5 @@ def test_the_checks_for_a_real_gpu_go_to_their_end_here(tmp_path: Path):
     left_out = ("no waits", "compiled", "speed", "memory", "airbench94", "two GPUs")
     assert rows == {check: "skipped" if check in left_out else "passed" for check in gpu.CHECKS}, process.stdout[-3000:]
     assert process.returncode == 0
-    assert "passed" in process.stdout.splitlines()[-2]
+    table = process.stdout.splitlines()[-len(rows) :]
+    assert [line.split()[0] for line in table] == list(rows.values())

@@ -199,6 +199,37 @@ def use_verbs(overrides: list[str], npz: Path) -> dict[str, Any]:
     return {"device": record["device"], "codes": codes, "gaps": gaps}
 
 
+def stay_asleep(overrides: list[str], npz: Path) -> dict[str, Any]:
+    """Note what wakes CUDA, as asking whether there is any does not: a training, and verbs about runs."""
+    folder = str(Path(tempfile.mkdtemp()) / "run")
+    words = ["data=npz", f"data.path={npz}", "data.val_size=40", "trainer.max_epochs=1", "callbacks.figures=null"]
+    called: list[str] = []
+
+    def noting(name: str, function: Any) -> Any:
+        def ask(*args: Any, **options: Any) -> Any:
+            called.append(name)
+            return function(*args, **options)
+
+        return ask
+
+    other = train_teacher(npz)
+    for name in ("_lazy_init", "current_device", "get_device_properties", "mem_get_info", "set_device", "synchronize"):
+        setattr(torch.cuda, name, noting(name, getattr(torch.cuda, name)))
+    codes, asked = {}, {}
+    for line in (
+        ["train", *words, *overrides, f"hydra.run.dir={folder}"], ["runs", folder], ["options"],
+        ["evaluate", folder, "--accelerator", "cpu"], ["evaluate", other, "--accelerator", "cpu"],
+        ["compare", folder, other], ["report", folder], ["export", folder, "--format", "safetensors"],
+        ["evaluate", folder, "--accelerator", "gpu"],
+    ):  # fmt: skip
+        called.clear()
+        train = line[0] == "train"
+        argv = ("train.py", *preflight(line[1:])) if train else ("cnnlab", *line)
+        codes[" ".join(line)] = run_main(script.main if train else app, *argv)
+        asked[" ".join(line)] = [*called]
+    return {"codes": codes, "asked": asked}
+
+
 def run_main(main: Any, *argv: str) -> int:
     """Call an entry point as a process would; return its exit code."""
     sys.argv = list(argv)
@@ -215,6 +246,7 @@ KINDS: dict[str, tuple[Any, dict[str, list[str]]]] = {
     "narrow": (compare, cases.NARROW),
     "faults": (compare, cases.FAULTS),
     "verbs": (use_verbs, {device: [f"trainer.accelerator={device}"] for device in ("gpu", "cpu")}),
+    "asleep": (stay_asleep, {"on the CPU": ["trainer.accelerator=cpu"]}),
     "resumed": (resume, cases.RESUMED),
     "growth": (
         count,
