@@ -109,6 +109,8 @@ def find_duplicates(data: DataModule, similar: float = SIMILAR) -> list[tuple[in
     def tests(places: Int64[Tensor, "n"]) -> Tensor:
         return data.images("test", places)
 
+    if not data.count("test"):
+        return []
     rows = torch.cat([data.rows("train"), data.rows("val")])
     stored = _thumbnails(partial(take, data), rows, 8)
     pairs = []
@@ -191,7 +193,10 @@ def examine(
         "runs": [str(part.folder) for part in parts],
         "count": len(labels),
         "suspects": suspects,
-        "thresholds": dict(zip(classes, diagnosis.thresholds.tolist(), strict=True)),
+        "thresholds": {
+            name: None if np.isnan(value) else float(value)
+            for name, value in zip(classes, diagnosis.thresholds, strict=True)
+        },
         "confused": [
             {"classes": [classes[first], classes[second]], "shares": list(shares), "images": images}
             for first, second, shares, images in find_confusions(predicted, labels, len(classes))

@@ -149,7 +149,7 @@ def doctor(
     """
     from cnnlab.doctor import examine
     from cnnlab.folds import find_folds
-    from cnnlab.record import is_run
+    from cnnlab.record import find_run, is_run
 
     first = Path(runs[0])
     if first.is_dir() and not is_run(first):
@@ -158,7 +158,9 @@ def doctor(
         names = [str(record.folder) for records in find_folds(first).values() for record in records]
     else:
         names = runs
-    output = output or (first if first.is_dir() else first.absolute().parent) / "doctor"
+        checkpoint, record = find_run(runs[0])
+        first = record.folder if record else checkpoint.parent
+    output = output or first / "doctor"
     content = examine(names, output, accelerator=accelerator, trusted=trust or ())
     if as_json:
         say(json.dumps(content, indent=1))
