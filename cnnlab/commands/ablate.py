@@ -48,7 +48,7 @@ def ablate(
         folder = RUNS / "ablations" / hashlib.sha256(json.dumps(words).encode()).hexdigest()[:8]
 
     def show(key: str, seed: int, value: float) -> None:
-        say(f"seed {seed}, {key if key == 'recipe' else f'without {key}'}: {format_metric(name, value)}")
+        say(f"seed {seed}, {key if key == 'recipe' else f'without {key}'}: {format_metric(name, value)}", flush=True)
 
     content = ablation.ablate(
         words, settings, name, folder.absolute(), seeds=seeds, larger_is_better=larger_is_better,

@@ -64,7 +64,10 @@ def decide(
     def show(state: decision.Decision) -> None:
         pair = state.pairs[-1]
         interval = "" if len(state.pairs) < 2 else f", interval {state.low:+.4f} to {state.high:+.4f}"
-        say(f"seed {pair.seed}: A {pair.first:.4f}, B {pair.second:.4f}; difference {state.difference:+.4f}{interval}")
+        say(
+            f"seed {pair.seed}: A {pair.first:.4f}, B {pair.second:.4f}; difference {state.difference:+.4f}{interval}",
+            flush=True,
+        )
 
     result = decision.decide(
         decision.train_pairs(first, second, name, folder.absolute()),
