@@ -100,6 +100,8 @@ def prove(folder: Path, amount: int, seed: int) -> Iterator[Row]:
         figure = "; ".join(
             f"{name} {' / '.join(f'{part:.2f}' for part in parts) or 'failed'}" for name, parts in medians.items()
         )
+        cells = [f"{part:.2f}" for parts in medians.values() for part in parts]
+        print(f"| `{' '.join(verb.words) or verb.name}` | {' | '.join(cells)} |", flush=True)  # for BENCHMARKS.md
         yield Row(verb.name, amount, amount, figure)
     promise = f"first character within {FIRST} s, no silence over {SILENCE} s"
     yield Row(promise, len(VERBS), len(VERBS) - len(slow), ", ".join(slow))
