@@ -74,8 +74,8 @@ def suspect(probabilities: Float[np.ndarray, "n classes"], labels: Int64[np.ndar
     """
     count, num_classes = probabilities.shape
     each = np.arange(count)
-    own = probabilities[each, labels]
-    sums = np.bincount(labels, own, minlength=num_classes)
+    self_confidence = probabilities[each, labels]
+    sums = np.bincount(labels, self_confidence, minlength=num_classes)
     counts = np.bincount(labels, minlength=num_classes)
     thresholds = np.divide(sums, counts, out=np.full(num_classes, np.nan), where=counts > 0)
     confident = probabilities >= np.nan_to_num(thresholds, nan=np.inf) - 1e-6  # of rounding
@@ -84,7 +84,7 @@ def suspect(probabilities: Float[np.ndarray, "n classes"], labels: Int64[np.ndar
     others[each, labels] = -1.0
     suspects = confident.any(1) & (counted_for != labels)
     answers = np.where(suspects, counted_for, others.argmax(1))
-    order = np.lexsort((own, ~suspects))
+    order = np.lexsort((self_confidence, ~suspects))
     return Diagnosis(order, int(suspects.sum()), answers, thresholds)
 
 
@@ -220,9 +220,11 @@ def examine(
         f"{line['label']}\n✗ {line['answer']}\n{line['answer_probability']:.1%}, #{line['index']}"
         for line in suspects[:SHEET]
     ]
-    shown = data.displayable(take(data, torch.tensor([line["index"] for line in suspects[:SHEET]], dtype=torch.int64)))
+    pictures = data.displayable(
+        take(data, torch.tensor([line["index"] for line in suspects[:SHEET]], dtype=torch.int64))
+    )
     note = "Label; ✗ what the networks say; how sure they are, and the row of the training array"
-    write_bytes(output / "suspects.png", plots.to_png(plots.image_grid(shown, titles, note=note)))
+    write_bytes(output / "suspects.png", plots.to_png(plots.image_grid(pictures, titles, note=note)))
     write_json(output / "doctor.json", content)
     return content
 

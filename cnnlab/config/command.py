@@ -251,8 +251,8 @@ class Command:
             return config, self._judge(plain)
         # A key that isn't there is answered at once: the rest of the command line is judged, and not the whole config.
         keys = [tuple(override.key_or_group.split(".")) for override in late if not override.is_delete()]
-        there = [key for key in keys if key[0] != "hydra" and get(plain, *key[:-1], key[-1]) is not None]
-        return config, self._without_misspelt(mistakes) + [line for key in there for line in self._judge(plain, key)]
+        present = [key for key in keys if key[0] != "hydra" and get(plain, *key[:-1], key[-1]) is not None]
+        return config, self._without_misspelt(mistakes) + [line for key in present for line in self._judge(plain, key)]
 
     def _judge(self, config: dict[str, Any], key: Key | None = None) -> list[str]:
         if self._is_shown_only:

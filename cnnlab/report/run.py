@@ -110,13 +110,13 @@ def _evaluate(
     first = [(number, evaluation.predicted[number], evaluation.targets[number], None) for number in numbers]
     mistakes = [(*(entry[key] for key in ("index", "predicted", "target", "confidence")),)
                 for entry in content["mistakes"][:SURE_MISTAKES]]  # fmt: skip
-    shown = [_answer(pixels, names, *answer) for pixels, answer in zip(arrays["images"], first + mistakes, strict=True)]
+    drawn = [_answer(pixels, names, *answer) for pixels, answer in zip(arrays["images"], first + mistakes, strict=True)]
     sections = {
-        "Mistakes": {"images": shown[len(first) :], "note": note},
+        "Mistakes": {"images": drawn[len(first) :], "note": note},
         "Classes": _classes(content["per_class"]),
         "Confusion matrix": _matrix(np.array(content["confusion"]), content["classes"]),
         "Calibration": _calibration(content),
-        "First test images": {"images": shown[: len(first)], "note": note},
+        "First test images": {"images": drawn[: len(first)], "note": note},
         "Learned filters": _filters(content["shown"]["layer"], arrays["filters"]),
     }
     counts = ", ".join(
