@@ -141,6 +141,7 @@ def evaluate(
     )
     stem = output / stem.name if output else stem
     layer, filters = _filters(state.network)
+    summary = summarise(answers.logits, answers.targets, images.classes)
     content = {
         "format": 1,
         "checkpoint": str(state.checkpoint),
@@ -151,8 +152,8 @@ def evaluate(
         "data_digest": digest,
         "count": len(answers.targets),
         "classes": list(images.classes),
-        "metrics": answers.metrics,
-        **summarise(answers.logits, answers.targets, images.classes),
+        "metrics": _usual_metrics(summary) | answers.metrics,
+        **summary,
         "device": describe_device(fabric.device),
         "precision": computed_precision,
         "seconds": round(answers.seconds, 4),
@@ -196,7 +197,7 @@ def _draw(folder: Path, content: dict[str, Any], answers: Answers, gallery: Gall
     guesses = answers.predicted.numpy(), answers.targets.numpy(), answers.confidence.numpy()
     drawings = (
         plots.confusion_matrix(np.array(content["confusion"]), classes),
-        plots.reliability(content["calibration"], answers.metrics["calibration_error"]),
+        plots.reliability(content["calibration"], content["metrics"]["calibration_error"]),
         plots.worst_mistakes(images, *guesses, classes, note=channels_note(gallery.data.image_shape[2])),
     )
     for name, drawing in zip(FIGURES, drawings, strict=True):
@@ -310,6 +311,14 @@ def summarise(
             for index in surest
         ],
     }
+
+
+def _usual_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return what every evaluation says, also where the run measures other things."""
+    matrix = np.array(summary["confusion"])
+    parts = [part for part in summary["calibration"] if part["count"]]
+    distance = sum(part["count"] * abs(part["confidence"] - part["accuracy"]) for part in parts)
+    return {"accuracy": float(np.trace(matrix) / matrix.sum()), "calibration_error": float(distance / matrix.sum())}
 
 
 def calibrate(confidence: Float[np.ndarray, "n"], right: Bool[np.ndarray, "n"]) -> list[dict[str, Any]]:

@@ -106,6 +106,14 @@ print([name for name in ("torch", "pytorch_lightning", "onnx", "sympy") if name 
     assert [page.read_bytes() for page in pages] == before
 
 
+def test_a_run_that_measures_other_things_is_evaluated_and_reported_too(train: Train):
+    run = train("metrics=[kappa]", "objective.metric=val/kappa", "trainer.max_epochs=1")
+    said = words(parsed(report.report_run(str(run)).path))
+    metrics = read(run / "evaluation.json")["metrics"]
+    assert set(metrics) == {"accuracy", "calibration_error", "kappa", "loss"}
+    assert f"{metrics['accuracy']:.2%} test accuracy" in said
+
+
 @pytest.mark.parametrize(
     "damage",
     [{"classes": ["a"]}, {"count": 3}, {"shown": {}}, {"mistakes": [{"index": 0}]}, {"confusion": [[1]]},
