@@ -211,7 +211,7 @@ def test_a_run_that_is_killed_is_repeated_to_the_bit(small: list[str], tmp_path:
     folder, again = tmp_path / "run", tmp_path / "again"
     options = [*small[:-1], *OPTIONS]
     began = time.monotonic()
-    command = [sys.executable, str(ROOT / "train.py"), *options, "budget=16s", f"hydra.run.dir='{folder}'"]
+    command = [sys.executable, str(ROOT / "train.py"), *options, "budget=30s", f"hydra.run.dir='{folder}'"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, process_group=0) as process:
         while not (folder / "checkpoints" / "last.ckpt").exists():
             time.sleep(0.05)
@@ -221,8 +221,8 @@ def test_a_run_that_is_killed_is_repeated_to_the_bit(small: list[str], tmp_path:
     resumed = run_process(f"resume='{folder}'")
     assert resumed.returncode == 0, resumed.stderr
     facts = read(folder / "run.json")
-    assert facts["budget"]["asked"] == "16s"
-    assert facts["limits"] == {"budget": "16s"}
+    assert facts["budget"]["asked"] == "30s"
+    assert facts["limits"] == {"budget": "30s"}
     repeated = run_process(*options, f"budget='{folder}'", f"hydra.run.dir='{again}'")
     assert repeated.returncode == 0, repeated.stderr
     assert compare(outcome_by_step(folder), outcome_by_step(again)) == ""
