@@ -100,17 +100,14 @@ class Invert:
 """
 OPTIMIZER = """\
 import torch
-
 class Signed(torch.optim.Optimizer):
     def __init__(self, params, lr=0.001):
         super().__init__(params, {"lr": lr})
     def step(self, closure=None):
         loss = closure()
-        with torch.no_grad():
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
-                    parameter.sub_(average.lerp_(parameter.grad, 0.1).sign(), alpha=group["lr"])
+        for lr, weight in ((group["lr"], weight) for group in self.param_groups for weight in group["params"]):
+            average = self.state[weight].setdefault("average", torch.zeros_like(weight))
+            weight.data -= lr * average.lerp_(weight.grad, 0.1).sign()
         return loss
 """
 SCHEDULE = """\
@@ -288,7 +285,7 @@ ROWS = {
         {"mine.py": AUGMENTATION, "conf/augment/invert.yaml": "invert:\n  _target_: mine.Invert\n"},
     ),
     "optimizer": Row(
-        2, 15, ["optimizer=signed"],
+        2, 10, ["optimizer=signed"],
         {"mine.py": OPTIMIZER, "conf/optimizer/signed.yaml": "_target_: mine.Signed\nlr: 0.003\n"},
     ),
     "schedule": Row(
