@@ -40,7 +40,7 @@ def predictions_row(
     note: str = "",
 ) -> Figure:
     """Show images under their predicted class; wrong ones have a cross, a frame, and the right class."""
-    names = shorten_labels(classes, _letters(len(images), _ROW) - 2)
+    names = shorten_labels(classes, _letters(len(images), _ROW))
     titles = [
         names[guess] if guess == target else f"✗ {names[guess]}\nis {names[target]}"
         for guess, target in zip(predicted, targets, strict=True)
@@ -73,7 +73,7 @@ def worst_mistakes(
     if len(wrong) == 0:
         return message(f"No mistakes in {len(images):,} images.")
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
-    names = shorten_labels(classes, _letters(len(worst), _FEW) - 2)
+    names = shorten_labels(classes, _letters(len(worst), _FEW))
     titles = [
         f"✗ {names[predicted[index]]}\nis {names[targets[index]]}\n{confidence[index]:.1%} sure" for index in worst
     ]
@@ -86,8 +86,11 @@ def _cell(count: int, columns: int) -> float:
 
 
 def _letters(count: int, columns: int) -> int:
-    """Return how many letters there is room for over an image: each takes about 5 points, an inch has 72."""
-    return int(_cell(count, columns) * 72 / 5)
+    """Return how many letters there is room for over an image: each takes about 5 points, an inch has 72.
+
+    Two less, so that a title and its neighbour, or a cross before it, do not touch.
+    """
+    return int(_cell(count, columns) * 72 / 5) - 2
 
 
 def _grid(
