@@ -35,8 +35,6 @@ class Row(NamedTuple):
         py: Most lines of Python.
         words: The command line.
         files: Texts of files of the project by name.
-        data: Another file than data.npz that training reads; its name in `files` of the fixture.
-        verbs: What the other verbs are called with, where it is not the run alone.
         sweep: What is swept.
         predicted: What is predicted.
     """
