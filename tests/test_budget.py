@@ -192,17 +192,19 @@ OPTIONS = [
 
 
 def test_a_run_ends_validated_and_says_what_it_used(train: Train):
-    folder = train("budget=5s", "trainer.max_epochs=-1", "trainer.check_val_every_n_epoch=1000", "schedule=linear")
+    folder = train("budget=8s", "trainer.max_epochs=-1", "trainer.check_val_every_n_epoch=1000", "schedule=linear")
     facts, last = read(folder / "run.json"), (folder / "history.csv").read_text().splitlines()[-1].split(",")
-    assert facts["limits"] == {"budget": "5s"}
-    assert facts["budget"]["asked"] == "5s"
-    assert facts["budget"]["used"] < 10
+    assert facts["limits"] == {"budget": "8s"}
+    assert facts["budget"]["asked"] == "8s"
+    assert facts["budget"]["used"] < 8 + 5
     assert int(last[1]) == facts["budget"]["steps"] == facts["best"]["step"]
     assert last[5] != ""  # the last state's loss on the validation images
-    assert float(last[2]) < 0.05 * 0.01  # the learning rate, of 0.01 at first, is all but zero
+    assert (
+        float(last[2]) < 0.5 * 0.01
+    )  # the learning rate, of 0.01 at first; the fewer steps there were, the more is left
     train(f"resume='{folder}'", folder=folder)
     log = (folder / "train.log").read_text()
-    assert "budget=5s, of which" in log
+    assert "budget=8s, of which" in log
     assert f"the run in {folder} is done already" in log
 
 
