@@ -527,7 +527,7 @@ def test_strings_of_chance_are_refused_or_valid_but_never_a_traceback(flag):
 
 def test_strings_of_chance_that_pass_alone_are_what_hydra_takes():
     passed = 0
-    for line in random_overrides(150):
+    for line in random_overrides(300):
         if "=" not in line or "[" in line:
             continue  # hardly ever a right one
         try:

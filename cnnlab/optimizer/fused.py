@@ -39,7 +39,8 @@ class FusedSGD(SGD):
         # Where torch gathers what to step, this steps, and leaves it nothing.
         weights = [weight for weight in group["params"] if weight.grad is not None]
         buffers: list[Any] = [self.state[each].get("momentum_buffer") for each in weights] if group["momentum"] else []
-        if not self._is_ordinary or hasattr(self, "grad_scale") or any(buffer is None for buffer in buffers):
+        is_special = not self._is_ordinary or hasattr(self, "grad_scale") or any(buffer is None for buffer in buffers)
+        if is_special or not weights:  # frozen ones
             return super()._init_group(group, params, grads, momentum_buffer_list)
         gradients: list[Any] = [weight.grad for weight in weights]
         options = {name: group[name] for name in ("weight_decay", "momentum", "lr", "dampening")}
