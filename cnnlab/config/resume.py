@@ -244,7 +244,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: was {_described(was, key)}, now {_described(now, key)}"
         for key in {**was, **now}
-        if not _same(was.get(key, ...), now.get(key, ...)) and not any(fnmatchcase(key, kind) for kind in MAY_CHANGE)
+        if not _same(was.get(key), now.get(key)) and not any(fnmatchcase(key, kind) for kind in MAY_CHANGE)
     ]
 
 
