@@ -42,9 +42,13 @@ def try_out(lines: Sequence[str], as_json: bool = False) -> None:
     """
     began = time.monotonic()
     run = compose(lines, Path.cwd(), verify_presence=True)
-    handler = logging.StreamHandler() if as_json else ConsoleHandler()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
-    with exit_on_error(debug=run.config.debug):
-        with importing():
-            from cnnlab.rehearsal import rehearse
-        rehearse(run.config, Path(run.run_dir), began, as_json)
+    handler, root = logging.StreamHandler() if as_json else ConsoleHandler(), logging.getLogger()
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)
+    try:
+        with exit_on_error(debug=run.config.debug):
+            with importing():
+                from cnnlab.rehearsal import rehearse
+            rehearse(run.config, Path(run.run_dir), began, as_json)
+    finally:
+        root.removeHandler(handler)
