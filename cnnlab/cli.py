@@ -88,8 +88,8 @@ def _forward_to(name: str) -> Callable[[typer.Context], None]:
 
         def run() -> None:
             words = args
-            own = Path("conf")
-            is_project = own.is_dir() and not own.samefile(_train_script().parent / "conf")
+            folder = Path("conf")
+            is_project = folder.is_dir() and not folder.samefile(_train_script().parent / "conf")
             if name in COMPOSE or "--trust" in args or (name in RESTORE and is_project):
                 from cnnlab.config import own_classes, take_flags  # not before: Hydra takes a fifth of a second
 

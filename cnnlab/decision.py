@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from cnnlab.config import composed, quote
+from cnnlab.console import Waiting
 from cnnlab.errors import CnnlabError, ConfigError, DamagedError, MachineError
 from cnnlab.files import read_bytes, write_text
 from cnnlab.objective import direction
@@ -334,7 +335,8 @@ def _train(overrides: Sequence[str], folder: Path) -> None:
     command = [sys.executable, "-c", "from cnnlab.cli import app; app()", "train", *arguments]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
     try:
-        _, errors = child.communicate()
+        with Waiting.start(f"training {folder.name}"):
+            _, errors = child.communicate()
     except BaseException:  # a signal of ours: the run saves, and is resumed by the same command
         child.send_signal(signal.SIGTERM)
         child.communicate()
