@@ -1,5 +1,6 @@
 import importlib.metadata
 import json
+import logging
 import os
 import pickle
 import re
@@ -19,6 +20,7 @@ from PIL import Image
 
 import cnnlab
 from cnnlab.cli import COMMANDS, app
+from cnnlab.console import ConsoleHandler
 
 PACKAGE = Path(cnnlab.__file__).parent
 CALL = [sys.executable, "-c", "import sys; sys.argv[0] = 'cnnlab'; from cnnlab.cli import app; app()"]
@@ -198,7 +200,8 @@ def test_check_takes_other_array_names(call, npz):
     assert "--key must be ROLE=NAME" in err
 
 
-def test_pictures_are_packed_and_checked_with_two_commands(call, tmp_path):
+def test_pictures_are_packed_and_checked_with_two_commands(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [ConsoleHandler()])  # as an earlier verb may have left it
     for number in range(12):
         path = tmp_path / "my pictures" / ("ant" if number % 2 else "[bee]") / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

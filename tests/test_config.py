@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import resource
 import shlex
 import subprocess
@@ -618,9 +619,16 @@ FOREIGN = {
     "trainer.plugins={_target_: os.system}": r"trainer\.plugins\._target_",
     "+optimizer.maximize=${oc.env:HOME}": "would be computed",
     "logger.tensorboard.save_dir=/tmp/x": "is a place",
-    "trainer.default_root_dir=../x": "is a place",
     "logger.tensorboard.save_dir=conf": "is a place",
 }
+
+
+@pytest.mark.parametrize("place", ["x", "null", "../x"])
+def test_a_run_writes_to_one_folder(tmp_path, place):
+    line = f"trainer.default_root_dir={place}"
+    for lines in ([line], [f"resume={record_run(tmp_path / 'run', line)}"]):
+        with pytest.raises(ConfigError, match=rf"{re.escape(line)}: .* give hydra\.run\.dir"):
+            preflight(lines)
 
 
 @pytest.mark.parametrize("line", FOREIGN)
@@ -1121,7 +1129,7 @@ def test_a_run_is_resumable_whatever_its_settings_hold(tmp_path, lines):
 @pytest.mark.parametrize(
     "line",
     [
-        "trainer.default_root_dir=null", "logger.tensorboard.version=$HOME", "logger.tensorboard.name='~'",
+        "logger.tensorboard.version=$HOME", "logger.tensorboard.name='~'",
         "logger=wandb", "logger=[tensorboard,mlflow]", "callbacks.early_stopping.monitor=${oc.env:HOME}",
     ],
 )  # fmt: skip

@@ -53,7 +53,7 @@ INERT = (
     "data.path=elsewhere.npz", "data.resident=host", "logger=csv", "logger=none", "logger=[tensorboard,csv]",
     "logger.tensorboard.version=2", "search=random", "callbacks.progress=null", "callbacks.figures=null",
     "callbacks.dashboard=null", "callbacks.history=null",
-    "callbacks.checkpoint.every_n_steps=7", "trainer.default_root_dir=here", "trainer.enable_progress_bar=false",
+    "callbacks.checkpoint.every_n_steps=7", "trainer.enable_progress_bar=false",
     "trainer.enable_model_summary=true", "trainer.log_every_n_steps=3", "trainer.profiler=simple",
     "trainer.detect_anomaly=true", "trainer.enable_autolog_hparams=true", "trainer.model_registry=mine",
 )  # fmt: skip

@@ -44,11 +44,12 @@ def try_out(lines: Sequence[str], as_json: bool = False) -> None:
     run = compose(lines, Path.cwd(), verify_presence=True)
     handler, root = logging.StreamHandler() if as_json else ConsoleHandler(), logging.getLogger()
     root.setLevel(logging.INFO)
-    root.addHandler(handler)
+    # Whatever logs already in this process may print to standard output, which is the answer's alone.
+    root.handlers, before = [handler], root.handlers
     try:
         with exit_on_error(debug=run.config.debug):
             with importing():
                 from cnnlab.rehearsal import rehearse
             rehearse(run.config, Path(run.run_dir), began, as_json)
     finally:
-        root.removeHandler(handler)
+        root.handlers = before

@@ -16,7 +16,7 @@ from cnnlab.errors import ConfigError
 from cnnlab.files import csv_cell
 from cnnlab.record import RUNS
 from cnnlab.tables import LEAST_WIDTH, Column, print_table
-from cnnlab.wording import format_metric, format_value
+from cnnlab.wording import count, format_metric, format_value
 
 app = typer.Typer(add_completion=False)
 
@@ -86,7 +86,7 @@ def _print(rows: list[ledger.Row], columns: list[str], folder: Path, wide: bool)
                 for name in columns
             ),
         ],
-        title=f"{len(rows)} runs below {folder}",
+        title=f"{count(len(rows), 'run')} below {folder}",
         wide=wide,
     )
 

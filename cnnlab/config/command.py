@@ -67,14 +67,7 @@ class Command:
         if composed is None:
             return mistakes
         self.config = without_hydra(composed)
-        if (budget := self.config.get("budget")) is not None:
-            mistakes += [
-                f"budget={as_typed(budget)} and {override.input_line} both say when the run ends: give one of them"
-                for override in self._overrides
-                if override.key_or_group in ("trainer.max_epochs", "trainer.max_steps")
-                and not override.is_delete()
-                and override.value() not in (-1, None)
-            ]
+        mistakes += self._disputes()
         searching = bool(self.config.get("search"))
         sweeper = get(as_containers(composed), "hydra", "sweeper", "_target_")
         mistakes += [
@@ -90,6 +83,20 @@ class Command:
                 lines, note = self._mistakes_of_value(value, others)
                 mistakes += [line + note for line in lines if line not in mistakes and line + note not in mistakes]
         return mistakes
+
+    def _disputes(self) -> Iterator[str]:
+        """List the overrides that say again, and otherwise, what a key above them says, a line each."""
+        budget = self.config.get("budget")
+        for override in self._overrides:
+            key = override.key_or_group
+            if key == "trainer.default_root_dir":
+                yield (
+                    f"{override.input_line}: what a run writes stays together in its own folder: give hydra.run.dir, "
+                    "or hydra.sweep.dir for a sweep"
+                )
+            is_limit = key in ("trainer.max_epochs", "trainer.max_steps") and not override.is_delete()
+            if budget is not None and is_limit and override.value() not in (-1, None):
+                yield f"budget={as_typed(budget)} and {override.input_line} both say when the run ends: give one of them"
 
     def without(self, overrides: Sequence[Override]) -> dict[str, Any]:
         """Return the config that the command line makes without some overrides, as plain containers, unjudged."""
