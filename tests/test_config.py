@@ -4,6 +4,7 @@ import copy
 import inspect
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -21,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import lock, trust
-from cnnlab.config import CONF, ROOT, check, preflight, quote, resume_command, value_of
+from cnnlab.config import CONF, ROOT, check, preflight, quote, references, resume_command, value_of
 from cnnlab.config.checks import TAKEN_BY_BUILD
 from cnnlab.config.rules import RULES
 from cnnlab.config.tree import OPTIONAL, chosen, content, groups, options
@@ -29,6 +30,7 @@ from cnnlab.errors import ConfigError, DamagedError, DataError, MachineError, Un
 from cnnlab.files import flatten
 from cnnlab.objective import own_direction
 from cnnlab.source import COMPUTED, REQUIRED, signature
+from cnnlab.wording import parse_duration
 
 COMPOSED: dict[tuple, DictConfig] = {}
 
@@ -562,6 +564,35 @@ def test_resume_goes_on_in_the_folder_with_its_own_overrides(tmp_path, name):
     assert config.hydra.output_subdir is None  # the record of how the run began stays
     assert (config.optimizer.lr, config.trainer.max_epochs) == (0.05, 20)
     assert preflight(argv) == argv
+
+
+@pytest.mark.parametrize("budget", ["1s", "59s", "1min", "1.5min", "119s", "2min", "600s", "1h", None])
+def test_a_recipe_can_choose_by_the_time_it_is_given(tmp_path, budget):
+    seconds = {"30s": 30, "1.5min": 90, "10min": 600}
+    values = dict(zip(seconds, ([1, 2], [3], "mirror"), strict=True))
+    lines = [
+        f"budget={'null' if budget is None else budget}",
+        "note='${by_budget:{1.5min: [3], 30s: [1, 2], 10min: mirror}}'",
+    ]
+    length = math.inf if budget is None else parse_duration(budget)
+    longest = max((time for time in seconds if seconds[time] <= length), key=seconds.__getitem__, default="30s")
+    config = composed(*lines)
+    assert config.note == values[longest]
+    assert references.get(OmegaConf.to_container(config), "note") == values[longest]
+    folder = record_run(tmp_path / "run", *lines)
+    if budget is not None:  # the same steps again, of the same recipe
+        assert composed(f"budget='{folder}'", lines[1]).note == values[longest]
+
+
+def test_what_a_recipe_chooses_by_time_is_checked_like_any_value(tmp_path):
+    choice = "model.channels='${by_budget:{1s: [8, 8], 5min: [0, 8]}}'"
+    lines = ["model=speednet", choice, "trainer.max_epochs=-1"]
+    preflight([*lines, "budget=1min"])
+    with pytest.raises(ConfigError, match=r"model\.channels must .* got \[0, ?8\]"):
+        preflight([*lines, "budget=5min"])
+    with pytest.raises(ConfigError, match="a value for each of some times"):
+        preflight(["model=speednet", "model.channels='${by_budget:{soon: [8, 8]}}'"])
+    preflight([f"resume={record_run(tmp_path / 'run', *lines, 'budget=1min')}"])  # it depends on nothing outside
 
 
 def test_resume_finds_a_folder_relative_to_here(tmp_path, monkeypatch):

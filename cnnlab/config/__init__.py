@@ -12,6 +12,7 @@ from cnnlab.config.lines import quote, value_of
 from cnnlab.config.preflight import compose, composed, preflight, unjudged
 from cnnlab.config.project import CONF, ROOT, replaced, take_flags
 from cnnlab.config.record import follow_budget, write_record
+from cnnlab.config.references import by_budget
 from cnnlab.config.resume import record_limits, resume_command
 from cnnlab.config.tree import chosen, own_classes
 
@@ -23,3 +24,4 @@ __all__ = [
 
 # Two runs started in the same second must not share a folder: conf/train.yaml ends its name in `${unique:}`.
 OmegaConf.register_new_resolver("unique", lambda: os.urandom(3).hex(), use_cache=True, replace=True)
+OmegaConf.register_new_resolver("by_budget", lambda values, *, _root_: by_budget(values, _root_), replace=True)

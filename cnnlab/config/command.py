@@ -96,7 +96,8 @@ class Command:
                 )
             is_limit = key in ("trainer.max_epochs", "trainer.max_steps") and not override.is_delete()
             if budget is not None and is_limit and override.value() not in (-1, None):
-                yield f"budget={as_typed(budget)} and {override.input_line} both say when the run ends: give one of them"
+                line = override.input_line
+                yield f"budget={as_typed(budget)} and {line} both say when the run ends: give one of them"
 
     def without(self, overrides: Sequence[Override]) -> dict[str, Any]:
         """Return the config that the command line makes without some overrides, as plain containers, unjudged."""

@@ -1,14 +1,21 @@
 """Values of a config that refer to other keys, followed without running any resolver."""
 
+import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config.tree import Key
+from cnnlab.errors import ConfigError
+from cnnlab.record import Record
+from cnnlab.wording import parse_duration
 
 REFERENCE = re.compile(r"\$\{(\.*)(\w+(?:\.\w+)*)\}")
+BY_BUDGET = re.compile(r"\$\{by_budget:(\{[^$&*]*\})\}")
 
 
 class Unresolved(Exception):  # noqa: N818 - no error, only a value that can't be judged yet
@@ -48,6 +55,8 @@ def resolved(value: Any, key: Key, config: Mapping[str, Any], depth: int = 0) ->
         return [resolved(element, (*key, str(index)), config, depth) for index, element in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:
         return value
+    if choice := BY_BUDGET.fullmatch(value):
+        return by_budget(yaml.safe_load(choice[1]), config)
     reference = REFERENCE.fullmatch(value)
     if not reference or reference[2].split(".")[0] == "hydra":
         raise Unresolved
@@ -63,3 +72,26 @@ def get(config: Mapping[str, Any], *key: str) -> Any:
         return follow(config, key)
     except (KeyError, Unresolved):
         return None
+
+
+def by_budget(values: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    """Return the value that a recipe has for the time of a run: that of the longest time which is no longer.
+
+    In a config: `${by_budget:{1s: 16, 5min: 64}}`.
+
+    Args:
+        values: One for each of some times, as 90s, 10min or 2h.
+        config: The run's, whose `budget` decides; without one, the value for the longest time is taken.
+
+    Raises:
+        ConfigError: Something else than a time stands there, or the run that `budget` names can't be read.
+    """
+    seconds = {time: parse_duration(time) for time in values} if isinstance(values, Mapping) else {}
+    if not seconds or None in seconds.values():
+        raise ConfigError(f"by_budget must have a value for each of some times, {{1s: 16, 5min: 64}}, got {values}.")
+    budget = config.get("budget")
+    while budget is not None and parse_duration(budget) is None:  # the folder of a run that had one
+        budget = Record(Path(str(budget)).expanduser()).config.get("budget")
+    longest = math.inf if budget is None else parse_duration(budget)
+    by_length = sorted(values, key=seconds.__getitem__)
+    return values[[by_length[0], *(time for time in by_length if seconds[time] <= longest)][-1]]

@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from cnnlab import trust
 from cnnlab.config import project
 from cnnlab.config.lines import parse, quote
-from cnnlab.config.references import Unresolved, get, resolved
+from cnnlab.config.references import BY_BUDGET, Unresolved, get, resolved
 from cnnlab.config.words import as_typed, refusal
 from cnnlab.errors import DataError, UnsafeError
 from cnnlab.files import flatten, write_text
@@ -214,6 +214,8 @@ def _check_value(value: Any, key: str, trusted: list[str], writes: bool) -> None
             raise DataError(
                 f"{key}={as_typed(value)}, as the run's folder has it, does not exist: give data.path=FILE."
             )
+    elif isinstance(value, str) and BY_BUDGET.fullmatch(value):  # which depends on nothing but the budget
+        return
     elif isinstance(value, str) and "${" in value and not re.fullmatch(r"\$\{\.*(?!hydra\b)\w+(\.\w+)*\}", value):
         raise UnsafeError(f"{key}={as_typed(value)} would be computed when it is read: if it is meant, give it again.")
     elif re.search(r"(dir|path|file|filename|root|journal)$", key) or (
