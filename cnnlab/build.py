@@ -460,6 +460,7 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0,
         text = f"trainer: {' '.join(str(cause).split())}"
         raise (MachineError if "machine only has" in text else ConfigError)(text) from error
     patches.count_epochs(trainer)
+    patches.leave_signals_to_us(trainer)
     if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         # The other processes would be started with the sweep's command line, not with this run's.
         raise ConfigError("-m runs on one device at a time so far: give trainer.devices=1, or one run without -m.")
@@ -471,6 +472,12 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0,
     if trainer.world_size > 1 and cfg.on_divergence == "rollback":
         raise ConfigError("on_divergence=rollback works on one device: give trainer.devices=1, or on_divergence=stop.")
     device = trainer.strategy.root_device
+    by_nccl = trainer.world_size > 1 and device.type == "cuda" and isinstance(cfg.trainer.strategy, str)
+    if by_nccl and not torch.distributed.is_nccl_available():
+        raise MachineError(
+            f"trainer.devices={cfg.trainer.devices}: this PyTorch {torch.__version__} has no NCCL, which joins several "
+            "GPUs to one run. Give trainer.devices=1, or hydra/launcher=local to train on each."
+        )
     if device.type == "cuda":
         tune_cuda(cfg.matmul_precision, benchmark=cfg.trainer.benchmark, deterministic=bool(cfg.trainer.deterministic))
     log.info(f"device: {describe_device(device)}{describe_other_gpus(device, trainer.num_devices)}")

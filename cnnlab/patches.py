@@ -9,7 +9,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,9 +24,11 @@ from pytorch_lightning.plugins.precision import precision
 from pytorch_lightning.profilers import Profiler
 from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.trainer import call
+from pytorch_lightning.trainer import trainer as lightning_trainer
 from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from pytorch_lightning.trainer.states import RunningStage
 from pytorch_lightning.utilities.enums import LightningEnum
+from pytorch_lightning.utilities.seed import isolate_rng
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
@@ -61,6 +63,7 @@ CLIPPING = "configure_gradient_clipping"
 def _patch_once() -> None:
     _ChildProcessObserver._terminate_all = terminate_without_sigkill  # type: ignore[method-assign, assignment]
     LocalFileSystem.append = append_to_deleted_folder
+    lightning_trainer.isolate_rng = isolate_rng_of_what_is_awake
     skip_empty_hooks()
 
 
@@ -85,6 +88,14 @@ def terminate_without_sigkill(observer: _ChildProcessObserver) -> None:
     error = MachineError("another of the run's processes died: its own message says why. Resume with resume=FOLDER.")
     print_error(error)
     os._exit(error.exit_code)
+
+
+def isolate_rng_of_what_is_awake() -> AbstractContextManager[None]:
+    """Keep random numbers over a sanity check as Lightning does, CUDA's only where it is in use.
+
+    Lightning would wake CUDA for a training on the CPU. Lightning 2.6.6, `Trainer._run_stage`.
+    """
+    return isolate_rng(include_cuda=torch.cuda.is_initialized())
 
 
 _append = LocalFileSystem.append
@@ -122,6 +133,15 @@ def count_epochs(trainer: Trainer) -> None:
     `_FitLoop._iteration_based_training`.
     """
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+
+
+def leave_signals_to_us(trainer: Trainer) -> None:
+    """Keep the processes of a run from asking each other in every step for a SIGTERM, and waiting for the device.
+
+    It comes to our handler, not to Lightning's, and `StopOnSignal` asks now and then. Lightning 2.6.6,
+    `_TrainingEpochLoop.advance`.
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def reopen_epoch(checkpoint: dict[str, Any]) -> None:

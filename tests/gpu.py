@@ -240,11 +240,21 @@ def sweep(place: Place) -> Figures:
 
 
 def use_memory(place: Place) -> Figures:
-    """How much memory a training of resnet18 at batch 512 takes."""
+    """How much memory a training of resnet18 at batch 512 takes, and how much `check` finds beforehand."""
+    overrides = ["model=lenet" if IS_STANDIN else "model=resnet18", "data.batch_size=512"]
+    base = [line for line in place.base if not line.startswith("data.batch_size")]
+    printed = place.run("check", "--json", *base, *overrides, "callbacks.figures=null", verb=True)
+    findings = json.JSONDecoder().raw_decode(printed[printed.index("{") :])[0]["findings"]
+    outcome = next(finding["outcome"] for finding in findings if finding["subject"] == "memory")
+    match = re.search(r"on the device ([\d,]+) MiB", outcome)
+    assert match, outcome
     only_on_a_gpu()
     torch.cuda.reset_peak_memory_stats()
-    trials.train(["model=resnet18", "data.batch_size=512", "trainer.limit_train_batches=3"], place.npz, "gpu")
-    return {"peak_mib": torch.cuda.max_memory_allocated() / 2**20}
+    trials.train([*overrides, "trainer.limit_train_batches=3"], place.npz, "gpu")
+    peak = torch.cuda.max_memory_allocated() / 2**20
+    forecast = float(match[1].replace(",", ""))
+    assert 0.5 < forecast / peak < 2, (forecast, peak)
+    return {"peak_mib": peak, "check_mib": forecast}
 
 
 def train_recipe(place: Place) -> Figures:
@@ -309,11 +319,20 @@ CHECKS: dict[str, Callable[[Place], Figures]] = {
 }
 
 
+MEASURES = {
+    "no waits": "DEVICES.md: nothing waits", "compiled": "DEVICES.md: model.compile", "speed": "BENCHMARKS.md: Speed",
+    "airbench94": "conf/experiment/airbench94.yaml: its header; BENCHMARKS.md: Recipes",
+    "two GPUs": "DEVICES.md: Several devices",
+}  # fmt: skip
+"""Which lines of the documents a check gives the figures for."""
+
+
 def print_table(path: Path) -> None:
     """Print what a run of the checks wrote, a line each."""
     for row in json.loads(path.read_text()):
         figures = re.sub(r"[{}\"']", "", json.dumps(row["figures"]))
-        print(f"{row['outcome']:<8}{row['seconds']:7.1f} s  {row['check']:<28} {figures[:120]}")
+        measured = f" ({MEASURES[row['check']]})" if row["check"] in MEASURES else ""
+        print(f"{row['outcome']:<8}{row['seconds']:7.1f} s  {row['check']:<28} {figures[:120]}{measured}")
 
 
 def remove(place: Place) -> None:

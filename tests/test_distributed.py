@@ -1,13 +1,46 @@
 """Two processes on the CPU."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 from cnnlab.checkpoint import network_weights, read_checkpoint
 from tests.conftest import Train, read, run_process
+
+
+class Conversation(Callback):
+    """Check that a process says nothing to the others but its gradients in seven steps, and waits for no answer."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == 2:  # after the first batch it is asked whether a save is due
+            for name in ("broadcast", "all_reduce", "barrier", "all_gather", "broadcast_object_list"):
+                setattr(torch.distributed, name, self._noting(name, getattr(torch.distributed, name)))
+        elif trainer.global_step == 9:
+            assert not self.calls, self.calls
+            self.calls = ["done"]
+
+    def _noting(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.calls.append(name)
+            return function(*arguments, **options)
+
+        return call
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.calls[0] == "done"
 
 
 def losses(folder: Path) -> list[float]:
@@ -21,8 +54,9 @@ def test_two_processes_train_as_one_with_the_same_global_batch(small: list[str],
     two = tmp_path / "two"
     one = train(*common, "data.batch_size=32", folder=tmp_path / "one")
     double = run_process(
-        *small, *common, "data.batch_size=16", "trainer.devices=2", "trainer.strategy=ddp", f"hydra.run.dir={two}"
-    )
+        *small, *common, "data.batch_size=16", "trainer.devices=2", "trainer.strategy=ddp", f"hydra.run.dir={two}",
+        "+callbacks.conversation._target_=tests.test_distributed.Conversation",
+    )  # fmt: skip
     assert double.returncode == 0, double.stderr
     assert losses(two) == pytest.approx(losses(one), rel=2e-4)
     assert read(two / "metrics.json")["test/accuracy"] == pytest.approx(

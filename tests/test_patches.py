@@ -100,6 +100,8 @@ def test_lightning_still_calls_hooks_by_these_names():
         "gradient_clip_val = self.trainer.gradient_clip_val or 0.0": LightningModule,
         "trainer._logger_connector.on_batch_end()": training_epoch_loop,
         "if not v.has_reset": _ResultCollection,
+        "with isolate_rng():": Trainer,
+        "self.trainer.world_size > 1:\n            self._broadcast_sigterm_tensor()": training_epoch_loop,
     }
     for text, place in places.items():
         assert text in inspect.getsource(place), text

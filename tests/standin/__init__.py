@@ -5,9 +5,10 @@ take CUDA's branches; their memory is the host's, and the CPU's kernels compute.
 or a generator of the CPU) is refused in CUDA's words.
 
 It shows that no devices are mixed, that nothing is read back where it should not be, which branches are taken, how many
-operations are launched, and that the results are the CPU's. It can't show what CUDA's own kernels compute, refuse or
-leave undetermined, nor streams, graphs, memory, speed, NCCL or a second device in the same process: `pytest -m gpu`
-shows these where there is a GPU.
+operations are launched, that the results are the CPU's, and what wakes CUDA: a process that was forked after that can't
+use it. It can't show what CUDA's own kernels compute, refuse or leave undetermined, nor streams, graphs, memory, speed,
+NCCL (so no training on two devices at once) or a second device in the same process: `pytest -m gpu` shows these where
+there is a GPU.
 
 PyTorch asks for CUDA's hooks once, when it is imported: `install` comes before. `STANDIN=2` with `site` on PYTHONPATH
 gives every Python process one, and says that there are two.
@@ -27,6 +28,15 @@ from types import SimpleNamespace
 from typing import Any
 
 SOURCE = Path(__file__).with_name("standin.cpp")
+
+WAKING = (
+    "_lazy_init", "init", "current_device", "set_device", "get_device_properties", "get_device_name",
+    "get_device_capability", "is_bf16_supported", "mem_get_info", "synchronize", "get_rng_state", "get_rng_state_all",
+)  # fmt: skip
+"""Functions of `torch.cuda` that take hold of the device: torch 2.13's call `_lazy_init`."""
+
+woken: list[str] = []
+"""Which of them were called in this process."""
 
 
 def compiler() -> str | None:
@@ -87,6 +97,22 @@ def install(count: int = 1, capability: tuple[int, int] = (8, 0), memory: int = 
 
     from tests.launches import Launches
 
+    is_bad_fork = False
+
+    def after_fork() -> None:
+        nonlocal is_bad_fork
+        is_bad_fork = bool(woken)
+
+    def wake(name: str, function: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            if is_bad_fork:
+                raise RuntimeError("Cannot re-initialize CUDA in forked subprocess.")
+            woken.append(name)
+            return function(*args, **options)
+
+        return call
+
+    os.register_at_fork(after_in_child=after_fork)
     generator = torch.Generator("cuda")
     facts = SimpleNamespace(
         name="stand-in", total_memory=memory, major=capability[0], minor=capability[1], multi_processor_count=108,
@@ -112,8 +138,8 @@ def install(count: int = 1, capability: tuple[int, int] = (8, 0), memory: int = 
         "_device_count_nvml": visible,
         "_lazy_init": lambda: None,
         "init": lambda: None,
-        "is_initialized": lambda: True,
-        "_is_in_bad_fork": lambda: False,
+        "is_initialized": lambda: bool(woken) and not is_bad_fork,
+        "_is_in_bad_fork": lambda: is_bad_fork,
         "current_device": lambda: 0,
         "_exchange_device": lambda index: 0,
         "_maybe_exchange_device": lambda index: 0,
@@ -138,6 +164,7 @@ def install(count: int = 1, capability: tuple[int, int] = (8, 0), memory: int = 
         "get_rng_state_all": lambda: [get_state()],
         "set_rng_state_all": lambda states: set_state(states[0]),
     }
+    answers |= {name: wake(name, answers[name]) for name in WAKING}
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
     for name in ("manual_seed", "manual_seed_all", "get_rng_state", "set_rng_state"):

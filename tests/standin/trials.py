@@ -6,6 +6,7 @@ The result is a JSON file with an object for each case.
 import collections
 import json
 import math
+import os
 import sys
 import tempfile
 import traceback
@@ -26,6 +27,7 @@ from typing_extensions import override
 
 import train as script
 from cnnlab import fit
+from cnnlab.benchmark.sides import PlainSide
 from cnnlab.build import Lab, build_lab
 from cnnlab.callbacks import Checkpoint
 from cnnlab.cli import app
@@ -153,9 +155,23 @@ def compare(overrides: list[str], npz: Path) -> dict[str, Any]:
 
 def count(overrides: list[str], npz: Path) -> dict[str, Any]:
     """Train on the stand-in only."""
+    if overrides == cases.PLAIN_LOOP:
+        return count_plain(npz)
     window = train(overrides, npz, "gpu").window
     operations = window.launches.count / window.steps
     return {"operations": operations, "waits": {str(key): value for key, value in window.launches.waits.items()}}
+
+
+def count_plain(npz: Path) -> dict[str, Any]:
+    """Train the article's network as `cnnlab benchmark --against plain` does."""
+    overrides = ["data=npz", f"data.path={npz}", "data.val_size=40", "data.batch_size=8", "trainer.accelerator=gpu"]
+    side = PlainSide(overrides, Path(tempfile.mkdtemp()), 0.0)
+    counts = []
+    for steps in (3, 13):
+        with Launches("cuda") as launches:
+            side.train(steps)
+        counts.append(launches.count)
+    return {"operations": (counts[1] - counts[0]) / 10, "waits": {}}
 
 
 def resume(overrides: list[str], npz: Path) -> dict[str, Any]:
@@ -200,34 +216,44 @@ def use_verbs(overrides: list[str], npz: Path) -> dict[str, Any]:
 
 
 def stay_asleep(overrides: list[str], npz: Path) -> dict[str, Any]:
-    """Note what wakes CUDA, as asking whether there is any does not: a training, and verbs about runs."""
-    folder = str(Path(tempfile.mkdtemp()) / "run")
-    words = ["data=npz", f"data.path={npz}", "data.val_size=40", "trainer.max_epochs=1", "callbacks.figures=null"]
-    called: list[str] = []
-
-    def noting(name: str, function: Any) -> Any:
-        def ask(*args: Any, **options: Any) -> Any:
-            called.append(name)
-            return function(*args, **options)
-
-        return ask
-
-    other = train_teacher(npz)
-    for name in ("_lazy_init", "current_device", "get_device_properties", "mem_get_info", "set_device", "synchronize"):
-        setattr(torch.cuda, name, noting(name, getattr(torch.cuda, name)))
-    codes, asked = {}, {}
-    for line in (
-        ["train", *words, *overrides, f"hydra.run.dir={folder}"], ["runs", folder], ["options"],
-        ["evaluate", folder, "--accelerator", "cpu"], ["evaluate", other, "--accelerator", "cpu"],
-        ["compare", folder, other], ["report", folder], ["export", folder, "--format", "safetensors"],
+    """Note what wakes CUDA, as asking whether there is any does not: a training, a sweep, and every other verb."""
+    base = Path(tempfile.mkdtemp())
+    folder, picture = str(base / "run"), str(base / "picture.png")
+    train = [
+        "train", "data=npz", f"data.path={npz}", "data.val_size=40", "trainer.max_epochs=1", "callbacks.figures=null",
+        *overrides,
+    ]  # fmt: skip
+    other, draw, on_cpu = train_teacher(npz), ["--output", picture], ["--accelerator", "cpu"]
+    lines = [
+        ["options"], ["schema"], ["completion", "bash"], ["new", str(base / "project")], ["data", "check", str(npz)],
+        [*train, f"hydra.run.dir={folder}"], [*train, f"resume={folder}", "trainer.max_epochs=2"],
+        [*train, "-m", "seed=0,1", f"hydra.sweep.dir={base / 'sweep'}", "trainer.limit_train_batches=1"],
+        ["runs", folder], ["evaluate", folder, *on_cpu], ["evaluate", other, *on_cpu], ["compare", folder, other],
+        ["report", folder], ["export", folder, "--format", "safetensors"], ["predict", folder, str(npz), *on_cpu],
+        ["show", "model", folder, *draw], ["show", "filters", folder, *draw], ["show", "augment", *train[1:], *draw],
+        ["show", "activations", folder, picture, *draw], ["check", *train[1:]],
         ["evaluate", folder, "--accelerator", "gpu"],
-    ):  # fmt: skip
-        called.clear()
-        train = line[0] == "train"
-        argv = ("train.py", *preflight(line[1:])) if train else ("cnnlab", *line)
-        codes[" ".join(line)] = run_main(script.main if train else app, *argv)
-        asked[" ".join(line)] = [*called]
-    return {"codes": codes, "asked": asked}
+    ]  # fmt: skip
+    results, forks = [], [use_in_a_fork()]
+    for line in lines:
+        standin.woken.clear()
+        is_training = line[0] == "train"
+        argv = ("train.py", *preflight(line[1:])) if is_training else ("cnnlab", *line)
+        code = run_main(script.main if is_training else app, *argv)
+        results.append({"line": " ".join(line), "code": code, "woken": [*standin.woken]})
+    return {"results": results, "forks": [*forks, use_in_a_fork()]}
+
+
+def use_in_a_fork() -> int:
+    """Use CUDA in a forked process; return its exit code."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        torch.cuda.set_device(0)
+    except RuntimeError:
+        os._exit(1)
+    os._exit(0)
 
 
 def run_main(main: Any, *argv: str) -> int:
