@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config.tree import Key
@@ -86,12 +86,13 @@ def by_budget(values: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: Something else than a time stands there, or the run that `budget` names can't be read.
     """
-    seconds = {time: parse_duration(time) for time in values} if isinstance(values, Mapping) else {}
-    if not seconds or None in seconds.values():
+    lengths = {time: parse_duration(time) for time in values} if isinstance(values, Mapping) else {}
+    seconds = {time: length for time, length in lengths.items() if length is not None}
+    if not seconds or len(seconds) < len(lengths):
         raise ConfigError(f"by_budget must have a value for each of some times, {{1s: 16, 5min: 64}}, got {values}.")
     budget = config.get("budget")
     while budget is not None and parse_duration(budget) is None:  # the folder of a run that had one
         budget = Record(Path(str(budget)).expanduser()).config.get("budget")
-    longest = math.inf if budget is None else parse_duration(budget)
+    longest = math.inf if budget is None else parse_duration(budget) or math.inf
     by_length = sorted(values, key=seconds.__getitem__)
     return values[[by_length[0], *(time for time in by_length if seconds[time] <= longest)][-1]]
