@@ -63,7 +63,7 @@ CLIPPING = "configure_gradient_clipping"
 def _patch_once() -> None:
     _ChildProcessObserver._terminate_all = terminate_without_sigkill  # type: ignore[method-assign, assignment]
     LocalFileSystem.append = append_to_deleted_folder
-    lightning_trainer.isolate_rng = isolate_rng_of_what_is_awake
+    lightning_trainer.isolate_rng = isolate_rng_of_what_is_awake  # type: ignore[assignment]
     skip_empty_hooks()
 
 

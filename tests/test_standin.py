@@ -115,22 +115,29 @@ def test_only_what_needs_the_gpu_wakes_it(npz: Path, tmp_path: Path):
     assert result["forks"] == [0, 1], "as on a GPU, a process can use it only if it was forked before"
 
 
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes that a test starts see two."""
+    for name, value in standin.environment(2).items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_each_trial_trains_on_a_gpu_of_its_own_also_after_one_was_killed(
-    start: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: str, two_gpus: None, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Real processes: each locks its GPU while it trains, and one kills itself meanwhile."""
     tool, locks, folder = tmp_path / "nvidia-smi", tmp_path / "locks", tmp_path / "sweep"
     tool.write_text("#!/bin/sh\necho 'GPU 0: stand-in (UUID: GPU-a)'\necho 'GPU 1: stand-in (UUID: GPU-b)'\n")
     tool.chmod(0o755)
     locks.mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     done = run_process(
         "-m", *small, "trainer.limit_train_batches=3", "callbacks.figures=null", "callbacks.dashboard=null",
         "logger=none", "trainer.accelerator=gpu", "hydra/launcher=local", f"hydra.launcher.start={start}",
         "seed=range(6)", "+callbacks.claim._target_=tests.standin.claim.Claim", f"+callbacks.claim.folder={locks}",
         "+callbacks.claim.dies=2", f"hydra.sweep.dir={folder}",
-        **standin.environment(2) | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
     )  # fmt: skip
     assert done.returncode == 7, done.stderr
     assert read(folder / "sweep.json")["counts"] == {"completed": 5, "failed": 1}
@@ -146,12 +153,11 @@ def test_each_trial_trains_on_a_gpu_of_its_own_also_after_one_was_killed(
     assert all("2" not in owned[-1:] for owned in seeds.values()), "the GPU of the killed one is used again"
 
 
-def test_two_gpus_for_one_run_are_refused_where_pytorch_cannot_join_them(small: list[str], tmp_path: Path):
+def test_two_gpus_for_one_run_are_refused_where_pytorch_cannot_join_them(
+    two_gpus: None, small: list[str], tmp_path: Path
+):
     """The stand-in has no NCCL, as PyTorch for Windows has none."""
-    done = run_process(
-        *small, "trainer.accelerator=gpu", "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}",
-        **standin.environment(2),
-    )  # fmt: skip
+    done = run_process(*small, "trainer.accelerator=gpu", "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 5, done.stderr
     assert "NCCL" in done.stderr
     assert "trainer.devices=1" in done.stderr
