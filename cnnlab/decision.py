@@ -33,6 +33,7 @@ from cnnlab.errors import CnnlabError, ConfigError, DamagedError, MachineError
 from cnnlab.files import read_bytes, write_text
 from cnnlab.objective import direction
 from cnnlab.record import Record, is_run
+from cnnlab.run import importing
 from cnnlab.stats import LEVEL, confidence_sequence
 
 if TYPE_CHECKING:
@@ -176,9 +177,10 @@ def _right_images(folder: Path, split: str) -> "Bool[np.ndarray, 'n']":
 
     answers = folder / ("evaluation.npz" if split == "test" else f"evaluation-{split}.npz")
     if not answers.exists() or answers.stat().st_mtime_ns < Record(folder).best.stat().st_mtime_ns:
-        from cnnlab.evaluation import evaluate
-
-        evaluation = evaluate(str(folder), split=cast(Any, split), figures=False)
+        with Waiting.start(f"evaluating {folder.name}"):
+            with importing():
+                from cnnlab.evaluation import evaluate
+            evaluation = evaluate(str(folder), split=cast(Any, split), figures=False)
         return evaluation.predicted == evaluation.targets
     with np.load(answers, allow_pickle=False) as saved:
         return saved["predicted"] == saved["targets"]

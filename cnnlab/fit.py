@@ -14,6 +14,7 @@ from cnnlab.callbacks import AtomicCheckpointIO, Checkpoint, Divergence
 from cnnlab.callbacks.budget import find_budget
 from cnnlab.callbacks.checkpoint import as_numbers, find_checkpoint
 from cnnlab.checkpoint import Loaded, read_checkpoint, read_last
+from cnnlab.console import Waiting
 from cnnlab.errors import ConfigError, DivergedError, MachineError, is_out_of_memory
 from cnnlab.identity import identify
 from cnnlab.machine import describe_device
@@ -158,7 +159,8 @@ def test(lab: Lab) -> Result:
     if not is_overridden("test_step", lab.classifier):
         log.info(f"no test: {type(lab.classifier).__name__} has no test_step")
         return Result(metrics, best, describe_budget(lab))
-    lab.trainer.test(lab.classifier, lab.data, verbose=False)
+    with Waiting.start("testing the best state"):
+        lab.trainer.test(lab.classifier, lab.data, verbose=False)
     for path in sorted(Path(lab.trainer.default_root_dir).glob("*-profile*.txt")):
         log.info(f"{path}\n{path.read_text()}")
     return Result(as_numbers(lab.trainer.callback_metrics) | metrics, best, describe_budget(lab))

@@ -21,6 +21,7 @@ from PIL import Image
 from cnnlab.data import archive, pictures
 from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, MachineError
 from cnnlab.files import check_type
+from cnnlab.run import importing
 
 # Metadata of an exported file; `cnnlab.export` writes it.
 CLASSES, SHAPE, INPUT = "cnnlab.classes", "cnnlab.image_shape", "cnnlab.input"
@@ -102,10 +103,11 @@ def load_run(run: str, accelerator: str = "auto", trusted: Sequence[str] = ()) -
         accelerator: In Lightning's words.
         trusted: Packages that may be imported although the run's folder names them.
     """
-    import torch
+    with importing():
+        import torch
 
-    from cnnlab.machine import check_accelerator, device_for, keep_freed_memory
-    from cnnlab.restore import restore
+        from cnnlab.machine import check_accelerator, device_for, keep_freed_memory
+        from cnnlab.restore import restore
 
     check_accelerator(accelerator, "--accelerator ")
     keep_freed_memory()
@@ -249,6 +251,8 @@ def _read(item: _Item, image_shape: tuple[int, int, int], fit: pictures.Fit) -> 
         if image.shape[2] > channels:
             image = np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
             notes.append("made grey")
+        if image.shape[2] != channels:
+            raise ValueError(f"the network takes {channels} channels, this has {image.shape[2]}")
     except Exception as error:  # decoders of broken files raise whatever they come across
         return Prediction(name, error=" ".join(f"{type(error).__name__}: {error}".split()))
     if before != tuple(size):

@@ -1,7 +1,9 @@
 import gzip
 import hashlib
 import io
+import json
 import resource
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -253,6 +255,24 @@ def test_fetched_archive_becomes_the_npz_and_is_removed(server, npz):
     assert archive.read(npz).num_classes == 10
     assert beside(npz) == ["cifar10.npz"]
     assert server.requests == [None]
+
+
+def test_command_answers_programs_with_json_alone(server, npz):
+    """As a person runs it, but for the address: on standard output is one value, whatever was logged or drawn."""
+    code = f"""
+import dataclasses, sys
+from cnnlab.cli import app
+from cnnlab.data import cifar
+cifar.SOURCES["cifar10"] = dataclasses.replace(cifar.SOURCES["cifar10"], url={server.url!r}, md5={server.md5!r})
+sys.argv[0] = "cnnlab"
+app()
+"""
+    words = [sys.executable, "-c", code, "data", "fetch", "cifar10", str(npz), "--json"]
+    for existed in (False, True):
+        content = json.loads(subprocess.run(words, check=True, capture_output=True).stdout)
+        assert shlex.split(content.pop("command")) == ["cnnlab", "train", "data=cifar10", f"data.path='{npz}'"]
+        assert content == {"path": str(npz), "existed": existed}
+    assert len(server.requests) == 1
 
 
 def test_existing_file_is_never_fetched_again(server, npz):

@@ -348,14 +348,15 @@ def test_a_grid_says_what_of_the_images_is_shown():
         assert axes.texts[-1].get_position()[1] < min(image.get_extent()[2] for image in axes.images)
 
 
-def test_numbers_that_a_search_proposed_stand_on_a_line_and_the_first_of_equals_is_the_best():
-    rates, objective = [0.001234567891, 0.1234567891, 0.01234567891], [0.5, 0.7, 0.7]
+def test_numbers_that_a_search_proposed_stand_on_a_line_and_the_first_trial_is_the_best():
+    rates, objective = [0.1234567891, 0.01234567891, 0.001234567891], [0.7, 0.7, 0.5]
     proposed = list(map(repr, rates))
     (axes,) = plots.objective_by_value({"lr": proposed}, objective, "val/accuracy").axes
     np.testing.assert_allclose(np.asarray(axes.collections[0].get_offsets()), np.column_stack([rates, objective]))
     assert axes.get_xscale() == "log"
     (axes,) = plots.objective_by_value({"lr": ["0.1", "0.01"]}, [0.5, 0.7], "val/loss").axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.01", "0.1"]
-    figure = plots.parallel_coordinates({"lr": proposed, "n": ["1", "2", "3"]}, objective, "val/accuracy")
+    figure = plots.parallel_coordinates({"lr": proposed, "n": ["2", "3", "1"]}, objective, "val/accuracy")
     (best,) = (line for line in figure.axes[0].lines if line.get_color() == style.VERMILION)
     assert points(best)[1][1] == pytest.approx(0.5), "n is 2"
+    assert {"50.00%", "70.00%"} <= {text.get_text() for text in figure.axes[0].texts}, "as everywhere"

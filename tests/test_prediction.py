@@ -90,6 +90,8 @@ def test_pictures_of_every_kind_are_read(tmp_path: Path):
     assert all(len(one.top) == 2 for one in made)
     (made_grey,) = predict(brightness((8, 8, 1)), [str(paths[0])])
     assert made_grey.note == "40×20 to 8×8; made grey"
+    (short,) = predict(brightness((8, 8, 13)), [str(paths[0])])
+    assert short.error == "ValueError: the network takes 13 channels, this has 3"
 
 
 def test_an_animation_gives_its_first_frame_and_says_so(tmp_path: Path):

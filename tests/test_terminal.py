@@ -5,6 +5,7 @@ After a change that is meant, `REWRITE_TRANSCRIPTS=1 pytest tests/test_terminal.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -79,6 +80,23 @@ def test_compare(home: Path, width: int):
     first, second, third, fourth = sorted(str(path.relative_to(home)) for path in day.iterdir())
     words = ["compare", first, third, "--against", second, fourth]
     check("compare", run_on_terminal(words, width=width, cwd=home), width)
+
+
+TRAIN = "import runpy, sys; sys.argv[0] = 'train.py'; runpy.run_path({script!r}, run_name='__main__')"
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_the_bar_says_on_one_line_how_good_and_how_long(small: list[str], tmp_path: Path, width: int):
+    pieces: list[bytes] = []
+    words = [*small, "data.batch_size=2", "~callbacks.figures", "~callbacks.dashboard", "hydra.run.dir=run"]
+    code = TRAIN.format(script=str(ROOT / "train.py"))
+    run_on_terminal(words, width=width, cwd=tmp_path, code=code, seen=lambda _, piece: pieces.append(piece))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(pieces).decode())
+    bars = {line.rstrip() for line in re.split(r"[\r\n]+", text) if "━" in line}
+    assert max(map(cell_len, bars)) <= width
+    said = r"epoch 2/2, \d+ s left, loss [\d.]+"
+    said += "" if width < 80 else r", accuracy [\d.]+%, [\d,]+ images/s, \d+ s of the epoch"
+    assert any(re.search(said, line) for line in bars)
 
 
 WAITING = """

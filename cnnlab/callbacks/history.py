@@ -176,6 +176,12 @@ class History(Callback):
         self._validation = dict(state_dict["validation"])
         self._logged = dict(state_dict.get("logged", {}))
 
+    def so_far(self) -> dict[str, float]:
+        """Return the epoch's mean `loss` and `accuracy` over the steps that were read back; empty before the first."""
+        loss_sum, correct, images = self._sums
+        measured = {"loss": loss_sum / images, "accuracy": correct / images} if images else {}
+        return {name: value for name, value in measured.items() if not math.isnan(value)}
+
     def _pause(self) -> None:
         now = time.perf_counter()
         self._seconds += now - self._clock

@@ -1,69 +1,81 @@
-"""A progress bar on a terminal."""
+"""A progress bar on a terminal, and now and then a line in a log."""
 
+import logging
 import math
 import time
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich import get_console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as Bar,
-)
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
 from typing_extensions import override
 
 from cnnlab.bounds import NonNegativeFloat
+from cnnlab.callbacks.history import History
 from cnnlab.classifier import find_pace
 from cnnlab.schedule import Pace
+from cnnlab.wording import format_duration, format_metric
+
+log = logging.getLogger(__name__)
+
+LEAST_BAR = 14  # characters, with what stands around it
+LOG_SECONDS = 60.0  # at least, between two lines where there is no terminal
 
 
 class Progress(Callback):
-    """Show how far the training is, ten times a second at most, and only where somebody can see it."""
+    """Show how far the training is, ten times a second at most; where there is no terminal, in a line a minute.
+
+    Epoch, time left of the run, loss and accuracy of the epoch's steps so far, speed, time left of the epoch: on one
+    line, as many of these as the terminal has room for.
+    """
 
     def __init__(self, refresh_seconds: NonNegativeFloat = 0.1) -> None:
         self.refresh_seconds = refresh_seconds
         self._bar: Bar | None = None
         self._pace: Pace | None = None
+        self._history: History | None = None
         self._task = TaskID(0)
         self._next = 0.0
+        self._start: tuple[float, int] | None = None  # when the epoch's first step was done, and which that was
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        console = get_console()
-        if not (console.is_terminal and trainer.is_global_zero):
+        if not trainer.is_global_zero:
             return
+        console = get_console()
+        self._next = time.monotonic() + (0.0 if console.is_terminal else LOG_SECONDS)
         steps = trainer.estimated_stepping_batches
         total: float | None = int(steps) * trainer.accumulate_grad_batches if 0 <= steps < math.inf else None
-        count: list[ProgressColumn] = [MofNCompleteColumn(), TextColumn("steps")]
         self._pace = find_pace(trainer)
         if self._pace is not None:  # the number of steps is only guessed
-            total, count = 1.0, [TaskProgressColumn()]
+            total = 1.0
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        self._history = next((callback for callback in callbacks if isinstance(callback, History)), None)
         self._bar = Bar(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), *count,
-            TimeRemainingColumn(), console=console, transient=True,
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None),
+            console=console, transient=True, disable=not console.is_terminal, speed_estimate_period=2.5 * LOG_SECONDS,
         )  # fmt: skip
         self._task = self._bar.add_task("training", total=total)
         self._bar.start()
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = None
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._bar is not None and time.monotonic() >= self._next:
-            self._next = time.monotonic() + self.refresh_seconds
-            self._bar.update(
-                self._task,
-                completed=self._pace.shares[-1] if self._pace else trainer.fit_loop.total_batch_idx + 1,
-                description=f"epoch {trainer.current_epoch + 1}",
-            )
+            self._next = time.monotonic() + (LOG_SECONDS if self._bar.disable else self.refresh_seconds)
+            completed = self._pace.shares[-1] if self._pace else trainer.fit_loop.total_batch_idx + 1
+            self._bar.update(self._task, completed=completed)
+            description = self._describe(self._bar, trainer, len(batch.targets), batch_idx)
+            if self._bar.disable:
+                log.info(description)
+            else:
+                self._bar.update(self._task, description=description)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -77,6 +89,26 @@ class Progress(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
+
+    def _describe(self, bar: Bar, trainer: Trainer, batch_size: int, batch_idx: int) -> str:
+        """Return what stands before the bar: what matters most first, as much as there is room for."""
+        epochs = trainer.max_epochs or -1
+        parts = [f"epoch {trainer.current_epoch + 1}{f'/{epochs}' if epochs > 0 else ''}"]
+        if (left := bar.tasks[0].time_remaining) is not None:
+            parts.append(f"{format_duration(left)} left")
+        if self._history:
+            parts += [f"{name} {format_metric(name, value)}" for name, value in self._history.so_far().items()]
+        now = time.monotonic()
+        start, first = self._start = self._start or (now, batch_idx)
+        if batch_idx > first:
+            seconds = (now - start) / (batch_idx - first)
+            parts.append(f"{batch_size * trainer.world_size / seconds:,.0f} images/s")
+            if not math.isinf(trainer.num_training_batches):
+                left = (trainer.num_training_batches - batch_idx - 1) * seconds
+                parts.append(f"{format_duration(left)} of the epoch")
+        while len(parts) > 1 and not bar.disable and len(", ".join(parts)) + LEAST_BAR > bar.console.width:
+            parts.pop()
+        return ", ".join(parts)
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -29,12 +29,13 @@ OPENING = (
     (r'"_smoothingWeight",\{defaultValue:\.6\}', '"_smoothingWeight",{defaultValue:0}'),
     (r'"_ignoreYOutliers",\{defaultValue:!0,', '"_ignoreYOutliers",{defaultValue:!1,'),
     (r"this\._matchesListOpened=!1", "this._matchesListOpened=!0"),
-    # Validation has its run's colour turned into the opposite one.
+    # Validation has its run's colour made darker, on a dark page lighter. Its opposite is, or nearly, another run's.
     (
         r"scale\((\w+)\)\{return this\.runBasedColorScale\.scale\(this\.parseRunName\(\1\)\)\}",
         r"scale(\1){const own=this.runBasedColorScale.scale(this.parseRunName(\1));"
+        r"const end=document.body.classList.contains('dark-mode')?255:0;"
         r"return /^val[/]/.test(\1)&&/^#[0-9a-f]{6}$/i.test(own)"
-        r'?"#"+(0xffffff^parseInt(own.slice(1),16)).toString(16).padStart(6,"0"):own}',
+        r'?"#"+own.match(/\\w\\w/g).map(part=>(parseInt(part,16)+end>>1).toString(16).padStart(2,"0")).join(""):own}',
     ),
 )
 

@@ -16,6 +16,7 @@ from cnnlab.commands import AsJson, RunName, Trust, check_screen, open_file
 from cnnlab.console import say
 from cnnlab.data import archive, pictures, shapes, splits
 from cnnlab.errors import ConfigError, DataError, MachineError
+from cnnlab.run import importing
 from cnnlab.tables import Column, print_table
 from cnnlab.wording import channels_note
 
@@ -143,9 +144,10 @@ def filters(
     open: _Open = False,
 ) -> Path:
     """Show the filters that a run's network learned."""
-    from cnnlab import anatomy
-    from cnnlab.plots import network
-    from cnnlab.restore import restore
+    with importing():
+        from cnnlab import anatomy
+        from cnnlab.plots import network
+        from cnnlab.restore import restore
 
     state = restore(run, trust or ())
     name, weights = anatomy.read_filters(state.network, layer)
@@ -165,9 +167,10 @@ def activations(
 
     The picture is cropped to a square and scaled to the size that the network was trained on.
     """
-    from cnnlab import anatomy
-    from cnnlab.plots import network
-    from cnnlab.restore import restore
+    with importing():
+        from cnnlab import anatomy
+        from cnnlab.plots import network
+        from cnnlab.restore import restore
 
     state = restore(run, trust or ())
     if label is not None and label not in state.classes:
@@ -215,9 +218,10 @@ def augment(
 @app.command()
 def schedule(overrides: _Overrides = None, output: _Output = None, open: _Open = False) -> Path:
     """Show the learning rate over the run that train.py would make of these OVERRIDES."""
-    from cnnlab.build import build_schedule
-    from cnnlab.plots import network
-    from cnnlab.schedule import Scheduler, plan_learning_rate
+    with importing():
+        from cnnlab.build import build_schedule
+        from cnnlab.plots import network
+        from cnnlab.schedule import Scheduler, plan_learning_rate
 
     cfg = _compose(overrides or [])
     factor = build_schedule(cfg)
@@ -252,9 +256,10 @@ def model(
     as_json: AsJson = False,
 ) -> Path:
     """Show a network's layers with their outputs' shapes, parameters and floating-point operations for an image."""
-    from cnnlab import anatomy
-    from cnnlab.plots import network
-    from cnnlab.restore import restore
+    with importing():
+        from cnnlab import anatomy
+        from cnnlab.plots import network
+        from cnnlab.restore import restore
 
     words = run_or_overrides or []
     if len(words) == 1 and "=" not in words[0]:
@@ -315,7 +320,8 @@ def _compose(overrides: list[str]) -> Any:
 
 
 def _build_data(cfg: Any) -> "DataModule":
-    from cnnlab.build import build_data
+    with importing():
+        from cnnlab.build import build_data
 
     return build_data(cfg)
 

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cnnlab.plots.names import font, shorten_label, shorten_labels
 from cnnlab.plots.style import BLUE, INK, PALE, VERMILION, WIDTH, legend_above, named_axes, new_figure
+from cnnlab.wording import format_metric
 
 # Numbers that stand side by side: so many of them at most, and of so many letters.
 _FEW = 8
@@ -88,16 +89,13 @@ def trial_curves(
     return figure
 
 
-def parallel_coordinates(
-    settings: Mapping[str, Sequence[str]], objective: Sequence[float], name: str, larger_is_better: bool = True
-) -> Figure:
+def parallel_coordinates(settings: Mapping[str, Sequence[str]], objective: Sequence[float], name: str) -> Figure:
     """Show each trial as a line through its settings to its objective; the better, the darker and thicker.
 
     Args:
-        settings: The values of each setting, as they were typed, one a trial.
-        objective: The objective of each trial; of equal ones, the first is the best.
+        settings: The values of each setting, as they were typed, one a trial, the best first.
+        objective: The objective of each trial.
         name: What it is called.
-        larger_is_better: Whether the best trial has the largest objective.
     """
     values = np.asarray(objective, dtype=float)
     scales = [*((key, _scale(texts)) for key, texts in settings.items()), (name, _Scale(values, {}, False, True))]
@@ -110,7 +108,8 @@ def parallel_coordinates(
         heights.append((scaled - low) / (high - low) if high > low else np.full(len(scaled), 0.5))
         axes.axvline(place, color=PALE, linewidth=0.8, zorder=1)
         marks = scale.names or {
-            f"{(10**end if scale.log else end):.4g}": end for end in dict.fromkeys((low, (low + high) / 2, high))
+            format_metric(name if place == len(settings) else "", 10**end if scale.log else end): end
+            for end in dict.fromkeys((low, (low + high) / 2, high))
         }
         for text, value in zip(shorten_labels(list(marks), 16), marks.values(), strict=True):
             height = (value - low) / (high - low) if high > low else 0.5
@@ -119,11 +118,10 @@ def parallel_coordinates(
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}, **font(),
             )  # fmt: skip
         axes.text(place, 1.07, shorten_label(key, 22), fontsize=9, color=INK, ha="center", **font())
-    order = np.argsort(-values if larger_is_better else values, kind="stable")
-    for rank, trial in reversed(list(enumerate(order))):
-        share = 1 - rank / len(order)
+    for rank in reversed(range(len(values))):
+        share = 1 - rank / len(values)
         axes.plot(
-            range(len(scales)), [height[trial] for height in heights], zorder=2,
+            range(len(scales)), [height[rank] for height in heights], zorder=2,
             color=BLUE if rank else VERMILION, alpha=0.12 + 0.75 * share**2,
             linewidth=0.6 + 1.0 * share if rank else 2.4,
         )  # fmt: skip

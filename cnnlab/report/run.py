@@ -56,7 +56,7 @@ def report_run(
         "run.html",
         kind="Report of a run",
         title=_title(record, content),
-        subtitle=f"{record.folder.absolute().name}, started {record.run.get('started') or 'at an unknown time'}",
+        subtitle=f"{record.folder.absolute().name}, started {_when(record)}",
         badge={"word": status, "style": _BADGES.get(status, "plain")} if status else None,
         sections={
             "Result": _result(record, content, missing),
@@ -139,6 +139,11 @@ def _title(record: Record, content: Mapping[str, Any]) -> str:
     accuracy = content["metrics"]["accuracy"] if content else record.metrics.get("test/accuracy")
     result = f": {format_metric('accuracy', accuracy)} of the test images right" if _is_finite(accuracy) else ""
     return f"{model} on {data}{result}"
+
+
+def _when(record: Record) -> str:
+    started = record.run.get("started")
+    return str(started).replace("T", " ") if started else "at an unknown time"
 
 
 def _choice(record: Record, group: str) -> str | None:

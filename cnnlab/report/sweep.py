@@ -63,8 +63,16 @@ def _title(trials: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, An
     """Return what varied, and the best that came of it."""
     settings = _keys(groups) or _keys(trials)
     what = ", ".join(settings) if len(settings) < 4 else count(len(settings), "setting")
-    best = f": best {metric} {format_metric(metric, groups[0]['mean'])}" if groups else ""
-    return f"{count(len(trials), 'trial')} of {what or 'one setting'}{best}"
+    result = ""
+    if groups:
+        of_what = f"mean {metric}" if groups[0]["n"] > 1 else metric
+        result = f": best {of_what} {format_metric(metric, groups[0]['mean'])}"
+    return f"{count(len(trials), 'trial')} of {what or 'one setting'}{result}"
+
+
+def _best(groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the best settings: several, where they are equally good."""
+    return [group for group in groups if group["mean"] == groups[0]["mean"]]
 
 
 def _answer(groups: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], metric: str) -> list[str]:
@@ -78,7 +86,8 @@ def _answer(groups: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], met
         spread = f" on average over {best['n']} runs (95% interval {low} to {high})"
     sentences = [f"Best: {_in_words(best)}. {metric} is {format_metric(metric, best['mean'])}{spread}."]
     if summary.get("lead"):
-        sentences.append(f"Is its lead more than chance? {summary['lead']}.")
+        question = "" if len(_best(groups)) > 1 else "Is its lead more than chance? "
+        sentences.append(f"{question}{summary['lead']}.")
     if summary.get("importance"):
         key, share = max(summary["importance"].items(), key=lambda item: item[1])
         sentences.append(f"{key} mattered most, with {share:.0%} of what made a trial one of the best quarter.")
@@ -121,12 +130,12 @@ def _groups(groups: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
         for group in groups
     ]
     header = (*keys, f"{metric}, mean", "95% interval", "sd", "runs", "test/accuracy")
-    return {"header": header, "rows": rows, "words": len(keys), "best": [0]}
+    return {"header": header, "rows": rows, "words": len(keys), "best": range(len(_best(groups)))}
 
 
 def _trials(trials: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
     keys = _keys(trials)
-    best = groups[0]["trials"] if groups else []
+    best = [name for group in _best(groups) for name in group["trials"]]
     rows = [
         (
             *(format_setting(trial["settings"].get(key, "")) for key in keys),
@@ -148,7 +157,7 @@ def _curves(
     folder: Path, trials: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]], metric: str
 ) -> list[Chart]:
     """Return the objective of each trial by epoch, those of the best settings in front."""
-    best = groups[0]["trials"] if groups else []
+    best = [name for group in _best(groups) for name in group["trials"]]
     front: list[Line] = []
     back: list[Line] = []
     for trial in trials[:CURVES]:

@@ -19,6 +19,7 @@ def draw(table: Table, importance: Mapping[str, float]) -> None:
     folder = table.folder / "figures"
     folder.mkdir(exist_ok=True)
     ranked = [row for row in table.rows if row.objective is not None and row.is_comparable]
+    ranked.sort(key=lambda row: row.status == "pruned")  # which wins nothing, whatever it had reached by then
     values = [row.objective for row in ranked if row.objective is not None]
     settings = {key: [row.settings.get(key, "") for row in ranked] for key in table.keys if key not in table.over}
     varied = {key: column for key, column in settings.items() if len(set(column)) > 1}
@@ -31,7 +32,7 @@ def draw(table: Table, importance: Mapping[str, float]) -> None:
     lines = {key: [group.settings.get(key, "") for group in groups] for key in varied} if groups else varied
     ends = [group.mean for group in groups] or values
     if len(varied) > 1 and len(ends) > 2:
-        figures["parallel_coordinates"] = plots.parallel_coordinates(lines, ends, table.metric, is_larger_better)
+        figures["parallel_coordinates"] = plots.parallel_coordinates(lines, ends, table.metric)
     best = groups[0].rows if groups else ranked
     curves = {row.name: _curve(row, table.metric) for row in ranked[:MAX_CURVES]}
     curves = {name: curve for name, curve in curves.items() if curve[0]}
