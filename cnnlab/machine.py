@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
 
 from cnnlab.errors import ConfigError, MachineError
+from cnnlab.wording import count
 
 DRIVER = "/proc/driver/nvidia/version"
 """Where Linux says which NVIDIA driver it has."""
@@ -82,7 +83,7 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cpu":
         has_gpu = torch.cuda.is_available() or MPSAccelerator.is_available()
         why = "as asked; a GPU is there too" if has_gpu else f"no GPU was found{why_no_cuda()}"
-        return f"cpu, {torch.get_num_threads()} threads, {platform.machine()} ({why})"
+        return f"cpu, {count(torch.get_num_threads(), 'thread')}, {platform.machine()} ({why})"
     return str(device)
 
 

@@ -10,7 +10,7 @@ CONVENTION = (
     "Accuracies and other shares are in per cent, other numbers have four significant digits, epochs count from 1. "
     "In files shares are fractions, numbers have all their digits, and epochs count from 0."
 )
-_SHARES = ("accuracy", "f1", "precision", "recall", "share")
+_SHARES = ("accuracy", "calibration_error", "f1", "precision", "recall", "share")
 
 
 def is_share(metric: str) -> bool:

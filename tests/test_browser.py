@@ -230,19 +230,23 @@ for (const chart of document.querySelectorAll('.chart svg[viewBox]:not([aria-hid
   }
 }
 const brightness = colour => {
-  const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map(v => v / 255)
-    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const [r, g, b] = colour.map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 };
-const words = 'h1, h2, p, a, dt, dd, th, figcaption, .numbers strong, .numbers span';
+// What lies behind an element: its own ground over those of the elements around it, which may be transparent.
+const behind = element => {
+  const parts = getComputedStyle(element).backgroundColor.match(/[\\d.]+/g).map(Number), share = parts[3] ?? 1;
+  if (share == 1) return parts;
+  const ground = element.parentElement ? behind(element.parentElement) : [255, 255, 255];
+  return [0, 1, 2].map(place => share * parts[place] + (1 - share) * ground[place]);
+};
+const words = 'h1, h2, p, a, dt, dd, th, td, figcaption, .numbers strong, .numbers span';
 for (const element of document.querySelectorAll(words)) {
   const box = element.getBoundingClientRect();
   if (box.width && !element.closest('.wide, details') && (box.left < -1 || box.right > wide + 1))
     faults.push(`beyond the page: ${element.textContent.slice(0, 40)}`);
-  let ground = element;
-  const behind = () => getComputedStyle(ground).backgroundColor;
-  while (ground.parentElement && behind() === 'rgba(0, 0, 0, 0)') ground = ground.parentElement;
-  const [low, high] = [getComputedStyle(element).color, behind()].map(brightness).sort((a, b) => a - b);
+  const ink = getComputedStyle(element).color.match(/[\\d.]+/g).map(Number);
+  const [low, high] = [ink, behind(element)].map(brightness).sort((a, b) => a - b);
   if ((high + 0.05) / (low + 0.05) < 4.5) faults.push(`hard to read: ${element.textContent.slice(0, 40)}`);
 }
 return [...new Set(faults)];

@@ -218,7 +218,7 @@ def test_reliability_draws_each_filled_part_and_its_distance_from_the_diagonal()
         for part, (count, place, found) in enumerate([(0, None, None), (3, 0.4, 0.5), (9, 0.6, 0.6), (1, 0.9, 0.0)])
     ]
     upper, lower = plots.reliability(bins, 0.123).axes
-    assert "0.123" in plots.reliability(bins, 0.123).get_suptitle()
+    assert "12.30%" in plots.reliability(bins, 0.123).get_suptitle()
     places, found = points(upper.lines[-1])
     np.testing.assert_allclose([places, found], [[0.4, 0.6, 0.9], [0.5, 0.6, 0.0]])
     assert [bar.get_bbox().height for bar in lower.patches if isinstance(bar, Rectangle)] == [0, 3, 9, 1]

@@ -12,7 +12,8 @@ from cnnlab import wording
         ("val/top5_accuracy", 1.0, "100.00%"),
         ("macro_f1", 0.5, "50.00%"),
         ("val/loss", 0.123456, "0.1235"),
-        ("calibration_error", 3e-5, "3e-05"),
+        ("calibration_error", 0.0123, "1.23%"),
+        ("val/loss", 3e-5, "3e-05"),
         ("test/loss", None, "–"),
     ],
 )

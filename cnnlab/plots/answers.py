@@ -86,7 +86,7 @@ def reliability(bins: Sequence[Mapping[str, Any]], error: float) -> Figure:
         upper.plot([part["confidence"]] * 2, [part["confidence"], part["accuracy"]], color=VERMILION, linewidth=1.2)
     upper.plot(places, [part["accuracy"] for part in filled], color=BLUE, marker="o", linewidth=1.8, label="network")
     upper.set(xlim=(0, 1), ylim=(0, 1))
-    figure.suptitle(f"Calibration error {error:.3f}", fontsize=11, color=INK)
+    figure.suptitle(f"Calibration error {error:.2%}", fontsize=11, color=INK)
     legend_above(upper)
     lower.bar(
         [part["low"] for part in bins], [part["count"] for part in bins],

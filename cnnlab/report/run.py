@@ -278,10 +278,12 @@ def _curves(record: Record, recorded: Mapping[str, np.ndarray] | None) -> list[C
     if len(losses):
         steps, extremes, places, means = _condense(losses)
         curves = [Line("each step", steps, extremes, "pale"), Line("mean", places, means)]
-        charts.append(draw("Training loss of every step", curves, "step"))
+        if len(means) == len(losses):  # each is its own mean
+            curves = [Line("each step", places, means)]
+        charts.append(draw("Training loss by step", curves, "step"))
     if len(rates):
         steps, extremes, _, _ = _condense(rates)
-        charts.append(draw("Learning rate of every step", [Line("lr", steps, extremes, dots=False)], "step"))
+        charts.append(draw("Learning rate by step", [Line("lr", steps, extremes, dots=False)], "step"))
     else:
         charts.append(draw("Learning rate, at each epoch's end", [Line("lr", epochs, column("lr"))], "epoch"))
     return [chart for chart in charts if chart]
@@ -299,14 +301,14 @@ def _of_steps(record: Record, recorded: Mapping[str, np.ndarray] | None, name: s
 
 
 def _condense(values: np.ndarray) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Return a long curve's smallest and largest values, part by part, and each part's mean."""
+    """Return a long curve's smallest and largest values, part by part, and each part's mean; steps count from 1."""
     parts = np.array_split(values, min(len(values), POINTS // 2))
-    starts = np.cumsum([0, *(len(part) for part in parts[:-1])]).astype(float)
+    starts = np.cumsum([1, *(len(part) for part in parts[:-1])]).astype(float)
     extremes = [value for part in parts for value in (float(part.min()), float(part.max()))]
     # Fewer means than parts: the curve is there to be smooth.
     pieces = np.array_split(values, min(len(values), 60))
     ends = np.cumsum([len(piece) for piece in pieces])
-    middles = [float(end - len(piece) / 2) for end, piece in zip(ends, pieces, strict=True)]
+    middles = [float(end - (len(piece) - 1) / 2) for end, piece in zip(ends, pieces, strict=True)]
     return np.repeat(starts, 2).tolist(), extremes, middles, [float(piece.mean()) for piece in pieces]
 
 
@@ -351,18 +353,19 @@ def _classes(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _calibration(content: Mapping[str, Any]) -> dict[str, Any]:
     parts = [part for part in content["calibration"] if part["count"]]
-    measured = Line("network", [part["confidence"] for part in parts], [part["accuracy"] for part in parts])
-    edges = [edge for part in content["calibration"] for edge in (part["low"], part["high"])]
+    measured = Line("network", [100 * part["confidence"] for part in parts], [part["accuracy"] for part in parts])
+    edges = [100 * edge for part in content["calibration"] for edge in (part["low"], part["high"])]
     counts = [part["count"] for part in content["calibration"] for _ in range(2)]
-    x = "probability of the predicted class"
+    x = "probability of the predicted class, per cent"
     charts = [
         draw(
-            "Accuracy by confidence", [Line("ideal", [0, 1], [0, 1], "b", dots=False), measured], x,
+            "Accuracy by confidence", [Line("ideal", [0, 100], [0, 1], "b", dots=False), measured], x,
             percent=True, y_range=(0, 1),
         ),
         draw("Images by confidence", [Line("images", edges, counts, dots=False)], x),
     ]  # fmt: skip
-    return {"error": content["metrics"]["calibration_error"], "charts": [chart for chart in charts if chart]}
+    error = format_metric("calibration_error", content["metrics"]["calibration_error"])
+    return {"error": error, "charts": [chart for chart in charts if chart]}
 
 
 def _answer(
@@ -387,7 +390,8 @@ def _filters(layer: str | None, weights: np.ndarray) -> dict[str, Any]:
     note = "" if weights.shape[1] in (1, 3) else ", of which the first channel is shown"
     size = " × ".join(map(str, weights.shape[2:]))
     return {
-        "caption": f"{layer}: {len(weights)} filters of {size} over {weights.shape[1]} channels{note}; grey is zero.",
+        "caption": f"{layer}: {count(len(weights), 'filter')} of {size} over {count(weights.shape[1], 'channel')}{note}; "
+        "grey is zero.",
         "images": [
             _image(plane.transpose(1, 2, 0).astype(np.uint8), f"filter {number}") for number, plane in enumerate(planes)
         ],
