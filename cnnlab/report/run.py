@@ -389,11 +389,11 @@ def _filters(layer: str | None, weights: np.ndarray) -> dict[str, Any]:
     planes = scaled if weights.shape[1] in (1, 3) else scaled[:, :1]
     note = "" if weights.shape[1] in (1, 3) else ", of which the first channel is shown"
     size = " × ".join(map(str, weights.shape[2:]))
+    number, channels = count(len(weights), "filter"), count(weights.shape[1], "channel")
     return {
-        "caption": f"{layer}: {count(len(weights), 'filter')} of {size} over {count(weights.shape[1], 'channel')}{note}; "
-        "grey is zero.",
+        "caption": f"{layer}: {number} of {size} over {channels}{note}; grey is zero.",
         "images": [
-            _image(plane.transpose(1, 2, 0).astype(np.uint8), f"filter {number}") for number, plane in enumerate(planes)
+            _image(plane.transpose(1, 2, 0).astype(np.uint8), f"filter {index}") for index, plane in enumerate(planes)
         ],
     }
 
