@@ -22,7 +22,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         difference: Second minus first.
-        low: Lower end of its 95 % interval.
+        low: Lower end of its 95% interval.
         high: Upper end.
         p: How often chance alone would make a difference at least as large.
         test: Name of the test, and how much it counted.
@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
         difference, low, high = (
             format_difference(what, value, "+") for value in (self.difference, self.low, self.high)
         )
-        interval = f"{difference}, 95 % interval {low.removesuffix(' points')} to {high}"
+        interval = f"{difference}, 95% interval {low.removesuffix(' points')} to {high}"
         how = f"{self.test}, p = {self.p:.2g}; difference {interval}"
         if self.p >= LEVEL:
             return f"no evidence of a difference in {what} between {first} and {second} ({how})"
@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
 
 
 def wilson(successes: int, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share.
+    """Return the 95% interval of a share.
 
     Source: Wilson 1927, doi:10.1080/01621459.1927.10502953.
     """
@@ -59,7 +59,7 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Return the mean, the standard deviation and half the mean's 95 % interval (Student's t).
+    """Return the mean, the standard deviation and half the mean's 95% interval (Student's t).
 
     Of a single value there is only the mean; the others are None.
     """

@@ -3,7 +3,9 @@
 The screenshots stay in the folder that CNNLAB_SCREENSHOTS names; the README shows some of them.
 """
 
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +197,10 @@ def test_a_sweep_shows_its_trials_side_by_side(small: list[str], tmp_path: Path,
     with dashboard(folder) as address:
         browser.get(address)
         until("two curves a trial", 60, lambda: complete(curves(browser, CUSTOM), [8, 8]))
+        for colours in browser.execute_script(COLOURS, CUSTOM)[:2]:
+            parts = [tuple(map(int, re.findall(r"\d+", colour))) for colour in colours]
+            assert len(parts) == 8, "of four runs, each with its two"
+            assert min(math.dist(*pair) for pair in combinations(parts, 2)) > 40
         keep(browser, "dashboard_sweep")
         browser.get(f"{address}#hparams")
         table = until(

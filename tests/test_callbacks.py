@@ -1,5 +1,6 @@
 """Lookahead, frozen parameters, and another run's weights as a beginning."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from cnnlab import patches
-from cnnlab.callbacks import Lookahead
+from cnnlab.callbacks import Lookahead, progress
 from cnnlab.checkpoint import read_checkpoint
 from cnnlab.config import preflight
 from cnnlab.errors import ConfigError
@@ -181,3 +182,13 @@ def test_logits_of_a_captured_network_are_kept_though_each_step_overwrites_the_l
         for folder in (plain, captured)
     ]
     assert columns[0] == columns[1]
+
+
+def test_an_epoch_that_takes_long_says_so_in_a_log_now_and_then(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    quick = train("trainer.max_epochs=1")
+    assert "of the epoch" not in (quick / "train.log").read_text()
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    log = (train("data.batch_size=2", folder=tmp_path / "slow") / "train.log").read_text()
+    assert re.search(r"epoch 2/2, \d+ s left, loss [\d.]+, .*[\d,]+ images/s, \d+ s of the epoch", log)

@@ -248,7 +248,7 @@ def test_the_page_of_a_sweep_says_what_is_best_and_whether_that_is_so(tmp_path: 
     content = parsed(report.report_sweep(folder).path)
     said = words(content)
     assert "Best: optimizer.lr 0.1235. val/accuracy is 70.00% on average over 3 runs" in said
-    assert "Is its lead more than chance? more than chance &lt;script" in said
+    assert "Is its lead more than chance? More than chance &lt;script" in said
     assert "optimizer.lr mattered most, with 80%" in said
     assert "train.py a=1 &lt;b&gt;" in said
     assert "0.123456789012" not in said, "the table file has all digits"
@@ -256,6 +256,12 @@ def test_the_page_of_a_sweep_says_what_is_best_and_whether_that_is_so(tmp_path: 
     assert content.count("data:image/png") == 1
     assert content.count('<circle class="dots-pale"') == 3, "trials of one epoch can be seen"
     assert content.count('<circle class="dots-a"') == 3
+    shutil.rmtree(folder)
+    write_sweep(folder, {"0.1": [0.5, 0.7], "0.2": [0.7, 0.5], "0.3": [0.5, 0.5]})
+    said = words(parsed(report.report_sweep(folder).path))
+    assert "2 settings are equally good" in said
+    assert said.count("★ 0.1") == said.count("★ 0.2") == 3
+    assert "★ 0.3" not in said
     (folder / "sweep.json").write_text("{}")
     with pytest.raises(ConfigError, match="missing or damaged"):
         report.report_sweep(folder)

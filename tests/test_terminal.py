@@ -54,7 +54,7 @@ def home(tmp_path: Path) -> Path:
 def check(name: str, text: str, width: int) -> None:
     """Compare a transcript with the one that was looked at."""
     lines = [line.rstrip() for line in text.splitlines()]
-    tables = [line for line in lines if "95 % interval" not in line]  # a sentence, which may wrap
+    tables = [line for line in lines if "95% interval" not in line]  # a sentence, which may wrap
     assert max(map(cell_len, tables)) <= width
     path = TRANSCRIPTS / f"{name}-{width}.txt"
     if os.environ.get("REWRITE_TRANSCRIPTS"):

@@ -44,7 +44,6 @@ class Progress(Callback):
         if not trainer.is_global_zero:
             return
         console = get_console()
-        self._next = time.monotonic() + (0.0 if console.is_terminal else LOG_SECONDS)
         steps = trainer.estimated_stepping_batches
         total: float | None = int(steps) * trainer.accumulate_grad_batches if 0 <= steps < math.inf else None
         self._pace = find_pace(trainer)
@@ -62,16 +61,23 @@ class Progress(Callback):
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = None
+        if self._bar is not None and self._bar.disable:  # the epoch before has a line of its own
+            self._next = time.monotonic() + LOG_SECONDS
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._bar is not None and time.monotonic() >= self._next:
-            self._next = time.monotonic() + (LOG_SECONDS if self._bar.disable else self.refresh_seconds)
+        if self._bar is None:
+            return
+        now = time.monotonic()
+        self._start = self._start or (now, batch_idx)
+        if now >= self._next:
+            self._next = now + (LOG_SECONDS if self._bar.disable else self.refresh_seconds)
             completed = self._pace.shares[-1] if self._pace else trainer.fit_loop.total_batch_idx + 1
             self._bar.update(self._task, completed=completed)
-            description = self._describe(self._bar, trainer, len(batch.targets), batch_idx)
+            seconds = (now - self._start[0]) / max(1, batch_idx - self._start[1])
+            description = self._describe(self._bar, trainer, len(batch.targets), batch_idx, seconds)
             if self._bar.disable:
                 log.info(description)
             else:
@@ -90,18 +96,23 @@ class Progress(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
 
-    def _describe(self, bar: Bar, trainer: Trainer, batch_size: int, batch_idx: int) -> str:
-        """Return what stands before the bar: what matters most first, as much as there is room for."""
+    def _describe(self, bar: Bar, trainer: Trainer, batch_size: int, batch_idx: int, seconds: float) -> str:
+        """Return what stands before the bar: what matters most first, as much as there is room for.
+
+        Args:
+            bar: Knows how much is left, and how wide the terminal is.
+            trainer: Knows the epoch.
+            batch_size: Of each device.
+            batch_idx: The last step's place in its epoch.
+            seconds: That a step takes; 0 where that is not known yet.
+        """
         epochs = trainer.max_epochs or -1
         parts = [f"epoch {trainer.current_epoch + 1}{f'/{epochs}' if epochs > 0 else ''}"]
         if (left := bar.tasks[0].time_remaining) is not None:
             parts.append(f"{format_duration(left)} left")
         if self._history:
             parts += [f"{name} {format_metric(name, value)}" for name, value in self._history.so_far().items()]
-        now = time.monotonic()
-        start, first = self._start = self._start or (now, batch_idx)
-        if batch_idx > first:
-            seconds = (now - start) / (batch_idx - first)
+        if seconds:
             parts.append(f"{batch_size * trainer.world_size / seconds:,.0f} images/s")
             if not math.isinf(trainer.num_training_batches):
                 left = (trainer.num_training_batches - batch_idx - 1) * seconds

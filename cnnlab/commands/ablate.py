@@ -68,7 +68,7 @@ def ablate(
             Column("answer", [row["answer"] for row in rows]),
             Column("adds", [format_difference(name, row["difference"], "+") for row in rows], number=True),
             Column(
-                "95 % interval",
+                "95% interval",
                 [" to ".join(format_difference(name, row[end], "+").removesuffix(" points") for end in ("low", "high"))
                  for row in rows],
                 number=True,

@@ -29,6 +29,10 @@ OPENING = (
     (r'"_smoothingWeight",\{defaultValue:\.6\}', '"_smoothingWeight",{defaultValue:0}'),
     (r'"_ignoreYOutliers",\{defaultValue:!0,', '"_ignoreYOutliers",{defaultValue:!1,'),
     (r"this\._matchesListOpened=!1", "this._matchesListOpened=!0"),
+    # The tab Time Series: likewise, and all of its groups unfolded, not the first two.
+    (r"ignoreOutliers:!0,", "ignoreOutliers:!1,"),
+    (r"scalarSmoothing:\.6,", "scalarSmoothing:0,"),
+    (r"\.slice\(0,2\)\)(\w+)\.set\((\w+)\.groupName,!0\)", r")\1.set(\2.groupName,!0)"),
     # Validation has its run's colour made darker, on a dark page lighter. Its opposite is, or nearly, another run's.
     (
         r"scale\((\w+)\)\{return this\.runBasedColorScale\.scale\(this\.parseRunName\(\1\)\)\}",

@@ -98,7 +98,7 @@ def _print_folds(group: dict[str, Any], wide: bool) -> None:
         columns.append(Column(name, [format_metric(name, row["metrics"][name]) for row in rows.values()], number=True))
         if name == "accuracy":
             intervals = [" – ".join(f"{100 * end:.2f}" for end in row["accuracy_interval"]) for row in rows.values()]
-            columns.append(Column("95 % interval", intervals, number=True))
+            columns.append(Column("95% interval", intervals, number=True))
     columns.append(Column("images", [f"{row['count']:,}" for row in rows.values()], number=True))
     print_table(columns, wide=wide, elsewhere="--wide and --json")
     say("")
@@ -112,7 +112,7 @@ def _print(content: dict[str, Any], wide: bool) -> None:
         [
             Column("metric", list(metrics)),
             Column("value", [format_metric(name, value) for name, value in metrics.items()], number=True),
-            Column("95 % interval", [f"{low} – {high}%" if name == "accuracy" else "" for name in metrics]),
+            Column("95% interval", [f"{low} – {high}%" if name == "accuracy" else "" for name in metrics]),
         ],
         title=f"{content['count']:,} {content['split']} images{tta}, {content['images_per_second']:,.0f} a second",
         wide=wide,

@@ -190,7 +190,7 @@ def forest(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
     axes.set_yticks(range(len(rows)), shorten_labels([row["setting"] for row in rows], 40), **font())
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(7))
-    axes.set_xlabel(f"Added to {metric}{', in points' if share else ''} (95 % interval)", color=INK)
+    axes.set_xlabel(f"Added to {metric}{', in points' if share else ''} (95% interval)", color=INK)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=PALE, alpha=0.4, linewidth=0.7)
     legend_above(axes)

@@ -85,9 +85,10 @@ def _answer(groups: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], met
         low, high = (format_end(metric, end) for end in best["interval_95"])
         spread = f" on average over {best['n']} runs (95% interval {low} to {high})"
     sentences = [f"Best: {_in_words(best)}. {metric} is {format_metric(metric, best['mean'])}{spread}."]
-    if summary.get("lead"):
-        question = "" if len(_best(groups)) > 1 else "Is its lead more than chance? "
-        sentences.append(f"{question}{summary['lead']}.")
+    if (ties := len(_best(groups))) > 1:
+        sentences.append(f"{ties} settings are equally good; these were tried first.")
+    elif lead := summary.get("lead"):
+        sentences.append(f"Is its lead more than chance? {lead[0].upper()}{lead[1:]}.")
     if summary.get("importance"):
         key, share = max(summary["importance"].items(), key=lambda item: item[1])
         sentences.append(f"{key} mattered most, with {share:.0%} of what made a trial one of the best quarter.")
@@ -164,9 +165,9 @@ def _curves(
         record = Record(folder / str(trial["name"]).rpartition("/")[2])
         x, y = epochs_of(record), [as_number(row.get(metric)) for row in record.history]
         if trial["name"] in best:
-            front.append(Line("the best settings", x, y))
+            front.append(Line("best settings", x, y))
         else:
-            back.append(Line("the others", x, y, "pale"))
+            back.append(Line("others", x, y, "pale"))
     chart = draw(metric, [*back, *front], "epoch", percent=is_share(metric))
     return [chart] if chart else []
 

@@ -195,8 +195,8 @@ def _row_lines(table: Table) -> tuple[list[str], list[list[str]]]:
 def _group_lines(table: Table) -> tuple[list[str], list[list[str]]]:
     keys = [key for key in table.keys if key not in table.over]
     pools = [verdict.pooled(table, group) for group in table.groups]
-    header = [*_short_names(keys), f"{table.metric}, mean", "sd", "n", "95 % interval", "test/accuracy"]
-    header += ["all folds", "its 95 % interval"] if any(pools) else []
+    header = [*_short_names(keys), f"{table.metric}, mean", "sd", "n", "95% interval", "test/accuracy"]
+    header += ["all folds", "its 95% interval"] if any(pools) else []
 
     def interval(low: float, high: float) -> str:
         return f"{format_end(table.metric, low)} to {format_end(table.metric, high)}"
