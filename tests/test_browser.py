@@ -184,8 +184,12 @@ def test_a_run_opens_on_training_and_validation_in_one_chart(outputs: Path, brow
         until("curves of precision and recall", 60, lambda: complete(curves(browser, "tf-pr-curve-card"), [1, 1]))
         browser.get(f"{address}#text")
         until("the run's summary", 60, lambda: "test/accuracy" in text(browser) and "optimizer.lr" in text(browser))
-        browser.get(f"{address}#timeseries")
-        until("Time Series has charts", 60, lambda: "train/loss_epoch" in text(browser))
+        # A card is drawn once it is scrolled to, and its title stands in two parts.
+        browser.get(f"{address}?tagFilter=loss_epoch#timeseries")
+        title = "return document.querySelector('scalar-card [title=\"train/loss_epoch\"]') !== null"
+        until("Time Series has a chart", 60, lambda: browser.execute_script(title))
+        cards = "return document.querySelectorAll('card-view').length"
+        assert browser.execute_script(cards) > 15, "not those of the first two groups alone"
 
 
 def test_a_sweep_shows_its_trials_side_by_side(small: list[str], tmp_path: Path, browser: Any):
