@@ -203,10 +203,10 @@ def describe(
         "no difference": f"A and B differ by no more than {margin:g} in {metric}",
         "undecided": f"undecided: whether A and B differ by more than {margin:g} in {metric} is not certain",
     }
-    interval = f"{decision.difference:+.4f}, interval {decision.low:+.4f} to {decision.high:+.4f}"
+    ends = f"interval {decision.low:+.4f} to {decision.high:+.4f}, which may be looked at at any time"
+    interval = f"{decision.difference:+.4f}, {ends if math.isfinite(decision.low) else 'no interval yet'}"
     sentence = (
-        f"{words[decision.answer]} ({len(decision.pairs)} pairs of seeds; B over A {interval}, which may be looked at "
-        f"at any time; error rate {alpha:.3g})."
+        f"{words[decision.answer]} ({len(decision.pairs)} pairs of seeds; B over A {interval}; error rate {alpha:.3g})."
     )
     if new_images:
         span = f"is between {new_images['low']:+.4f} and {new_images['high']:+.4f}: {new_images['answer']}"

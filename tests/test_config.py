@@ -1019,6 +1019,10 @@ def test_an_argument_that_the_class_does_not_take_is_told_with_where_it_comes_fr
         "~schedule.warmup"
     )
     preflight(["experiment=quickstart", "schedule=constant", "~schedule.warmup"])
+    lines = mistakes("model=custom", "model._target_=tests.test_dashboard.Frozen", "model.width=64")
+    assert lines == [
+        "model.width is no key of this config; an argument of a class of your own is added by a plus: +model.width="
+    ]
     (line,) = mistakes("+model.width=3")
     assert line.startswith("model.width is no argument of cnnlab.model.ConvNet, which takes in_channels")
     assert line.endswith("take it out by ~model.width")

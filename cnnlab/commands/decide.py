@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -63,7 +64,7 @@ def decide(
 
     def show(state: decision.Decision) -> None:
         pair = state.pairs[-1]
-        interval = "" if len(state.pairs) < 2 else f", interval {state.low:+.4f} to {state.high:+.4f}"
+        interval = "" if math.isinf(state.low) else f", interval {state.low:+.4f} to {state.high:+.4f}"
         say(
             f"seed {pair.seed}: A {pair.first:.4f}, B {pair.second:.4f}; difference {state.difference:+.4f}{interval}",
             flush=True,

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from cnnlab import trust
 from cnnlab.config.conflicts import conflicts
 from cnnlab.config.references import REFERENCE, Unresolved, get, resolved, without_hydra
 from cnnlab.config.rules import RULES, Rule, anything, filled, like, null, of_type, section
@@ -79,9 +80,14 @@ def unknown(key: str, config: Mapping[str, Any]) -> str:
     if key == "experiment":
         return "experiment: the file must begin with the line `# @package _global_` for its values to count"
     message = f"{key} is no key of this config"
+    near = nearest_key(key, list(_known_keys((), config, config)))
+    section = key.rpartition(".")[0]
+    target = get(config, *section.split("."), "_target_")
+    if isinstance(target, str) and not target.startswith(trust.KNOWN) and (near or "").rpartition(".")[0] != section:
+        return f"{message}; an argument of a class of your own is added by a plus: +{key}="
     if elsewhere := options_with(tuple(key.split("."))):
         return f"{message}; {', '.join(elsewhere)} {'has' if len(elsewhere) == 1 else 'have'} it"
-    if near := nearest_key(key, list(_known_keys((), config, config))):
+    if near:
         return f"{message}; did you mean {near}?"
     return f"{message}; `--cfg {'hydra' if key.startswith('hydra.') else 'job'}` prints them all"
 
