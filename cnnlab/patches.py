@@ -25,7 +25,6 @@ from pytorch_lightning.profilers import Profiler
 from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.trainer import call
 from pytorch_lightning.trainer import trainer as lightning_trainer
-from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from pytorch_lightning.trainer.states import RunningStage
 from pytorch_lightning.utilities.enums import LightningEnum
 from pytorch_lightning.utilities.seed import isolate_rng
@@ -277,17 +276,6 @@ def skip_empty_hooks() -> None:
     calls._call_strategy_hook = unless_empty(call._call_strategy_hook, Strategy, "strategy")
     training_epoch_loop.call = precision.call = calls  # type: ignore[assignment]
 
-    # It gathers what a step has logged from a collection that is empty, but for the end of an epoch.
-    end_batch = _LoggerConnector.on_batch_end
-
-    def end_batch_if_logged(connector: _LoggerConnector) -> None:
-        results = connector.trainer._results
-        if results is None or any(not value.has_reset for value in results.values()):
-            end_batch(connector)
-        else:
-            results.batch = results.batch_size = None
-
-    _LoggerConnector.on_batch_end = end_batch_if_logged  # type: ignore[method-assign, assignment]
     # It asks a dozen times a step what is going on, and compares the words in lower case.
     RunningStage.__eq__ = lambda stage, other: stage is other or LightningEnum.__eq__(stage, other)  # type: ignore[method-assign]
     # It also reads the training step's signature from source in each step.

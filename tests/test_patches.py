@@ -20,7 +20,6 @@ from pytorch_lightning.plugins.precision import precision
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.trainer import call
-from pytorch_lightning.trainer.connectors.logger_connector.result import _ResultCollection
 from pytorch_lightning.trainer.states import RunningStage
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.tensorflow_stub.io import gfile
@@ -98,8 +97,6 @@ def test_lightning_still_calls_hooks_by_these_names():
         "return self.state.stage == RunningStage.TRAINING": Trainer,
         "if clip_val <= 0:\n            return": precision.Precision,
         "gradient_clip_val = self.trainer.gradient_clip_val or 0.0": LightningModule,
-        "trainer._logger_connector.on_batch_end()": training_epoch_loop,
-        "if not v.has_reset": _ResultCollection,
         "with isolate_rng():": Trainer,
         "self.trainer.world_size > 1:\n            self._broadcast_sigterm_tensor()": training_epoch_loop,
     }

@@ -21,24 +21,24 @@ pytestmark = [
 ]
 
 
-def run(kind: str, npz: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
-    """Run the cases of a kind in a process of its own: PyTorch asks for CUDA's hooks once."""
-    result = tmp_path / f"{kind}.json"
+def run(npz: Path, tmp_path: Path, *kinds: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Run the cases of some kinds in a process of its own: PyTorch asks for CUDA's hooks once."""
+    path = tmp_path / "results.json"
     process = subprocess.run(
-        [sys.executable, "-m", "tests.standin.trials", str(npz), str(result), kind],
+        [sys.executable, "-m", "tests.standin.trials", str(npz), str(path), *kinds],
         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"STANDIN_LIBRARY": str(standin.library())},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr[-3000:]
-    results = json.loads(result.read_text())
-    if kind != "faults":
-        for name, content in results.items():
+    results = json.loads(path.read_text())
+    for kind in {*kinds} - {"faults"}:
+        for name, content in results[kind].items():
             assert "error" not in content, f"{name}: {content['traceback']}"
     return results
 
 
-@pytest.mark.parametrize("kind", ["options", pytest.param("crossed", marks=pytest.mark.slow)])
-def test_a_gpu_trains_to_the_bits_of_the_cpu_and_no_step_waits_for_it(npz: Path, tmp_path: Path, kind: str):
-    for name, result in run(kind, npz, tmp_path).items():
+def test_a_gpu_trains_and_resumes_to_the_bits_of_the_cpu_and_no_step_waits_for_it(npz: Path, tmp_path: Path):
+    results = run(npz, tmp_path, "exact", "narrow", "resumed")
+    for name, result in results["exact"].items():
         assert result["steps"] >= 3, name
         assert result["moved"] > 0, name
         assert not result["waits"], f"{name}: {result['waits']}"
@@ -47,90 +47,73 @@ def test_a_gpu_trains_to_the_bits_of_the_cpu_and_no_step_waits_for_it(npz: Path,
         else:
             assert not result["different"], f"{name}: {result['different']}"
             assert all(ours == theirs for ours, theirs in result["metrics"].values()), f"{name}: {result['metrics']}"
-
-
-@pytest.mark.slow
-def test_narrow_numbers_stay_near_and_only_a_scaler_waits(npz: Path, tmp_path: Path):
-    for name, result in run("narrow", npz, tmp_path).items():
+    for name, result in results["narrow"].items():
         assert result["moved"] > 0, name
         assert result["largest"] <= 0.05, f"{name}: {result['largest']}"
         # float16's scaler asks in each step whether it is to be taken.
         waits = sum(result["waits"].values()) / result["steps"]
         assert waits <= (1 if name.startswith("16-mixed") else 0), f"{name}: {result['waits']}"
-
-
-def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(npz: Path, tmp_path: Path):
-    for name, result in run("resumed", npz, tmp_path).items():
-        assert not result["different"], f"{name}: {result['different']}"
+    for name, result in results["resumed"].items():
+        assert not result["different"], f"{name}: a resumed run ends with other bits than one in one go"
 
 
 @pytest.mark.slow
 def test_operations_do_not_grow_with_the_number_of_parameters(npz: Path, tmp_path: Path):
     """What looks at every parameter does so in lists: to a deeper network it adds what it adds to a shallow one."""
-    operations = {name: result["operations"] for name, result in run("growth", npz, tmp_path).items()}
+    operations = {name: result["operations"] for name, result in run(npz, tmp_path, "growth")["growth"].items()}
     for name in cases.GROWING:
         added = [operations[f"{name}, {depth}"] - operations[f"sgd, {depth}"] for depth in cases.DEPTHS]
         assert added[0] == added[1], f"{name}: {added} operations more than with plain SGD"
 
 
 def test_a_step_launches_few_operations(npz: Path, tmp_path: Path):
-    results = run("launches", npz, tmp_path)
+    results = run(npz, tmp_path, "launches")["launches"]
     for name, result in results.items():
         assert result["operations"] <= cases.LAUNCHES[name][1], f"{name}: {result['operations']}"
         assert not result["waits"], f"{name}: {result['waits']}"
     assert results["lenet"]["operations"] <= 1.05 * results["a plain loop"]["operations"]
 
 
-def test_planted_faults_are_caught(npz: Path, tmp_path: Path):
-    results = run("faults", npz, tmp_path)
+def test_planted_faults_are_caught_and_two_gpus_for_one_run_refused_without_nccl(npz: Path, tmp_path: Path):
+    results = run(npz, tmp_path, "faults")["faults"]
     assert "found at least two devices, cuda:0 and cpu" in results["HostIndex"]["error"]
     assert "Expected a 'cuda' device type for generator" in results["HostGenerator"]["error"]
     assert any("_local_scalar_dense at faults.py" in wait for wait in results["ReadBack"]["waits"])
     assert any("index by a mask at faults.py" in wait for wait in results["ReadMask"]["waits"])
+    refusal = results["two GPUs"]["error"]
+    assert refusal.startswith("MachineError: trainer.devices=2: this PyTorch")
+    assert "no NCCL" in refusal
+    assert "trainer.devices=1" in refusal
 
 
-@pytest.mark.slow
-def test_every_verb_answers_on_either_device_and_a_run_resumes_on_its_own_only(npz: Path, tmp_path: Path):
-    results = run("verbs", npz, tmp_path)
-    assert results["gpu"]["device"].startswith("cuda:0")
+def test_every_verb_answers_on_either_device_and_only_what_needs_the_gpu_wakes_it(npz: Path, tmp_path: Path):
+    """A command that needs no GPU starts sooner without one, takes no memory there, and may fork."""
+    results = run(npz, tmp_path, "verbs")["verbs"]
     for device, result in results.items():
-        other = result["codes"].pop("resume on another device")
-        assert other == 2, f"{device}: {other}"
-        assert not any(result["codes"].values()), result["codes"]
-        assert result["gaps"] == {"gpu": 0, "cpu": 0}
-
-
-def test_only_what_needs_the_gpu_wakes_it(npz: Path, tmp_path: Path):
-    """So that a command that needs none starts sooner, takes no memory there, and may fork."""
-    result = run("asleep", npz, tmp_path)["on the CPU"]
-    *others, check, last = result["results"]
-    assert not [row for row in result["results"] if row["code"]]
-    assert last["woken"], last["line"]
+        assert result["device"].startswith({"cpu": "cpu", "gpu": "cuda:0"}[device])
+        assert not [row for row in result["rows"] if row["code"] or row["gap"]]
+        assert result["refusal"] == 2, "a run resumes on its own kind of device only"
+    *others, check, evaluate, _ = results["cpu"]["rows"]
     assert not [row for row in others if row["woken"]]
-    # It trains with Adam, which in torch 2.13 asks every device whether it captures a graph.
-    assert set(check["woken"]) <= {"_lazy_init"}
+    assert set(check["woken"]) <= {"_lazy_init"}, "Adam asks every device whether it captures a graph: torch 2.13"
+    assert evaluate["woken"]
     # Three train in processes of their own, as `train` does; one serves until a signal ends it.
     left_out = {"benchmark", "decide", "ablate", "dashboard"}
-    assert {row["line"].split()[0] for row in (*others, check)} == {"train", *COMMANDS} - left_out
-    assert result["forks"] == [0, 1], "as on a GPU, a process can use it only if it was forked before"
-
-
-@pytest.fixture
-def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the processes that a test starts see two."""
-    for name, value in standin.environment(2).items():
-        monkeypatch.setenv(name, value)
+    assert {row["verb"] for row in results["cpu"]["rows"]} == {"train", *COMMANDS} - left_out
+    assert results["cpu"]["forks"] == [0, 1], "as on a GPU, a process can use it only if it was forked before"
 
 
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_each_trial_trains_on_a_gpu_of_its_own_also_after_one_was_killed(
-    start: str, two_gpus: None, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Real processes: each locks its GPU while it trains, and one kills itself meanwhile."""
     tool, locks, folder = tmp_path / "nvidia-smi", tmp_path / "locks", tmp_path / "sweep"
     tool.write_text("#!/bin/sh\necho 'GPU 0: stand-in (UUID: GPU-a)'\necho 'GPU 1: stand-in (UUID: GPU-b)'\n")
     tool.chmod(0o755)
     locks.mkdir()
+    for name, value in standin.environment(2).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     done = run_process(
@@ -151,17 +134,6 @@ def test_each_trial_trains_on_a_gpu_of_its_own_also_after_one_was_killed(
     assert set(seeds) == {"GPU-a", "GPU-b"}
     assert all(len(owned) > 1 for owned in seeds.values())
     assert all("2" not in owned[-1:] for owned in seeds.values()), "the GPU of the killed one is used again"
-
-
-def test_two_gpus_for_one_run_are_refused_where_pytorch_cannot_join_them(
-    two_gpus: None, small: list[str], tmp_path: Path
-):
-    """The stand-in has no NCCL, as PyTorch for Windows has none."""
-    done = run_process(*small, "trainer.accelerator=gpu", "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}")
-    assert done.returncode == 5, done.stderr
-    assert "NCCL" in done.stderr
-    assert "trainer.devices=1" in done.stderr
-    assert read(tmp_path / "run" / "run.json")["status"] == "failed"
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ LIST = ("augment", "callbacks", "init", "metrics")  # several options may be giv
 ALSO = {
     "init=whiten": ["model=speednet"],
     "callbacks=whiten_bias": ["model=speednet"],
+    "model=resnet18": ["model.channels=[8,16,16,16]"],
     "model=custom": ["model._target_=tests.test_options.Own", "+model.width=8"],
     "model=timm": ["model.name=resnet18"],
     "model=torchvision": ["model.name=resnet18"],
@@ -80,6 +81,8 @@ FAULTS = {
     name: [f"+augment.fault._target_=tests.standin.faults.{name}"]
     for name in ("HostIndex", "HostGenerator", "ReadBack", "ReadMask")
 }
+
+REFUSED = {"two GPUs": ["trainer.devices=2"]}
 
 RESUMED = {"sgd": [], "adam, augmented": ["optimizer=adam", "augment=[flip_crop,mixup]", "model.dropout=0.2"]}
 

@@ -1,9 +1,10 @@
-"""Train on the stand-in GPU and on the CPU, in one process: `python -m tests.standin.trials NPZ RESULT KIND`.
+"""Train on the stand-in GPU and on the CPU, in one process: `python -m tests.standin.trials NPZ RESULT KIND...`.
 
-The result is a JSON file with an object for each case.
+The result is a JSON file with an object for each kind, and in that one for each case.
 """
 
 import collections
+import copy
 import json
 import math
 import os
@@ -18,9 +19,10 @@ from typing import Any, NamedTuple
 from tests import standin
 
 if __name__ == "__main__":
-    standin.install()
+    standin.install(2)
 
 import torch
+from omegaconf import DictConfig
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 from typing_extensions import override
@@ -63,21 +65,28 @@ class Window(Callback):
 
 def build(overrides: list[str], npz: Path, device: str) -> Lab:
     """Build a short run on a device."""
-    folder = Path(tempfile.mkdtemp())
+    cfg = copy.deepcopy(compose(tuple(overrides), npz))
+    cfg.trainer.accelerator, cfg.trainer.default_root_dir = device, tempfile.mkdtemp()
+    lab = build_lab(cfg)
+    if isinstance(lab.trainer.checkpoint_callback, Checkpoint):
+        lab.trainer.checkpoint_callback.LONG_SECONDS = math.inf
+    return lab
+
+
+@cache
+def compose(overrides: tuple[str, ...], npz: Path) -> DictConfig:
+    """Compose a short run's config; this takes longer than the run."""
     keys = {line.partition("=")[0] for line in overrides}
     base = [
         "data=npz", f"data.path={npz}", "data.val_size=40", "data.batch_size=8", "data.eval_batch_size=20",
         "trainer.max_epochs=1", "logger=none", f"trainer.limit_train_batches={STEPS}", "trainer.limit_val_batches=1",
-        "trainer.limit_test_batches=1", f"trainer.accelerator={device}",
+        "trainer.limit_test_batches=1",
     ]  # fmt: skip
-    lines = [line for line in base if line.partition("=")[0] not in keys] + overrides
+    lines = [*(line for line in base if line.partition("=")[0] not in keys), *overrides]
     lines = [line.replace("TEACHER", train_teacher(npz)) if "TEACHER" in line else line for line in lines]
     if "callbacks=none" not in overrides:
         lines.append("callbacks.figures=null")
-    lab = build_lab(composed(lines, folder))
-    if isinstance(lab.trainer.checkpoint_callback, Checkpoint):
-        lab.trainer.checkpoint_callback.LONG_SECONDS = math.inf
-    return lab
+    return composed(lines, Path(tempfile.mkdtemp()))
 
 
 @cache
@@ -119,16 +128,22 @@ def train(overrides: list[str], npz: Path, device: str) -> Trained:
     """Build, fit and test."""
     lab = build(overrides, npz, device)
     before = [parameter.detach().clone() for parameter in network_of(lab).parameters()]
+    window = fit_watched(lab)
+    weights = {name: value.detach().cpu().clone() for name, value in network_of(lab).state_dict().items()}
+    after = [parameter.detach().cpu() for parameter in network_of(lab).parameters()]
+    moved = max(float((new.double() - old.double()).abs().max()) for new, old in zip(after, before, strict=True))
+    return Trained(weights, moved, fit.test(lab).metrics, window)
+
+
+def fit_watched(lab: Lab) -> Window:
+    """Fit, and return what was seen of the steps."""
     window = Window()
     lab.trainer.callbacks.append(window)  # type: ignore[attr-defined]
     try:
         lab.trainer.fit(lab.classifier, lab.data)
     finally:
         window.close()
-    weights = {name: value.detach().cpu().clone() for name, value in network_of(lab).state_dict().items()}
-    after = [parameter.detach().cpu() for parameter in network_of(lab).parameters()]
-    moved = max(float((new.double() - old.double()).abs().max()) for new, old in zip(after, before, strict=True))
-    return Trained(weights, moved, fit.test(lab).metrics, window)
+    return window
 
 
 def compare(overrides: list[str], npz: Path) -> dict[str, Any]:
@@ -157,7 +172,7 @@ def count(overrides: list[str], npz: Path) -> dict[str, Any]:
     """Train on the stand-in only."""
     if overrides == cases.PLAIN_LOOP:
         return count_plain(npz)
-    window = train(overrides, npz, "gpu").window
+    window = fit_watched(build(overrides, npz, "gpu"))
     operations = window.launches.count / window.steps
     return {"operations": operations, "waits": {str(key): value for key, value in window.launches.waits.items()}}
 
@@ -187,61 +202,49 @@ def resume(overrides: list[str], npz: Path) -> dict[str, Any]:
 
 
 def use_verbs(overrides: list[str], npz: Path) -> dict[str, Any]:
-    """Train with train.py, then ask about the run, here and on the CPU; resume it on the CPU."""
-    folder = Path(tempfile.mkdtemp()) / "run"
-    words = [
-        "data=npz", f"data.path={npz}", "data.val_size=40", "data.batch_size=32", "trainer.max_epochs=1",
-        "logger=none", "callbacks.figures=null", *overrides, f"hydra.run.dir={folder}",
-    ]  # fmt: skip
-    codes: dict[str, int | str] = {"train": run_main(script.main, "train.py", *preflight(words))}
-    measured = json.loads((folder / "metrics.json").read_text())
-    gaps = {}
-    for accelerator in ("gpu", "cpu"):
-        codes[f"evaluate on {accelerator}"] = run_main(
-            app, "cnnlab", "evaluate", str(folder), "--accelerator", accelerator
-        )
-        metrics = json.loads((folder / "evaluation.json").read_text())["metrics"]
-        gaps[accelerator] = max(abs(metrics[name] - measured[f"test/{name}"]) for name in metrics)
-    for verb, *more in (("predict", str(npz)), ("export", "--format", "safetensors"), ("report",)):
-        codes[verb] = run_main(app, "cnnlab", verb, str(folder), *more)
-    codes["check"] = run_main(app, "cnnlab", "check", *words[:-1])
-    record = json.loads((folder / "run.json").read_text())
-    other = "cpu" if record["device"].startswith("cuda") else "gpu"
-    try:
-        words = preflight([f"resume={folder}", "trainer.max_epochs=2", f"trainer.accelerator={other}"])
-        codes["resume on another device"] = run_main(script.main, "train.py", *words)
-    except Exception as error:
-        codes["resume on another device"] = str(error)
-    return {"device": record["device"], "codes": codes, "gaps": gaps}
+    """Train, ask every verb about the run, on the CPU and then here, and note what wakes CUDA.
 
-
-def stay_asleep(overrides: list[str], npz: Path) -> dict[str, Any]:
-    """Note what wakes CUDA, as asking whether there is any does not: a training, a sweep, and every other verb."""
+    Whether there is any is asked without; a process that has woken it sees nothing in most of what follows.
+    """
     base = Path(tempfile.mkdtemp())
-    folder, picture = str(base / "run"), str(base / "picture.png")
-    train = [
-        "train", "data=npz", f"data.path={npz}", "data.val_size=40", "trainer.max_epochs=1", "callbacks.figures=null",
+    run, picture = base / "run", str(base / "picture.png")
+    folder, other, draw = str(run), train_teacher(npz), ["--output", picture]
+    settings = [
+        "data=npz", f"data.path={npz}", "data.val_size=40", "trainer.max_epochs=1", "callbacks.figures=null",
         *overrides,
     ]  # fmt: skip
-    other, draw, on_cpu = train_teacher(npz), ["--output", picture], ["--accelerator", "cpu"]
-    lines = [
+    about_no_run = [
         ["options"], ["schema"], ["completion", "bash"], ["new", str(base / "project")], ["data", "check", str(npz)],
-        [*train, f"hydra.run.dir={folder}"], [*train, f"resume={folder}", "trainer.max_epochs=2"],
-        [*train, "-m", "seed=0,1", f"hydra.sweep.dir={base / 'sweep'}", "trainer.limit_train_batches=1"],
-        ["runs", folder], ["evaluate", folder, *on_cpu], ["evaluate", other, *on_cpu], ["compare", folder, other],
-        ["report", folder], ["export", folder, "--format", "safetensors"], ["predict", folder, str(npz), *on_cpu],
-        ["show", "model", folder, *draw], ["show", "filters", folder, *draw], ["show", "augment", *train[1:], *draw],
-        ["show", "activations", folder, picture, *draw], ["check", *train[1:]],
-        ["evaluate", folder, "--accelerator", "gpu"],
+        ["show", "augment", *settings, *draw],
     ]  # fmt: skip
-    results, forks = [], [use_in_a_fork()]
+    lines = [
+        ["train", *settings, f"hydra.run.dir={folder}"], ["train", f"resume={folder}", "trainer.max_epochs=2"],
+        ["train", *settings, "-m", "seed=0,1", f"hydra.sweep.dir={base / 'sweep'}", "trainer.limit_train_batches=1"],
+        ["evaluate", other, "--accelerator", "cpu"], ["evaluate", folder, "--accelerator", "cpu"], ["runs", folder],
+        ["compare", folder, other], ["report", folder], ["export", folder, "--format", "safetensors"],
+        ["predict", folder, str(npz), "--accelerator", "cpu"], ["show", "model", folder, *draw],
+        ["show", "filters", folder, *draw], ["show", "activations", folder, picture, *draw],
+        ["check", *settings], ["evaluate", folder, "--accelerator", "gpu"],
+        ["predict", folder, str(npz), "--accelerator", "gpu"],
+    ]  # fmt: skip
+    if "trainer.accelerator=cpu" in overrides:
+        lines = about_no_run + lines
+    rows, forks = [], [use_in_a_fork()]
     for line in lines:
         standin.woken.clear()
         is_training = line[0] == "train"
         argv = ("train.py", *preflight(line[1:])) if is_training else ("cnnlab", *line)
         code = run_main(script.main if is_training else app, *argv)
-        results.append({"line": " ".join(line), "code": code, "woken": [*standin.woken]})
-    return {"results": results, "forks": [*forks, use_in_a_fork()]}
+        row = {"verb": line[0], "line": " ".join(line), "code": code, "woken": [*standin.woken], "gap": 0.0}
+        if line[:2] == ["evaluate", folder]:
+            measured = json.loads((run / "metrics.json").read_text())
+            metrics = json.loads((run / "evaluation.json").read_text())["metrics"]
+            row["gap"] = max(abs(metrics[name] - measured[f"test/{name}"]) for name in metrics)
+        rows.append(row)
+    device = json.loads((run / "run.json").read_text())["device"]
+    words = [f"resume={folder}", "trainer.max_epochs=3", f"trainer.accelerator={'cpu' if 'cuda' in device else 'gpu'}"]
+    refusal = run_main(script.main, "train.py", *preflight(words))
+    return {"device": device, "rows": rows, "forks": [*forks, use_in_a_fork()], "refusal": refusal}
 
 
 def use_in_a_fork() -> int:
@@ -267,12 +270,10 @@ def run_main(main: Any, *argv: str) -> int:
 
 
 KINDS: dict[str, tuple[Any, dict[str, list[str]]]] = {
-    "options": (compare, cases.options()),
-    "crossed": (compare, cases.CROSSED),
+    "exact": (compare, cases.options() | cases.CROSSED),
     "narrow": (compare, cases.NARROW),
-    "faults": (compare, cases.FAULTS),
-    "verbs": (use_verbs, {device: [f"trainer.accelerator={device}"] for device in ("gpu", "cpu")}),
-    "asleep": (stay_asleep, {"on the CPU": ["trainer.accelerator=cpu"]}),
+    "faults": (compare, cases.FAULTS | cases.REFUSED),
+    "verbs": (use_verbs, {device: [f"trainer.accelerator={device}"] for device in ("cpu", "gpu")}),
     "resumed": (resume, cases.RESUMED),
     "growth": (
         count,
@@ -292,16 +293,16 @@ KINDS: dict[str, tuple[Any, dict[str, list[str]]]] = {
 def main() -> None:
     """Run the cases of a kind and write what came of them."""
     warnings.filterwarnings("ignore")
-    npz, path, kind, *only = sys.argv[1:]
-    function, chosen = KINDS[kind]
-    results = {}
-    for name, overrides in chosen.items():
-        if only and name not in only:
-            continue
-        try:
-            results[name] = function(overrides, Path(npz))
-        except Exception as error:
-            results[name] = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    npz, path, *kinds = sys.argv[1:]
+    results: dict[str, dict[str, Any]] = {}
+    for kind in kinds:
+        function, chosen = KINDS[kind]
+        results[kind] = {}
+        for name, overrides in chosen.items():
+            try:
+                results[kind][name] = function(overrides, Path(npz))
+            except Exception as error:
+                results[kind][name] = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
     Path(path).write_text(json.dumps(results))
 
 
