@@ -160,7 +160,7 @@ after = shape()
 print(sorted(name.rpartition(".")[2] for name in before if after.get(name) != before[name]))
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == ["[]", "True True", "['_terminate_all', 'append', 'on_batch_end']"]
+    assert run.stdout.splitlines() == ["[]", "True True", "['_terminate_all', 'append']"]
 
 
 def test_ci_installs_a_locked_version_of_every_dependency():
