@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 
 from cnnlab.config import chosen, composed, unjudged
 from cnnlab.config.lines import as_text
-from cnnlab.decision import measure
+from cnnlab.decision import train_seed
 from cnnlab.errors import ConfigError
 from cnnlab.files import flatten
 from cnnlab.identity import IRRELEVANT
+from cnnlab.record import without
 from cnnlab.stats import LEVEL, holm, paired
 
 SECTIONS = (
@@ -117,7 +118,7 @@ def ablate(
     for seed in range(seeds):
         for key, overrides in (("recipe", recipe), *settings):
             name = "recipe" if key == "recipe" else f"without-{key}"
-            value, step = measure(overrides, seed, metric, folder / f"{name}-seed={seed}")
+            value, step = train_seed(overrides, seed, metric, folder, name)
             values[key].append(value)
             if after_each is not None:
                 after_each(key, seed, value)
@@ -194,7 +195,7 @@ def _at(config: Any, key: str) -> Any:
 
 def _without(recipe: Sequence[str], key: str, default: Mapping[str, Any]) -> list[str]:
     """Return the overrides of a recipe in which a key, and all below it, has its default."""
-    lines = [line for line in recipe if not f"{line.partition('=')[0].lstrip('+~')}.".startswith(f"{key}.")]
+    lines = without(recipe, [key])
     goal = _at(default, key)
     if isinstance(goal, Mapping) and "_target_" in goal and "." not in key:
         lines.append(f"{key}={','.join(chosen(key))}")

@@ -15,6 +15,8 @@
 | `pairs` | `seed`, `first`, `second`: the values |
 """
 
+import hashlib
+import itertools
 import json
 import math
 import os
@@ -23,16 +25,21 @@ import signal
 import statistics
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from cnnlab.config import composed, quote
+from cnnlab.config import composed, quote, unjudged
+from cnnlab.config.resume import changes
 from cnnlab.console import Waiting
 from cnnlab.errors import CnnlabError, ConfigError, DamagedError, MachineError
 from cnnlab.files import read_bytes, write_text
+from cnnlab.identity import IRRELEVANT
 from cnnlab.objective import direction
-from cnnlab.record import Record, is_run
+from cnnlab.record import LIMITS, RUNS, Record, is_run, without
 from cnnlab.run import importing
 from cnnlab.stats import LEVEL, confidence_sequence
 
@@ -43,6 +50,8 @@ if TYPE_CHECKING:
 Answer = Literal["better", "worse", "no difference", "undecided"]
 FEWEST = 3
 """Pairs before the first answer: two differences are too often equal by chance, as accuracies come in steps."""
+OF_ONE_RUN = ("seed", "resume", "reuse", "hydra.run.dir", "callbacks.prune")
+"""What a run was begun with that is no part of its recipe; a search has its trials pruned."""
 
 
 class Pair(NamedTuple):
@@ -122,9 +131,7 @@ def judge(low: float, high: float, margin: float) -> Answer:
     return "worse" if high < 0 else "undecided"
 
 
-def widen(
-    decision: Decision, by_image: "Float[np.ndarray, 'n']", margin: float, alpha: float, sign: int = 1
-) -> dict[str, Any]:
+def widen(decision: Decision, by_image: "Float[np.ndarray, 'n']", margin: float, alpha: float) -> dict[str, Any]:
     """Return what a decision is on other images of the same kind: `answer`, `low`, `high`, `images`.
 
     The true difference on other images is that on these images, which the seeds tell, and what the choice of the images
@@ -136,10 +143,9 @@ def widen(
         by_image: Of each image, how much more often the second recipe has it right than the first, over all pairs.
         margin: The difference that does not matter.
         alpha: The error rate.
-        sign: -1 where less is better.
     """
     count = len(by_image)
-    differences = [sign * (pair.second - pair.first) for pair in decision.pairs]
+    differences = [pair.second - pair.first for pair in decision.pairs]
     low, high = confidence_sequence(differences, 0.75 * alpha, decision.pairs[-1].step / math.sqrt(6))
     reach = statistics.NormalDist().inv_cdf(1 - alpha / 8) * float(by_image.std(ddof=1)) / math.sqrt(count)
     # Where no image differs, of others at most so many do: (1 - share)^count = alpha / 8.
@@ -176,14 +182,15 @@ def _right_images(folder: Path, split: str) -> "Bool[np.ndarray, 'n']":
     import numpy as np
 
     answers = folder / ("evaluation.npz" if split == "test" else f"evaluation-{split}.npz")
-    if not answers.exists() or answers.stat().st_mtime_ns < Record(folder).best.stat().st_mtime_ns:
-        with Waiting.start(f"evaluating {folder.name}"):
-            with importing():
-                from cnnlab.evaluation import evaluate
-            evaluation = evaluate(str(folder), split=cast(Any, split), figures=False)
-        return evaluation.predicted == evaluation.targets
-    with np.load(answers, allow_pickle=False) as saved:
-        return saved["predicted"] == saved["targets"]
+    with suppress(OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):  # missing, or damaged
+        if answers.stat().st_mtime_ns >= Record(folder).best.stat().st_mtime_ns:
+            with np.load(answers, allow_pickle=False) as saved:
+                return saved["predicted"] == saved["targets"]
+    with Waiting.start(f"evaluating {folder.name}"):
+        with importing():
+            from cnnlab.evaluation import evaluate
+        evaluation = evaluate(str(folder), split=cast(Any, split), figures=False)
+    return evaluation.predicted == evaluation.targets
 
 
 def describe(
@@ -235,52 +242,64 @@ def describe(
 
 def recipe(words: Sequence[str]) -> list[str]:
     """Return the overrides of a recipe: those given, or those that the run was begun with whose folder is given."""
-    if len(words) == 1 and "=" not in words[0]:
+    if len(words) == 1 and (is_run(Path(words[0])) or "=" not in words[0]):
         if not is_run(Path(words[0])):
             raise ConfigError(f"{words[0]} must be a run's folder; overrides are given by --a and --b.")
         words = Record(Path(words[0])).overrides
-    return [
-        line
-        for line in words
-        if line.partition("=")[0].lstrip("+~") not in ("seed", "resume", "reuse", "hydra.run.dir")
-    ]
+    return without(words, OF_ONE_RUN)
 
 
-def train_pairs(
-    first: Sequence[str], second: Sequence[str], metric: str, folder: Path, first_seed: int = 0
-) -> Iterator[Pair]:
+def folder_of(kind: str, recipes: Sequence[Any]) -> Path:
+    """Return where the runs of some recipes stand by default: the same recipes, the same folder."""
+    return RUNS / kind / hashlib.sha256(json.dumps(recipes).encode()).hexdigest()[:8]
+
+
+def train_pairs(first: Sequence[str], second: Sequence[str], metric: str, folder: Path) -> Iterator[Pair]:
     """Train one seed of both recipes after the other; what exists is not trained again, what was stopped is resumed.
 
     Raises:
         CnnlabError: A run failed; the message is its own.
     """
-    seed = first_seed
-    while True:
-        values = []
-        for name, overrides in (("first", first), ("second", second)):
-            value, step = measure(overrides, seed, metric, folder / f"{name}-seed={seed}")
-            values.append(value)
-        yield Pair(seed, values[0], values[1], step)
-        seed += 1
+    for seed in itertools.count():
+        before, _ = train_seed(first, seed, metric, folder, "first")
+        yield Pair(seed, before, *train_seed(second, seed, metric, folder, "second"))
 
 
-def measure(overrides: Sequence[str], seed: int, metric: str, folder: Path) -> tuple[float, float]:
+def train_seed(overrides: Sequence[str], seed: int, metric: str, folder: Path, name: str) -> tuple[float, float]:
     """Train a recipe with a seed, unless the folder holds that run, and return a metric of it.
+
+    Args:
+        overrides: The recipe.
+        seed: The seed.
+        metric: The metric's name.
+        folder: Where the runs stand.
+        name: The recipe's, in that of the run's folder.
 
     Returns:
         The value, and the step in which it comes: one image of those counted, or 0.
 
     Raises:
-        ConfigError: The metric is not measured.
+        ConfigError: The metric is not measured, or the folder holds a run of another recipe.
         CnnlabError: The run failed; the message is its own.
     """
-    _train([*overrides, f"seed={seed}"], folder)
-    record = Record(folder)
+    place = folder / f"{name}-seed={seed}"
+    if is_run(place) and (differing := changes(Record(place).config, *_config_of(tuple(overrides)))):
+        raise ConfigError(f"{place} holds a run of another recipe ({differing[0]}): give another --folder.")
+    _train([*overrides, f"seed={seed}"], place)
+    record = Record(place)
     value = record.metrics.get(metric)
     if not isinstance(value, int | float):
         raise ConfigError(f"--metric {metric} is not measured by {shlex.join(overrides)}.")
     images = (record.run.get("images") or {}).get(metric.partition("/")[0])
     return float(value), 1 / images if images and metric.endswith("accuracy") else 0.0
+
+
+@cache
+def _config_of(overrides: tuple[str, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return a recipe's config, and the keys in which a run of it may differ."""
+    config = unjudged(overrides)
+    limits = [f"trainer.{name}" for name in LIMITS] if config.get("budget") is not None else []
+    return config, (*IRRELEVANT, "seed", *limits)
 
 
 def compared_metric(overrides: Sequence[str], metric: str | None) -> tuple[str, bool]:

@@ -64,6 +64,12 @@ def typed(words: Sequence[str]) -> str:
     )
 
 
+def without(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Return overrides but for those of some keys and of what stands below them."""
+    below = tuple(f"{key}." for key in keys)
+    return [line for line in overrides if not f"{line.partition('=')[0].lstrip('+~')}.".startswith(below)]
+
+
 class GitState(TypedDict):
     """The commit that a run was started from, and whether files differed from it."""
 

@@ -75,7 +75,7 @@ def fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[str]]
 
 
 def draw(
-    columns: Sequence[Column], *, title: str = "", wide: bool = False, elsewhere: str = "--wide, --csv and --json"
+    columns: Sequence[Column], *, title: str = "", wide: bool = False, elsewhere: str = "--wide and --json"
 ) -> str:
     """Return a table as text: of the terminal's width on a terminal; in a file, or if it is `wide`, every cell whole.
 
@@ -118,7 +118,7 @@ def draw(
 
 
 def print_table(
-    columns: Sequence[Column], *, title: str = "", wide: bool = False, elsewhere: str = "--wide, --csv and --json"
+    columns: Sequence[Column], *, title: str = "", wide: bool = False, elsewhere: str = "--wide and --json"
 ) -> None:
     """Print a table on standard output, see `draw`."""
     print(draw(columns, title=title, wide=wide, elsewhere=elsewhere))

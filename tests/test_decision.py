@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,10 +13,20 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab.decision import Decision, Pair, decide, note_in_ledger, share_alpha, widen
+from cnnlab.decision import (
+    Decision,
+    Pair,
+    decide,
+    differences_by_image,
+    note_in_ledger,
+    recipe,
+    share_alpha,
+    train_seed,
+    widen,
+)
 from cnnlab.errors import ConfigError
 from cnnlab.stats import confidence_sequence, t_quantile
-from tests.conftest import ROOT, read
+from tests.conftest import ROOT, Train, read
 
 
 def pairs(difference: float, chance: random.Random) -> Iterator[Pair]:
@@ -124,6 +135,39 @@ def test_where_no_image_differs_others_may():
     wide = widen(decision, np.zeros(100), margin=0.01, alpha=0.05)
     assert wide["answer"] == "undecided"
     assert wide["high"] == -wide["low"] == pytest.approx(1 - 0.00625 ** (1 / 100))
+
+
+def test_a_folder_that_holds_runs_of_another_recipe_is_refused(train: Train, small: list[str], tmp_path: Path):
+    words = [*small[:-1], "trainer.max_epochs=1", "optimizer.lr=0.1"]
+    train("trainer.max_epochs=1", "optimizer.lr=0.1", "seed=0", "tags=[mine]", folder=tmp_path / "first-seed=0")
+    accuracy = read(tmp_path / "first-seed=0" / "metrics.json")["val/accuracy"]
+    assert train_seed(words, 0, "val/accuracy", tmp_path, "first") == (accuracy, 1 / 80)
+    for other in ("optimizer.lr=0.2", "trainer.max_epochs=2"):
+        with pytest.raises(ConfigError, match=rf"first-seed=0 holds a run of another recipe \({other.partition('=')[0]}"):
+            train_seed([*words, other], 0, "val/accuracy", tmp_path, "first")
+
+
+def test_a_run_gives_its_recipe_whatever_its_folder_is_called(tmp_path: Path):
+    """A search's trial brings what it was pruned by, which belongs to that search."""
+    hydra = tmp_path / "lr=0.1-seed=3" / ".hydra"
+    hydra.mkdir(parents=True)
+    (hydra / "config.yaml").write_text("seed: 3\n")
+    lines = ["optimizer.lr=0.1", "seed=3", "++callbacks.prune._target_=cnnlab.callbacks.Prune", "+callbacks.prune.number=2"]
+    (hydra / "overrides.yaml").write_text(json.dumps(lines))
+    assert recipe([str(hydra.parent)]) == ["optimizer.lr=0.1"]
+    assert recipe(["optimizer.lr=0.2"]) == ["optimizer.lr=0.2"]
+    with pytest.raises(ConfigError, match="must be a run's folder"):
+        recipe(["optimizer"])
+
+
+def test_damaged_answers_are_made_again(trained: Path, tmp_path: Path):
+    for name in ("first", "second"):
+        shutil.copytree(trained, tmp_path / f"{name}-seed=0")
+    (tmp_path / "first-seed=0" / "evaluation-val.npz").write_bytes(b"PK damaged")
+    accuracy = read(trained / "metrics.json")["val/accuracy"]
+    by_image = differences_by_image(tmp_path, [Pair(0, accuracy, accuracy)], "val/accuracy")
+    assert by_image is not None
+    assert by_image.tolist() == [0.0] * 80
 
 
 def test_real_runs_are_decided_resumed_and_not_run_twice(small: list[str], tmp_path: Path):

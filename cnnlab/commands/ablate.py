@@ -1,16 +1,14 @@
 """`cnnlab ablate`: which of a recipe's settings matter."""
 
-import hashlib
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cnnlab.commands import AsJson, Wide
 from cnnlab.console import say
 from cnnlab.files import write_bytes, write_text
-from cnnlab.record import RUNS
 from cnnlab.tables import Column, print_table
 from cnnlab.wording import format_difference, format_metric
 
@@ -44,8 +42,7 @@ def ablate(
     words += [f"budget={budget}"] if budget else []
     settings, left_alone = ablation.settings_of(words, drop or ())
     name, larger_is_better = decision.compared_metric(words, metric)
-    if folder is None:
-        folder = RUNS / "ablations" / hashlib.sha256(json.dumps(words).encode()).hexdigest()[:8]
+    folder = folder or decision.folder_of("ablations", words)
 
     def show(key: str, seed: int, value: float) -> None:
         say(f"seed {seed}, {key if key == 'recipe' else f'without {key}'}: {format_metric(name, value)}", flush=True)
@@ -61,24 +58,27 @@ def ablate(
     if as_json:
         print(json.dumps(content, indent=1))
         return
+    _print(name, content, wide)
+    for key, reason in left_alone.items():
+        say(f"note: {key} cannot be left out alone: {reason}")
+    say(f"written: {folder / 'ablation.json'}, ablation.png")
+
+
+def _print(metric: str, content: dict[str, Any], wide: bool) -> None:
     rows = content["settings"]
+    intervals = [
+        " to ".join(format_difference(metric, row[end], "+").removesuffix(" points") for end in ("low", "high"))
+        for row in rows
+    ]
     print_table(
         [
             Column("setting", [row["setting"] for row in rows], least=24),
             Column("answer", [row["answer"] for row in rows]),
-            Column("adds", [format_difference(name, row["difference"], "+") for row in rows], number=True),
-            Column(
-                "95% interval",
-                [" to ".join(format_difference(name, row[end], "+").removesuffix(" points") for end in ("low", "high"))
-                 for row in rows],
-                number=True,
-            ),
+            Column("adds", [format_difference(metric, row["difference"], "+") for row in rows], number=True),
+            Column("95% interval", intervals, number=True),
             Column("p (Holm)", [f"{row['holm']:.2g}" for row in rows], number=True),
         ],
-        title=f"{name} {format_metric(name, content['value'])} with all of them, mean of {seeds} seeds",
+        title=f"{metric} {format_metric(metric, content['value'])} with all of them, "
+        f"mean of {content['seeds']} seeds",
         wide=wide,
-        elsewhere="--wide and --json",
-    )  # fmt: skip
-    for key, reason in left_alone.items():
-        say(f"note: {key} cannot be left out alone: {reason}")
-    say(f"written: {folder / 'ablation.json'}, ablation.png")
+    )

@@ -125,7 +125,7 @@ def _print(compared: "Sequence[ComparedRun]", tables: Mapping[str, Mapping[str, 
                 text = format_metric(name, value) if title == "Metrics" else format_value(value)
                 cells.append("″" if same else text)
             columns.append(Column(run.label, cells, least=9))
-        print_table(columns, wide=wide, elsewhere="--wide and --json")
+        print_table(columns, wide=wide)
         say("")
 
 

@@ -211,7 +211,7 @@ def _print(title: str, rows: list[dict[str, Any]], wide: bool) -> None:
         Column(name, [str(row[name]) for row in rows], number=isinstance(rows[0][name], int | float))
         for name in (rows[0] if rows else {})
     ]
-    print_table(columns, title=title, wide=wide, elsewhere="--wide and --json")
+    print_table(columns, title=title, wide=wide)
     say("")
 
 

@@ -1,11 +1,10 @@
 """`cnnlab decide`: whether one recipe is better than another."""
 
-import hashlib
 import json
 import math
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,8 +12,10 @@ from cnnlab.commands import AsJson
 from cnnlab.console import say
 from cnnlab.errors import ConfigError
 from cnnlab.files import write_text
-from cnnlab.record import RUNS
 from cnnlab.stats import LEVEL
+
+if TYPE_CHECKING:
+    from cnnlab.decision import Decision
 
 app = typer.Typer(add_completion=False)
 
@@ -57,18 +58,9 @@ def decide(
         raise ConfigError("decide needs two runs, or --a OVERRIDES --b OVERRIDES beside what both have.")
     name, larger_is_better = decision.compared_metric(first, metric)
     decision.compared_metric(second, metric)
-    if folder is None:
-        folder = RUNS / "decisions" / hashlib.sha256(json.dumps([first, second]).encode()).hexdigest()[:8]
+    folder = folder or decision.folder_of("decisions", [first, second])
     if ledger is not None:
         alpha = decision.share_alpha(ledger, alpha)
-
-    def show(state: decision.Decision) -> None:
-        pair = state.pairs[-1]
-        interval = "" if math.isinf(state.low) else f", interval {state.low:+.4f} to {state.high:+.4f}"
-        say(
-            f"seed {pair.seed}: A {pair.first:.4f}, B {pair.second:.4f}; difference {state.difference:+.4f}{interval}",
-            flush=True,
-        )
 
     result = decision.decide(
         decision.train_pairs(first, second, name, folder.absolute()),
@@ -76,7 +68,7 @@ def decide(
         margin=margin,
         alpha=alpha,
         max_seeds=max_seeds,
-        after_each=None if as_json else show,
+        after_each=None if as_json else _show,
     )
     by_image = decision.differences_by_image(folder.absolute(), result.pairs, name)
     new_images = None if by_image is None else decision.widen(result, by_image, margin, alpha)
@@ -90,3 +82,12 @@ def decide(
         print(json.dumps(content, indent=1))
     else:
         say(f"{content['sentence']}\nwritten: {folder / 'decision.json'}")
+
+
+def _show(state: "Decision") -> None:
+    pair = state.pairs[-1]
+    interval = "" if math.isinf(state.low) else f", interval {state.low:+.4f} to {state.high:+.4f}"
+    say(
+        f"seed {pair.seed}: A {pair.first:.4f}, B {pair.second:.4f}; difference {state.difference:+.4f}{interval}",
+        flush=True,
+    )

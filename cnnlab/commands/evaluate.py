@@ -100,7 +100,7 @@ def _print_folds(group: dict[str, Any], wide: bool) -> None:
             intervals = [" – ".join(f"{100 * end:.2f}" for end in row["accuracy_interval"]) for row in rows.values()]
             columns.append(Column("95% interval", intervals, number=True))
     columns.append(Column("images", [f"{row['count']:,}" for row in rows.values()], number=True))
-    print_table(columns, wide=wide, elsewhere="--wide and --json")
+    print_table(columns, wide=wide)
     say("")
 
 
@@ -116,7 +116,6 @@ def _print(content: dict[str, Any], wide: bool) -> None:
         ],
         title=f"{content['count']:,} {content['split']} images{tta}, {content['images_per_second']:,.0f} a second",
         wide=wide,
-        elsewhere="--wide and --json",
     )
     say("")
     classes = content["per_class"]
@@ -134,5 +133,4 @@ def _print(content: dict[str, Any], wide: bool) -> None:
         ],
         title=title,
         wide=wide,
-        elsewhere="--wide and --json",
     )

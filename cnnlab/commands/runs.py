@@ -88,6 +88,7 @@ def _print(rows: list[ledger.Row], columns: list[str], folder: Path, wide: bool)
         ],
         title=f"{count(len(rows), 'run')} below {folder}",
         wide=wide,
+        elsewhere="--wide, --csv and --json",
     )
 
 

@@ -15,7 +15,7 @@ from cnnlab.config.help import help_text
 from cnnlab.config.lines import parse, parse_all, quote, sets, text_of
 from cnnlab.config.loader import read_flags
 from cnnlab.config.record import follow_budget
-from cnnlab.config.resume import STATES, check_origin, differences, expand, find, find_sweep
+from cnnlab.config.resume import STATES, changes, check_origin, expand, find, find_sweep
 from cnnlab.config.rules import names_run
 from cnnlab.config.words import as_typed, refusal
 from cnnlab.errors import UnsafeError
@@ -240,7 +240,7 @@ def _changes(folder: Path, flags: argparse.Namespace, overrides: Sequence[Overri
     texts = {text_of(override) for override in typed}
     recorded = [other for other in overrides if not command.is_choice(other) and text_of(other) not in texts]
     check_origin(command.config, command.without(recorded))
-    changed = differences(folder, command.config)
+    changed = changes(Record(folder).config, command.config)
     head = f"resume={folder}: a run keeps the config that it began with"
     return [f"{head}; init_from={folder} begins another with its weights", *changed] if changed else []
 

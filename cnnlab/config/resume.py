@@ -18,49 +18,19 @@ from cnnlab.config.references import BY_BUDGET, Unresolved, get, resolved
 from cnnlab.config.words import as_typed, refusal
 from cnnlab.errors import DataError, UnsafeError
 from cnnlab.files import flatten, write_text
+from cnnlab.identity import IRRELEVANT
 from cnnlab.record import LIMITS, RUNS, SWEEP_RECORD, Record, is_run, is_sweep, program, runs, typed
 
 STATES = ("init_from", "classifier.teacher")
 """Settings that name the state of another run."""
 
-# How far a run goes, where it runs, what it shows: nothing that a step's result depends on.
 MAY_CHANGE = (
-    "resume",
-    "objective.over",
-    "debug",
-    "reuse",
-    "tags",
-    "note",
-    "trusted",
-    "on_divergence",
-    "data.path",
-    "data.resident",
-    "logger",
-    "logger.*",
-    "callbacks.progress",
-    "callbacks.progress.*",
-    "callbacks.figures",
-    "callbacks.figures.*",
-    "callbacks.dashboard",
-    "callbacks.dashboard.*",
-    "callbacks.checkpoint.every_n_*",
-    "callbacks.early_stopping.patience",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.max_epochs",
-    "trainer.min_epochs",
-    "trainer.max_steps",
-    "trainer.min_steps",
-    "trainer.max_time",
-    "trainer.log_every_n_steps",
-    "trainer.enable_progress_bar",
-    "trainer.enable_model_summary",
-    "trainer.profiler",
-    "trainer.detect_anomaly",
-)
-
+    *(key for key in IRRELEVANT if not key.startswith("callbacks.history")),
+    "on_divergence", "callbacks.early_stopping.patience",
+    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+    "trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps", "trainer.min_steps", "trainer.max_time",
+)  # fmt: skip
+"""How far a run goes, where it runs, what it shows: nothing that a step's result depends on."""
 
 WRITERS = ("logger.", "trainer.", "callbacks.")
 """Sections whose objects write files."""
@@ -227,26 +197,19 @@ def _check_value(value: Any, key: str, trusted: list[str], writes: bool) -> None
         )
 
 
-def differences(folder: Path, config: Mapping[str, Any]) -> list[str]:
-    """List the keys that may not change between stop and resume and did, with both values.
+def changes(before: Mapping[str, Any], after: Mapping[str, Any], kinds: Sequence[str] = MAY_CHANGE) -> list[str]:
+    """List the keys in which two configs differ, with both values.
 
     Args:
-        folder: The run's folder.
-        config: The config composed now, as plain containers.
-
-    Raises:
-        ConfigError: The run's record of its config can't be read.
+        before: The one, as plain containers.
+        after: The other.
+        kinds: Keys that may differ, with wildcards; by default those that may change when a run is resumed.
     """
-    return changes(Record(folder).config, config)
-
-
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """List the keys that may not change between two configs of one run and did, with both values."""
     was, now = _leaves(before), _leaves(after)
     return [
         f"{key}: was {_described(was, key)}, now {_described(now, key)}"
         for key in {**was, **now}
-        if not _same(was.get(key), now.get(key)) and not any(fnmatchcase(key, kind) for kind in MAY_CHANGE)
+        if not _same(was.get(key), now.get(key)) and not any(fnmatchcase(key, kind) for kind in kinds)
     ]
 
 

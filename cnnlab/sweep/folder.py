@@ -119,7 +119,7 @@ class SweepFolder:
         if "experiment" not in varied:  # which may change anything
             changed += [
                 line for line in resume.changes(self.record["config"], config)
-                if not any(line.startswith((f"{key}:", f"{key}.", "search")) for key in varied)
+                if not any(line.startswith((f"{key}:", f"{key}.")) for key in varied)
             ]  # fmt: skip
         # The configs differ wherever a varied group reaches: there, the overrides beside it have to be the same.
         reached = tuple(f"{key}." for key in varied)
