@@ -1,13 +1,13 @@
 """The LightningModule: what a step computes, and which metrics are kept."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,6 +20,8 @@ from cnnlab.metrics import MetricBuilder, SplitMetrics
 from cnnlab.patches import QuickModule, run_backward
 from cnnlab.schedule import Constant, Pace, Scheduler
 from cnnlab.tta import TTA, average_views
+
+Kind = TypeVar("Kind", bound=Callback)
 
 
 class Classifier(QuickModule):
@@ -141,16 +143,21 @@ class Classifier(QuickModule):
 
     def _log(self, metrics: SplitMetrics) -> None:
         # Where a callback records the history, it gives the loggers the epoch's values together, on an epoch axis.
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        recorded = any(getattr(callback, "logs_epochs", False) for callback in callbacks)
+        recorded = any(getattr(callback, "logs_epochs", False) for callback in callbacks_of(self.trainer, Callback))
         self.log_dict(metrics.compute(), logger=not recorded)
         metrics.reset()
 
 
+def callbacks_of(trainer: Trainer, kind: type[Kind]) -> Iterator[Kind]:
+    """Yield the trainer's callbacks of a kind, wherever they stand among others."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return (callback for callback in callbacks if isinstance(callback, kind))
+
+
 def find_pace(trainer: Trainer) -> Pace | None:
     """Return how far the run is at each step, where it has a budget of time."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback.pace for callback in callbacks if isinstance(getattr(callback, "pace", None), Pace)), None)
+    paces = (getattr(callback, "pace", None) for callback in callbacks_of(trainer, Callback))
+    return next((pace for pace in paces if isinstance(pace, Pace)), None)
 
 
 def step_counter(trainer: Trainer, purpose: str) -> Callable[[int], tuple[int, int]]:

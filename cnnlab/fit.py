@@ -14,6 +14,7 @@ from cnnlab.callbacks import AtomicCheckpointIO, Checkpoint, Divergence
 from cnnlab.callbacks.budget import find_budget
 from cnnlab.callbacks.checkpoint import as_numbers, find_checkpoint
 from cnnlab.checkpoint import Loaded, read_checkpoint, read_last
+from cnnlab.classifier import callbacks_of
 from cnnlab.console import Waiting
 from cnnlab.errors import ConfigError, DivergedError, MachineError, is_out_of_memory
 from cnnlab.identity import identify
@@ -48,7 +49,7 @@ class Attempt:
     @property
     def rollbacks(self) -> int:
         """How often the run went back to an earlier state since its loss was not finite."""
-        return max(each.rollbacks for each in self.lab.trainer.callbacks if isinstance(each, Divergence))  # type: ignore[attr-defined]
+        return max(callback.rollbacks for callback in callbacks_of(self.lab.trainer, Divergence))
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -89,9 +90,11 @@ def attempts(cfg: Any, run: Run, *, resume: bool = False) -> Iterator[Attempt]:
     """
     record = Record(run.folder)
     loaded = read_last(record, completed=run.was_completed) if resume else None
-    rollbacks = 0
+    rollbacks, ending = 0, 0.0
     while True:
         lab = build_lab(cfg, rollbacks=rollbacks, resumed=loaded is not None, began=run.began)
+        if budget := find_budget(lab.trainer):
+            budget.ending = ending
         if loaded is not None:
             check_batches(lab, loaded)
             check_device(lab, loaded)
@@ -104,7 +107,7 @@ def attempts(cfg: Any, run: Run, *, resume: bool = False) -> Iterator[Attempt]:
         yield attempt
         if attempt.diverged is None:
             return
-        rollbacks = attempt.rollbacks + 1
+        rollbacks, ending = attempt.rollbacks + 1, budget.ending if budget else 0.0
         log.warning(f"{attempt.diverged}")
         log.warning(f"rollback {rollbacks} of {MOST_ROLLBACKS}: optimizer.lr times {0.5**rollbacks:g}")
         run.describe(rollbacks=rollbacks)

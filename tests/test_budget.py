@@ -31,6 +31,7 @@ from cnnlab.wording import parse_duration
 from tests.conftest import ROOT, Train, read, run_process
 from tests.prove.budget import outcome_by_step
 from tests.prove.resume import compare
+from tests.test_divergence import spoil
 
 
 @pytest.mark.parametrize(
@@ -153,28 +154,37 @@ SPEEDS = {
 }
 
 
+def fit_on_clock(
+    machine: Machine, images: Images, every: int | None, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> Budget:
+    """Train for 60 simulated seconds, of which 4 are over, with a validation every so many epochs or 70 batches."""
+    clock = machine.clock
+    monkeypatch.setattr(budget, "time", clock)
+    monkeypatch.setattr(budget, "processor_seconds", lambda: (1.0, 0.0))  # this machine may have other work
+    patches.install()
+    deadline = Budget("60s", 60.0, began=clock.now - 4)
+    trainer = Trainer(
+        max_epochs=-1, callbacks=[deadline], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, accelerator="cpu", num_sanity_val_steps=0,
+        check_val_every_n_epoch=every, val_check_interval=None if every else 70,
+    )  # fmt: skip
+    trainer.fit(machine, images)
+    return deadline
+
+
 @pytest.mark.parametrize("every", [1, 3, None])
 @pytest.mark.parametrize("speed", SPEEDS)
 def test_a_run_ends_in_time_and_its_schedule_with_it(
     speed: str, every: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     clock = Clock()
-    monkeypatch.setattr(budget, "time", clock)
-    monkeypatch.setattr(budget, "processor_seconds", lambda: (1.0, 0.0))  # this machine may have other work
-    patches.install()
-    deadline = Budget("60s", 60.0, began=clock.now - 4)
     machine = Machine(clock, SPEEDS[speed])
-    trainer = Trainer(
-        max_epochs=-1, callbacks=[deadline], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path, accelerator="cpu", num_sanity_val_steps=0,
-        check_val_every_n_epoch=every, val_check_interval=None if every else 70,
-    )  # fmt: skip
-    trainer.fit(machine, Images())
+    deadline = fit_on_clock(machine, Images(), every, monkeypatch, tmp_path)
     machine.work(200)  # the test
     clock.now += 1  # the pictures
     shares = np.array(deadline.pace.shares)
     assert shares[-1] == 1
-    assert len(shares) == trainer.global_step + 1
+    assert len(shares) == machine.trainer.global_step + 1
     assert (np.diff(shares[5:]) > 0).all()
     assert shares[-2] > 0.97  # the last step comes where the schedule is all but over
     assert 57 <= deadline.used <= 61.5
@@ -182,6 +192,51 @@ def test_a_run_ends_in_time_and_its_schedule_with_it(
     if speed == "constant":
         steps = np.arange(len(shares))
         assert np.abs(shares[5:] - steps[5:] / steps[-1]).max() < 0.02
+
+
+class Untested(Images):
+    """The same, without a test."""
+
+    @override
+    def count(self, split: str) -> int:
+        return {"val": 40, "test": 0}[split]
+
+
+class Thorough(Machine):
+    """A machine whose validations take four seconds, and epochs without one a moment."""
+
+    @override
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.work(1000)
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        self.clock.now += 0.05
+
+
+def test_the_validation_of_the_last_state_is_provided_for_where_few_epochs_have_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    clock = Clock()
+    deadline = fit_on_clock(Thorough(clock, SPEEDS["constant"]), Untested(), 3, monkeypatch, tmp_path)
+    clock.now += 1  # the pictures
+    assert 57 <= deadline.used <= 61.5
+
+
+def test_a_run_that_went_back_does_not_take_its_training_for_starting_up(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+):
+    endings, begin = [], Budget.on_fit_start
+
+    def note(deadline: Budget, *arguments: Any) -> None:
+        begin(deadline, *arguments)
+        endings.append(deadline.ending)
+
+    monkeypatch.setattr(Budget, "on_fit_start", note)
+    monkeypatch.setattr(budget, "LEAST_ENDING_SECONDS", 0.0)
+    train(spoil(13, above=0.006), "on_divergence=rollback", "optimizer.lr=0.01", "budget=4s", "trainer.max_epochs=-1")
+    first, second = endings
+    assert first == second > 0
 
 
 OPTIONS = [

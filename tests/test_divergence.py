@@ -123,3 +123,19 @@ def test_a_schedule_keeps_its_shape_at_half_the_rate(train: Train, tmp_path: Pat
     schedule = state(folder)["lr_schedulers"][0]
     rollbacks = read(folder / "run.json").get("rollbacks", 0)
     assert schedule["base_lrs"] == pytest.approx([0.006 / 2**rollbacks])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["schedule._target_=torch.optim.lr_scheduler.OneCycleLR", "+schedule.max_lr=0.04", "+schedule.total_steps=30"],
+        ["schedule._target_=torch.optim.lr_scheduler.CyclicLR", "+schedule.base_lr=0.01", "+schedule.max_lr=0.02",
+         "+schedule.step_size_up=5"],
+    ],
+)  # fmt: skip
+def test_a_scheduler_that_keeps_rates_of_its_own_has_them_halved(train: Train, options: list[str]):
+    folder = train(
+        spoil(13, above=0.005 if "CyclicLR" in options[0] else 0.007), "on_divergence=rollback", *options,
+        "+schedule.cycle_momentum=false", "+schedule.interval=step",
+    )  # fmt: skip
+    assert read(folder / "run.json")["rollbacks"] == 2

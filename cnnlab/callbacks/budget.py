@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from cnnlab.callbacks.checkpoint import validation_rhythm
 from cnnlab.callbacks.figures import Figures
+from cnnlab.classifier import callbacks_of
 from cnnlab.errors import ConfigError
 from cnnlab.schedule import Pace
 from cnnlab.wording import format_duration
@@ -74,6 +75,7 @@ class Budget(Callback):
 
     Attributes:
         pace: The shares so far.
+        ending: Seconds that pictures and files take at the end on an idle machine; 0 until starting up was timed.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class Budget(Callback):
         self._step: float | None = None  # seconds that an optimizer step takes now
         self._pause: float | None = None  # steps' time that an interruption takes; None before the first
         self._image: float | None = None  # steps' time that evaluating an image takes
-        self._ending = 0.0  # seconds for pictures and files, on an idle machine
+        self.ending = 0.0
         self._had = self._waited = 0.0  # seconds of and for a processor when the load was measured last
         self._measure_at = 0.0
         self._slowdown = 1.0  # how many times as long as on an idle machine computing takes now
@@ -115,8 +117,9 @@ class Budget(Callback):
         # Drawing and writing at the end takes about a fifth of what starting up computes; a little more is kept.
         self._had, self._waited = processor_seconds()
         starting = min(time.monotonic() - self._began, self._had)
-        draws = any(isinstance(callback, Figures) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        self._ending = max(LEAST_ENDING_SECONDS, ENDING * starting) * (1.0 if draws else WITHOUT_PICTURES)
+        draws = any(callbacks_of(trainer, Figures))
+        # A run that went back since it diverged has started up long ago.
+        self.ending = self.ending or max(LEAST_ENDING_SECONDS, ENDING * starting) * (1.0 if draws else WITHOUT_PICTURES)
         self._slowdown = 1 + self._waited / max(self._had, 1e-3)
 
     @override
@@ -229,7 +232,7 @@ class Budget(Callback):
         """
         time_left = self.seconds - self.used
         self._measure_load()
-        ending_seconds = self._ending * self._slowdown
+        ending_seconds = self.ending * self._slowdown
         if self._step is None and len(self._intervals) >= FEWEST_TIMED:
             self._step = statistics.median(self._intervals)
             self._keep([self._step] * FEWEST_TIMED)
@@ -256,9 +259,12 @@ class Budget(Callback):
         assert self._step is not None
         per_step = trainer.datamodule.batch_size * trainer.accumulate_grad_batches  # type: ignore[attr-defined]
         image = self._image or EVALUATION / per_step
-        pause = self._pause or image * evaluated(trainer, "val") + SAVING_SECONDS / self._step
+        validation = image * evaluated(trainer, "val")
+        pause = self._pause or validation + SAVING_SECONDS / self._step
         views = VIEWS.get(getattr(trainer.lightning_module, "tta", "none"), 1)
-        return pause, pause + image * views * evaluated(trainer, "test") + self._ending * self._slowdown / self._step
+        # The last state is validated, also where the interruption that was timed last was an epoch's end without that.
+        ending = max(pause, validation) + image * views * evaluated(trainer, "test")
+        return pause, ending + self.ending * self._slowdown / self._step
 
     def _rhythm(self, trainer: Trainer) -> tuple[float, float]:
         """Return how many steps it is to the next interruption, and how many there are between two."""
@@ -308,5 +314,4 @@ def evaluated(trainer: Trainer, split: str) -> float:
 
 def find_budget(trainer: Trainer) -> Budget | None:
     """Return the trainer's callback of this kind; None where a run has no budget."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, Budget)), None)
+    return next(callbacks_of(trainer, Budget), None)

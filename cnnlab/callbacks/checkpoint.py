@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from cnnlab.bounds import PositiveFloat, PositiveInt
 from cnnlab.checkpoint import Loaded, read_checkpoint, write_checkpoint
+from cnnlab.classifier import callbacks_of
 from cnnlab.errors import Stopped
 from cnnlab.files import copy_or_link
 from cnnlab.patches import may_stop, reopen_epoch, step_plateaus
@@ -251,8 +252,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def find_checkpoint(trainer: Trainer) -> Checkpoint | None:
     """Return the trainer's callback of this kind, wherever it stands among others that save; None without one."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, Checkpoint)), None)
+    return next(callbacks_of(trainer, Checkpoint), None)
 
 
 def stoppers(hyper: Mapping[str, Any]) -> Any:

@@ -42,12 +42,11 @@ class Divergence(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         ratio = 0.5 ** (self.rollbacks - self._rollbacks_before)
         for group in trainer.optimizers[0].param_groups:
-            for name in ("lr", "initial_lr"):
+            for name in ("lr", "initial_lr", "max_lr", "min_lr"):  # the last two are OneCycleLR's
                 if name in group:
                     group[name] *= ratio
         for config in trainer.lr_scheduler_configs:
-            if hasattr(config.scheduler, "base_lrs"):  # ReduceLROnPlateau takes the optimizer's
-                config.scheduler.base_lrs = [lr * ratio for lr in config.scheduler.base_lrs]
+            scale_rates(config.scheduler, ratio)
         self._rollbacks_before = self.rollbacks
         self._group = trainer.optimizers[0].param_groups[0]
         self._lr = self._group["lr"]
@@ -114,6 +113,18 @@ class Divergence(Callback):
             f"training diverged: {reason}, at optimizer.lr={lrs[at]:.3g}, with training images {some}. Try a lower "
             "optimizer.lr, a warm-up (schedule=cosine), trainer.gradient_clip_val=1, or on_divergence=rollback."
         )
+
+
+def scale_rates(scheduler: Any, ratio: float) -> None:
+    """Multiply the learning rates that a scheduler of torch's keeps, and those of the schedulers that it is made of.
+
+    Where it keeps none, as ReduceLROnPlateau, it takes the optimizer's.
+    """
+    for name in ("base_lrs", "max_lrs"):  # the latter are CyclicLR's
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, [lr * ratio for lr in getattr(scheduler, name)])
+    for inner in getattr(scheduler, "_schedulers", ()):  # SequentialLR, ChainedScheduler
+        scale_rates(inner, ratio)
 
 
 def is_finite(module: torch.nn.Module) -> bool:

@@ -18,7 +18,7 @@ from cnnlab.batch import PADDING, Batch
 from cnnlab.bounds import NonNegativeInt
 from cnnlab.callbacks.checkpoint import find_checkpoint
 from cnnlab.callbacks.history import History, writers
-from cnnlab.classifier import Classifier
+from cnnlab.classifier import Classifier, callbacks_of
 from cnnlab.data import DataModule, Gallery
 from cnnlab.wording import channels_note
 
@@ -55,10 +55,9 @@ class Figures(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        histories = [callback for callback in trainer.callbacks if isinstance(callback, History)]  # type: ignore[attr-defined]
-        if not histories or not trainer.is_global_zero:
+        history, network = next(callbacks_of(trainer, History), None), network_name(pl_module)
+        if history is None or not trainer.is_global_zero:
             return
-        history, network = histories[0], network_name(pl_module)
         if history.losses:
             self._save(trainer, "loss", plots.loss_curve(history.losses, network))
             self._save(trainer, "learning_rate", plots.learning_rate_curve(history.lrs, network))
