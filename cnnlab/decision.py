@@ -36,7 +36,7 @@ from cnnlab.config import composed, quote, unjudged
 from cnnlab.config.resume import changes
 from cnnlab.console import Waiting
 from cnnlab.errors import CnnlabError, ConfigError, DamagedError, MachineError
-from cnnlab.files import read_bytes, write_text
+from cnnlab.files import finite, read_bytes, write_text
 from cnnlab.identity import IRRELEVANT
 from cnnlab.objective import direction
 from cnnlab.record import LIMITS, RUNS, Record, is_run, without
@@ -221,7 +221,7 @@ def describe(
             f" So it is on these {new_images['images']:,} images; on others of their kind, B over A "
             f"{span if math.isfinite(new_images['low']) else 'takes more pairs to tell'}."
         )
-    return {
+    return finite({
         "format": 1,
         "answer": decision.answer,
         "sentence": sentence,
@@ -231,13 +231,11 @@ def describe(
         "margin": margin,
         "alpha": alpha,
         "difference": decision.difference,
-        "low": decision.low if math.isfinite(decision.low) else None,
-        "high": decision.high if math.isfinite(decision.high) else None,
-        "new_images": None if new_images is None else {
-            name: None if value in (-math.inf, math.inf) else value for name, value in new_images.items()
-        },
+        "low": decision.low,
+        "high": decision.high,
+        "new_images": new_images,
         "pairs": [{"seed": pair.seed, "first": pair.first, "second": pair.second} for pair in decision.pairs],
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def recipe(words: Sequence[str]) -> list[str]:

@@ -34,10 +34,11 @@ from cnnlab import plots
 from cnnlab.batch import Batch
 from cnnlab.config.lines import as_text
 from cnnlab.data import DataModule
-from cnnlab.evaluation import answer, fabric_of
-from cnnlab.files import csv_cell, read_csv, write_bytes, write_json, write_text
-from cnnlab.folds import answer_runs, hold_out, measure
-from cnnlab.record import program, typed
+from cnnlab.errors import ConfigError
+from cnnlab.evaluation import answer, fabric_of, tta_of
+from cnnlab.files import csv_cell, finite, read_csv, write_bytes, write_json, write_text
+from cnnlab.folds import HeldOut, answer_runs, hold_out, score
+from cnnlab.record import program, typed, without
 from cnnlab.restore import Restored, locate, restore, restore_data
 
 SHEET = 48
@@ -98,11 +99,11 @@ def find_confusions(predicted: Int64[np.ndarray, "n"], labels: Int64[np.ndarray,
     return [(i, j, (shares[i, j], shares[j, i]), int(matrix[i, j] + matrix[j, i])) for i, j in pairs]
 
 
-def find_duplicates(data: DataModule, similar: float = SIMILAR) -> list[tuple[int, int, float]]:
+def find_duplicates(data: DataModule) -> list[tuple[int, int, float]]:
     """Find test images that are nearly in the training array: (place in the test, row of the array, similarity).
 
     Candidates are nearest neighbours of 8 × 8 pixels; two images are nearly the same if at 32 × 32 pixels the
-    correlation of their pixels, each channel less its mean, is at least `similar`. Moved, mirrored and cropped copies
+    correlation of their pixels, each channel less its mean, is at least `SIMILAR`. Moved, mirrored and cropped copies
     escape.
     """
 
@@ -116,17 +117,26 @@ def find_duplicates(data: DataModule, similar: float = SIMILAR) -> list[tuple[in
     pairs = []
     for chosen in torch.arange(data.count("test")).split(500):
         closeness, nearest = (_thumbnails(tests, chosen, 8) @ stored.T).max(1)
-        close = closeness >= similar - 0.05  # noise that is gone at 8 pixels is not at 32
+        close = closeness >= SIMILAR - 0.05  # noise that is gone at 8 pixels is not at 32
         chosen, originals = chosen[close], rows[nearest[close]]
         if len(chosen):
             products = _thumbnails(tests, chosen, 32) * _thumbnails(partial(take, data), originals, 32)
             pairs += list(zip(chosen.tolist(), originals.tolist(), products.sum(1).tolist(), strict=True))
-    return sorted((pair for pair in pairs if pair[2] >= similar), key=lambda pair: -pair[2])
+    return sorted((pair for pair in pairs if pair[2] >= SIMILAR), key=lambda pair: -pair[2])
 
 
 def take(data: DataModule, rows: Int64[Tensor, "n"]) -> Tensor:
-    """Return images by their rows in the training array, whichever of them train and which validate."""
+    """Return images by their rows in the training array, whichever of them train and which validate.
+
+    Raises:
+        ConfigError: One does neither, as where runs of another division hold other images out.
+    """
     trained, validated = data.rows("train"), data.rows("val")
+    if not (known := torch.isin(rows, torch.cat([trained, validated]))).all():
+        raise ConfigError(
+            f"{data.path}: row {int(rows[~known][0])} of the training array neither trains nor validates in the first "
+            "run: give runs with the same test images and the same data.exclude."
+        )
     rows_in_order, order = torch.cat([trained, validated]).sort()
     places = order[torch.searchsorted(rows_in_order, rows)]
     trains = places < len(trained)
@@ -166,67 +176,78 @@ def examine(
     parts = list(answer_runs(names, ("val",), accelerator=accelerator, trusted=trusted))
     held_out, classes, metrics = hold_out(parts), parts[0].classes, parts[0].metrics
     probabilities, labels = held_out.logits.double().exp().numpy(), held_out.labels
-    diagnosis = suspect(probabilities, labels)
     predicted = probabilities.argmax(1)
-    chosen = diagnosis.order[: diagnosis.num_suspects]
+    wrong = predicted != labels
+    diagnosis = suspect(probabilities, labels)
     sound = np.ones(len(labels), bool)
-    sound[chosen] = False
-    suspects = [
-        {
-            "index": int(held_out.rows[place]),
-            "label": classes[labels[place]],
-            "answer": classes[diagnosis.answers[place]],
-            "label_probability": round(float(probabilities[place, labels[place]]), 6),
-            "answer_probability": round(float(probabilities[place, diagnosis.answers[place]]), 6),
-        }
-        for place in chosen
-    ]
+    sound[diagnosis.order[: diagnosis.num_suspects]] = False
+    suspects = _list_suspects(held_out, probabilities, diagnosis, classes)
     state = restore(names[0], trusted)
-    settings = state.config["data"]
-    # All images of the training array, those that data.train_size left out included.
-    state = state._replace(config=state.config | {"data": settings | {"train_size": None}})
-    data = restore_data(state, trusted=trusted)
-    wrong = held_out.rows[predicted != labels]
-    tests, names_of = data.labels("test"), dict(zip(held_out.rows.tolist(), labels.tolist(), strict=True))
-    content: dict[str, Any] = {
+    data = _whole_data(state, trusted)
+    content: dict[str, Any] = finite({
         "format": 1,
         "runs": [str(part.folder) for part in parts],
         "count": len(labels),
         "suspects": suspects,
-        "thresholds": {
-            name: None if np.isnan(value) else float(value)
-            for name, value in zip(classes, diagnosis.thresholds, strict=True)
-        },
+        "thresholds": dict(zip(classes, map(float, diagnosis.thresholds), strict=True)),
         "confused": [
             {"classes": [classes[first], classes[second]], "shares": list(shares), "images": images}
             for first, second, shares, images in find_confusions(predicted, labels, len(classes))
         ],
-        "hopeless": _answered_wrong_by_all(names, data, wrong, labels[predicted != labels], accelerator, trusted),
-        "duplicates": [
-            {
-                "test": test, "train": row, "test_class": classes[tests[test]],
-                "train_class": classes[names_of[row]] if row in names_of else None, "similarity": round(similarity, 4),
-            }
-            for test, row, similarity in find_duplicates(data)
-        ],
-        "metrics": measure(held_out.logits, labels, metrics),
-        "metrics_without_suspects": measure(held_out.logits, labels, metrics, sound),
+        "hopeless": _answered_wrong_by_all(names, data, held_out.rows[wrong], labels[wrong], accelerator, trusted),
+        "duplicates": _list_duplicates(data, held_out, classes),
+        "metrics": score(held_out.logits, labels, metrics),
+        "metrics_without_suspects": score(held_out.logits, labels, metrics, sound),
         "files": [str(output / name) for name in ("doctor.json", "suspects.csv", "suspects.png")],
         "command": _command(state, output / "suspects.csv"),
-    }  # fmt: skip
-    before = None if settings.get("exclude") is None else locate(Path(settings["exclude"]), state)
-    _write_suspects(output / "suspects.csv", suspects, before)
-    titles = [
-        f"{line['label']}\n✗ {line['answer']}\n{line['answer_probability']:.1%}, #{line['index']}"
-        for line in suspects[:SHEET]
-    ]
-    pictures = data.displayable(
-        take(data, torch.tensor([line["index"] for line in suspects[:SHEET]], dtype=torch.int64))
-    )
-    note = "Label; ✗ what the networks say; how sure they are, and the row of the training array"
-    write_bytes(output / "suspects.png", plots.to_png(plots.image_grid(pictures, titles, note=note)))
+    })  # fmt: skip
+    exclude = state.config["data"].get("exclude")
+    _write_suspects(output / "suspects.csv", suspects, None if exclude is None else locate(Path(exclude), state))
+    _draw_suspects(output / "suspects.png", suspects[:SHEET], data)
     write_json(output / "doctor.json", content)
     return content
+
+
+def _list_suspects(
+    held_out: HeldOut, probabilities: Float[np.ndarray, "n classes"], diagnosis: Diagnosis, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "index": int(held_out.rows[place]),
+            "label": classes[held_out.labels[place]],
+            "answer": classes[diagnosis.answers[place]],
+            "label_probability": round(float(probabilities[place, held_out.labels[place]]), 6),
+            "answer_probability": round(float(probabilities[place, diagnosis.answers[place]]), 6),
+        }
+        for place in diagnosis.order[: diagnosis.num_suspects]
+    ]
+
+
+def _whole_data(state: Restored, trusted: Sequence[str]) -> DataModule:
+    """Return a run's images, with those of the training array that `data.train_size` left out."""
+    config = state.config | {"data": state.config["data"] | {"train_size": None}}
+    return restore_data(state._replace(config=config), trusted=trusted)
+
+
+def _list_duplicates(data: DataModule, held_out: HeldOut, classes: Sequence[str]) -> list[dict[str, Any]]:
+    tests = data.labels("test")
+    names = dict(zip(held_out.rows.tolist(), (classes[label] for label in held_out.labels), strict=True))
+    return [
+        {
+            "test": test, "train": row, "test_class": classes[tests[test]], "train_class": names.get(row),
+            "similarity": round(similarity, 4),
+        }
+        for test, row, similarity in find_duplicates(data)
+    ]  # fmt: skip
+
+
+def _draw_suspects(path: Path, suspects: Sequence[dict[str, Any]], data: DataModule) -> None:
+    titles = [
+        f"{line['label']}\n✗ {line['answer']}\n{line['answer_probability']:.1%}, #{line['index']}" for line in suspects
+    ]
+    rows = torch.tensor([line["index"] for line in suspects], dtype=torch.int64)
+    note = "Label; ✗ what the networks say; how sure they are, and the row of the training array"
+    write_bytes(path, plots.to_png(plots.image_grid(data.displayable(take(data, rows)), titles, note=note)))
 
 
 def _answered_wrong_by_all(
@@ -244,8 +265,8 @@ def _answered_wrong_by_all(
         batches = [Batch(take(data, part).permute(0, 3, 1, 2), targets, part) for part, targets in pairs if len(part)]
         if not batches:
             break
-        fabric, tta = fabric_of(state, accelerator), state.config.get("eval", {}).get("tta", "none")
-        answers = answer(state.network, batches, len(state.classes), metrics={}, fabric=fabric, tta=tta)
+        fabric = fabric_of(state, accelerator)
+        answers = answer(state.network, batches, len(state.classes), metrics={}, fabric=fabric, tta=tta_of(state))
         still = (answers.predicted != answers.targets).numpy()
         rows, labels = rows[still], labels[still]
     return rows.tolist()
@@ -265,7 +286,6 @@ def _write_suspects(path: Path, suspects: Sequence[dict[str, Any]], before: Path
 
 def _command(state: Restored, suspects: Path) -> str:
     """Return what trains a run's recipe on all images but the suspects."""
-    dropped = ("data.folds", "data.fold", "data.exclude", "resume", "reuse")
     overrides = state.record.overrides if state.record else []
-    words = [line for line in overrides if line.partition("=")[0].lstrip("+~") not in dropped]
+    words = without(overrides, ("data.folds", "data.fold", "data.exclude", "resume", "reuse", "callbacks.prune"))
     return f"{program()} {typed([*words, f'data.exclude={as_text(str(suspects))}'])}"

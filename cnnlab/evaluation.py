@@ -51,7 +51,7 @@ from cnnlab.checkpoint import read_checkpoint
 from cnnlab.data import DataModule, Gallery
 from cnnlab.data.protocol import Split
 from cnnlab.errors import CnnlabError, ConfigError, DataError
-from cnnlab.files import write_bytes, write_text
+from cnnlab.files import finite, write_bytes, write_text
 from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
 from cnnlab.metrics import MetricBuilder, SplitMetrics
 from cnnlab.record import precision_of
@@ -120,42 +120,52 @@ def evaluate(
     """
     state = restore(run, trusted, exact=precision is None)
     images = restore_data(state, data, eval_batch_size=batch_size, trusted=trusted)
-    run_precision = precision_of(state.config)
-    run_tta: TTA = state.config.get("eval", {}).get("tta", "none")
-    tta = tta or run_tta
+    tta = tta or tta_of(state)
     fabric = fabric_of(state, accelerator, precision)
-    computed_precision = str(fabric.strategy.precision.precision)
     batches = images.batches(split)
     if len(batches) == 0:
         raise DataError(f"{images.path}: the {split} split holds no images.")
     answers = answer(
         state.network, batches, images.num_classes, metrics=restore_metrics(state, trusted), fabric=fabric, tta=tta
     )
-    digest = _digest(images, split)
-    stem = _stem(
-        state,
-        split,
-        tta=None if tta == run_tta else tta,
-        precision=None if computed_precision == run_precision else computed_precision,
-        data=None if data is None else (Path(data).stem, digest),
-    )
+    digest, computed_precision = _digest(images, split), str(fabric.strategy.precision.precision)
+    stem = _stem(state, split, tta, computed_precision, None if data is None else (Path(data).stem, digest))
     stem = output / stem.name if output else stem
     layer, filters = _filters(state.network)
+    content = finite(
+        _describe(state, images, split, answers, layer)
+        | {
+            "tta": tta,
+            "data_digest": digest,
+            "device": describe_device(fabric.device),
+            "precision": computed_precision,
+            "answers": f"{stem.name}.npz",
+            "figures": [f"figures/{stem.name}/{name}.png" for name in FIGURES] if figures else [],
+        }
+    )
+    gallery = Gallery(images, split)
+    if figures:
+        _draw(stem.parent / "figures" / stem.name, content, answers, gallery)
+    positions = [*range(min(FIRST_IMAGES, len(answers.targets)))]
+    positions += [mistake["index"] for mistake in content["mistakes"][:SURE_MISTAKES]]
+    return _write(stem, content, answers, {"images": gallery[positions], "filters": filters, **_steps(state)})
+
+
+def _describe(
+    state: Restored, images: DataModule, split: Split, answers: Answers, layer: str | None
+) -> dict[str, Any]:
+    """Return what of `evaluation.json` the network and its answers say."""
     summary = summarise(answers.logits, answers.targets, images.classes)
-    content = {
+    return {
         "format": 1,
         "checkpoint": str(state.checkpoint),
         "members": [str(member) for member in state.members],
         "data": str(images.path),
         "split": split,
-        "tta": tta,
-        "data_digest": digest,
         "count": len(answers.targets),
         "classes": list(images.classes),
         "metrics": _usual_metrics(summary) | answers.metrics,
         **summary,
-        "device": describe_device(fabric.device),
-        "precision": computed_precision,
         "seconds": round(answers.seconds, 4),
         "images_per_second": round(len(answers.targets) / answers.seconds, 1),
         "shown": {
@@ -163,15 +173,12 @@ def evaluate(
             "image_shape": list(images.image_shape),
             "layer": layer,
         },
-        "answers": f"{stem.name}.npz",
-        "figures": [f"figures/{stem.name}/{name}.png" for name in FIGURES] if figures else [],
     }
-    if figures:
-        _draw(stem.parent / "figures" / stem.name, content, answers, Gallery(images, split))
-    positions = [*range(min(FIRST_IMAGES, len(answers.targets)))]
-    positions += [mistake["index"] for mistake in content["mistakes"][:SURE_MISTAKES]]
-    arrays = {"images": Gallery(images, split)[positions], "filters": filters, **_steps(state)}
-    return _write(stem, content, answers, arrays)
+
+
+def tta_of(state: Restored) -> TTA:
+    """Return the test-time augmentation of a run's own test."""
+    return state.config.get("eval", {}).get("tta", "none")
 
 
 def _filters(network: nn.Module) -> tuple[str | None, np.ndarray]:
@@ -361,14 +368,14 @@ def _digest(images: DataModule, split: Split) -> str:
     return digest.hexdigest()
 
 
-def _stem(state: Restored, split: Split, tta: TTA | None, precision: str | None, data: tuple[str, str] | None) -> Path:
+def _stem(state: Restored, split: Split, tta: TTA, precision: str, data: tuple[str, str] | None) -> Path:
     """Return the path of an evaluation's files without their endings: a name for each thing that can be evaluated.
 
     Args:
         state: The network.
         split: Which images.
-        tta: Test-time augmentation, None for the run's.
-        precision: None for the run's.
+        tta: Test-time augmentation.
+        precision: What it was computed in.
         data: Name and digest of another file, None for the run's.
     """
     parts = ["evaluation"]
@@ -381,9 +388,9 @@ def _stem(state: Restored, split: Split, tta: TTA | None, precision: str | None,
         parts.append(state.checkpoint.stem)
     if split != "test":
         parts.append(split)
-    if tta is not None:
+    if tta != tta_of(state):
         parts.append(tta if tta != "none" else "plain")
-    if precision is not None:
+    if precision != precision_of(state.config):
         parts.append(precision)
     if data is not None:
         name, digest = data

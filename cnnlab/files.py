@@ -118,12 +118,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a JSON file in one step. Numbers that are not finite become null: JSON has none."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in content.items()
-    }
-    write_text(path, json.dumps(finite, indent=2) + "\n")
+    """Replace a JSON file in one step, see `finite`."""
+    write_text(path, json.dumps(finite(content), indent=2) + "\n")
+
+
+def finite(content: Any) -> Any:
+    """Return what a JSON file is to hold: numbers that are not finite become null, as JSON has none."""
+    if isinstance(content, Mapping):
+        return {name: finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def flush_folder(folder: Path) -> None:

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from cnnlab.data.protocol import Split
 from cnnlab.errors import ConfigError
-from cnnlab.evaluation import Answers, answer, fabric_of
-from cnnlab.files import write_json
+from cnnlab.evaluation import Answers, answer, fabric_of, tta_of
+from cnnlab.files import finite, write_json
 from cnnlab.metrics import MetricBuilder, SplitMetrics
 from cnnlab.record import Record, runs
 from cnnlab.restore import mean_of_probabilities, restore, restore_data, restore_metrics
@@ -111,10 +111,10 @@ def answer_runs(
         state = restore(str(name), trusted, exact=True)
         images = restore_data(state, trusted=trusted)
         metrics, fabric = restore_metrics(state, trusted), fabric_of(state, accelerator)
-        tta = state.config.get("eval", {}).get("tta", "none")
         answers = {
             split: answer(
-                state.network, images.batches(split), images.num_classes, metrics=metrics, fabric=fabric, tta=tta
+                state.network, images.batches(split), images.num_classes, metrics=metrics, fabric=fabric,
+                tta=tta_of(state),
             )
             for split in splits if images.count(split)
         }  # fmt: skip
@@ -153,7 +153,7 @@ def hold_out(parts: Sequence[RunAnswers]) -> HeldOut:
     return HeldOut(rows, logits, times[rows], targets[rows], labels[rows])
 
 
-def measure(
+def score(
     logits: Float[Tensor, "n classes"],
     targets: Int64[np.ndarray, "n"],
     metrics: Mapping[str, MetricBuilder] | None,
@@ -197,15 +197,15 @@ def evaluate_folds(
             {
                 "settings": list(settings),
                 "folds": len(records),
-                "out_of_fold": measure(everything.logits, everything.targets, metrics),
+                "out_of_fold": score(everything.logits, everything.targets, metrics),
                 "runs": [
-                    {"fold": fold, "folder": str(name), **measure(test.logits, test.targets.numpy(), metrics)}
+                    {"fold": fold, "folder": str(name), **score(test.logits, test.targets.numpy(), metrics)}
                     for fold, (name, test) in enumerate(zip(names, tests, strict=bool(tests)))
                 ],
-                "ensemble": None if joint is None else measure(joint, tests[0].targets.numpy(), metrics),
+                "ensemble": None if joint is None else score(joint, tests[0].targets.numpy(), metrics),
             }
         )
-    content = {"format": 1, "groups": groups}
+    content = finite({"format": 1, "groups": groups})
     path = (output or folder) / "evaluation.json"
     write_json(path, content)
     return path, content

@@ -13,6 +13,7 @@ from cnnlab import ImageData
 from cnnlab.commands.data import app
 from cnnlab.data.splits import relabelled
 from cnnlab.doctor import examine, find_confusions, find_duplicates, suspect, take
+from cnnlab.errors import ConfigError
 from tests.conftest import Train, drawn, read
 
 
@@ -73,6 +74,15 @@ def test_copies_across_training_and_test_are_found(tmp_path: Path):
     data = ImageData(tmp_path / "a.npz", folds=3)
     assert {pair[:2] for pair in find_duplicates(data)} == {(3, 5), (7, 40)}
     np.testing.assert_array_equal(take(data, torch.tensor([41, 0, 7])), images[[41, 0, 7]])
+
+
+def test_an_image_that_the_first_run_has_not_is_not_taken_for_another(tmp_path: Path):
+    images, labels = drawn(60, 10, seed=0)
+    np.savez(tmp_path / "a.npz", X_train=images, y_train=labels)
+    data = ImageData(tmp_path / "a.npz")
+    tested = data.rows("test")[:1]
+    with pytest.raises(ConfigError, match=rf"row {int(tested)} of the training array neither trains nor validates"):
+        take(data, torch.cat([data.rows("val"), tested]))
 
 
 def test_a_sweep_is_examined_and_trained_without_the_suspects(

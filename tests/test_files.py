@@ -131,8 +131,8 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path, read, kind):
 
 
 def test_json_has_no_infinity(tmp_path):
-    write_json(tmp_path / "x.json", {"a": float("inf"), "b": 1.5})
-    assert read_json(tmp_path / "x.json") == {"a": None, "b": 1.5}
+    write_json(tmp_path / "x.json", {"a": float("inf"), "b": 1.5, "c": {"d": [float("nan"), (1, 2.5)]}})
+    assert read_json(tmp_path / "x.json") == {"a": None, "b": 1.5, "c": {"d": [None, [1, 2.5]]}}
     assert names(tmp_path) == ["x.json"]
 
 

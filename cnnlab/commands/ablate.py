@@ -8,7 +8,7 @@ import typer
 
 from cnnlab.commands import AsJson, Wide
 from cnnlab.console import say
-from cnnlab.files import write_bytes, write_text
+from cnnlab.files import write_bytes, write_json
 from cnnlab.tables import Column, print_table
 from cnnlab.wording import format_difference, format_metric
 
@@ -54,7 +54,7 @@ def ablate(
     from cnnlab import plots  # after the runs: it takes a second
 
     write_bytes(folder / "ablation.png", plots.to_png(plots.forest(content["settings"], name)))
-    write_text(folder / "ablation.json", json.dumps(content, indent=1) + "\n")
+    write_json(folder / "ablation.json", content)
     if as_json:
         print(json.dumps(content, indent=1))
         return

@@ -11,7 +11,7 @@ import typer
 from cnnlab.commands import AsJson
 from cnnlab.console import say
 from cnnlab.errors import ConfigError
-from cnnlab.files import write_text
+from cnnlab.files import write_json
 from cnnlab.stats import LEVEL
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def decide(
     content = decision.describe(
         result, first=first, second=second, metric=name, margin=margin, alpha=alpha, new_images=new_images
     )
-    write_text(folder / "decision.json", json.dumps(content, indent=1) + "\n")
+    write_json(folder / "decision.json", content)
     if ledger is not None:
         decision.note_in_ledger(ledger, {"sentence": content["sentence"], "alpha": alpha, "folder": str(folder)})
     if as_json:
