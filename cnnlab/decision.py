@@ -281,8 +281,11 @@ def train_seed(overrides: Sequence[str], seed: int, metric: str, folder: Path, n
         CnnlabError: The run failed; the message is its own.
     """
     place = folder / f"{name}-seed={seed}"
-    if is_run(place) and (differing := changes(Record(place).config, *_config_of(tuple(overrides)))):
-        raise ConfigError(f"{place} holds a run of another recipe ({differing[0]}): give another --folder.")
+    if is_run(place):
+        config = _config_of(tuple(overrides)) | {"seed": seed}
+        limits = [f"trainer.{limit}" for limit in LIMITS] if config.get("budget") is not None else []
+        if differing := changes(Record(place).config, config, (*IRRELEVANT, *limits)):
+            raise ConfigError(f"{place} holds a run of another recipe ({differing[0]}): give another --folder.")
     _train([*overrides, f"seed={seed}"], place)
     record = Record(place)
     value = record.metrics.get(metric)
@@ -293,11 +296,8 @@ def train_seed(overrides: Sequence[str], seed: int, metric: str, folder: Path, n
 
 
 @cache
-def _config_of(overrides: tuple[str, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return a recipe's config, and the keys in which a run of it may differ."""
-    config = unjudged(overrides)
-    limits = [f"trainer.{name}" for name in LIMITS] if config.get("budget") is not None else []
-    return config, (*IRRELEVANT, "seed", *limits)
+def _config_of(overrides: tuple[str, ...]) -> dict[str, Any]:
+    return unjudged(overrides)
 
 
 def compared_metric(overrides: Sequence[str], metric: str | None) -> tuple[str, bool]:

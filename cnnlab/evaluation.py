@@ -151,9 +151,7 @@ def evaluate(
     return _write(stem, content, answers, {"images": gallery[positions], "filters": filters, **_steps(state)})
 
 
-def _describe(
-    state: Restored, images: DataModule, split: Split, answers: Answers, layer: str | None
-) -> dict[str, Any]:
+def _describe(state: Restored, images: DataModule, split: Split, answers: Answers, layer: str | None) -> dict[str, Any]:
     """Return what of `evaluation.json` the network and its answers say."""
     summary = summarise(answers.logits, answers.targets, images.classes)
     return {

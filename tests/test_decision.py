@@ -143,7 +143,9 @@ def test_a_folder_that_holds_runs_of_another_recipe_is_refused(train: Train, sma
     accuracy = read(tmp_path / "first-seed=0" / "metrics.json")["val/accuracy"]
     assert train_seed(words, 0, "val/accuracy", tmp_path, "first") == (accuracy, 1 / 80)
     for other in ("optimizer.lr=0.2", "trainer.max_epochs=2"):
-        with pytest.raises(ConfigError, match=rf"first-seed=0 holds a run of another recipe \({other.partition('=')[0]}"):
+        with pytest.raises(
+            ConfigError, match=rf"first-seed=0 holds a run of another recipe \({other.partition('=')[0]}"
+        ):
             train_seed([*words, other], 0, "val/accuracy", tmp_path, "first")
 
 
@@ -152,7 +154,12 @@ def test_a_run_gives_its_recipe_whatever_its_folder_is_called(tmp_path: Path):
     hydra = tmp_path / "lr=0.1-seed=3" / ".hydra"
     hydra.mkdir(parents=True)
     (hydra / "config.yaml").write_text("seed: 3\n")
-    lines = ["optimizer.lr=0.1", "seed=3", "++callbacks.prune._target_=cnnlab.callbacks.Prune", "+callbacks.prune.number=2"]
+    lines = [
+        "optimizer.lr=0.1",
+        "seed=3",
+        "++callbacks.prune._target_=cnnlab.callbacks.Prune",
+        "+callbacks.prune.number=2",
+    ]
     (hydra / "overrides.yaml").write_text(json.dumps(lines))
     assert recipe([str(hydra.parent)]) == ["optimizer.lr=0.1"]
     assert recipe(["optimizer.lr=0.2"]) == ["optimizer.lr=0.2"]

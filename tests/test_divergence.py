@@ -138,4 +138,4 @@ def test_a_scheduler_that_keeps_rates_of_its_own_has_them_halved(train: Train, o
         spoil(13, above=0.005 if "CyclicLR" in options[0] else 0.007), "on_divergence=rollback", *options,
         "+schedule.cycle_momentum=false", "+schedule.interval=step",
     )  # fmt: skip
-    assert read(folder / "run.json")["rollbacks"] == 2
+    assert 0 < read(folder / "run.json")["rollbacks"] < 5  # of 8: at an unchanged rate it would not end

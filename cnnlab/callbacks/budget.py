@@ -37,10 +37,10 @@ VIEWS = {"none": 1, "mirror": 2, "mirror_translate": 6}  # of an image in the te
 
 
 class Cycle(NamedTuple):
-    """How training and its interruptions, validations with what is saved after them, take turns.
+    """How training and validations, with what is saved after them, take turns.
 
     Attributes:
-        until: Steps to the next interruption, the one under way among them.
+        until: Steps to the next validation, the one under way among them.
         between: Steps from one to the next.
         pause: How long one takes, in steps.
     """
@@ -88,7 +88,7 @@ class Budget(Callback):
         self._began = time.monotonic() if began is None else began
         self._before = 0.0  # seconds of earlier commands that this one resumes
         self._step: float | None = None  # seconds that an optimizer step takes now
-        self._pause: float | None = None  # steps' time that an interruption takes; None before the first
+        self._pauses: dict[str, float] = {}  # steps' time that a `validation` takes, and the end of an `epoch` without
         self._image: float | None = None  # steps' time that evaluating an image takes
         self.ending = 0.0
         self._had = self._waited = 0.0  # seconds of and for a processor when the load was measured last
@@ -99,7 +99,7 @@ class Budget(Callback):
         self._window = min(WINDOW * seconds, LONGEST_WINDOW)
         self._mark: float | None = None  # when the last step was timed
         self._left_at: float | None = None  # when the last batch before an interruption ended
-        self._is_paused = False
+        self._interruption = ""  # what came since that: `validation` or `epoch`
         self._agreed: tuple[float, int] | None = None  # steps left, and how many of them until all agree anew
         self._is_announced = False
 
@@ -124,11 +124,12 @@ class Budget(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._is_paused and self._left_at is not None and self._mark is not None:
+        if self._interruption and self._left_at is not None and self._mark is not None:
             pause = time.monotonic() - self._left_at
             self._mark += pause
-            self._pause = pause / self._step if self._step else None
-        self._is_paused = False
+            if self._step:
+                self._pauses[self._interruption] = pause / self._step
+        self._interruption = ""
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -159,7 +160,7 @@ class Budget(Callback):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._is_paused = True
+        self._interruption = "validation"
         self._validation_began = time.monotonic()
 
     @override
@@ -170,7 +171,7 @@ class Budget(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._is_paused = True
+        self._interruption = self._interruption or "epoch"
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -178,7 +179,7 @@ class Budget(Callback):
             "shares": torch.tensor(self.pace.shares, dtype=torch.float64),
             "clock": {
                 "began": self._began, "before": self._before, "used": self.used, "step": self._step,
-                "pause": self._pause, "image": self._image,
+                "pauses": self._pauses, "image": self._image,
             },
         }  # fmt: skip
 
@@ -188,7 +189,7 @@ class Budget(Callback):
         clock = state_dict["clock"]
         # A run that went back since it diverged goes on in the command that saved the state.
         self._before = clock["before"] if clock["began"] == self._began else clock["used"]
-        self._step, self._pause, self._image = clock["step"], clock["pause"], clock["image"]
+        self._step, self._pauses, self._image = clock["step"], dict(clock.get("pauses", {})), clock["image"]
         self._keep([self._step] * FEWEST if self._step is not None else [])
 
     def _advance(self, trainer: Trainer) -> None:
@@ -245,8 +246,12 @@ class Budget(Callback):
             latest = self._intervals[-1] if self._intervals else 0.0
             return (1.0, 0) if time_left - ending_seconds < 2 * latest else None
         self._step = self._timed / len(self._intervals)
-        pause, ending = self._costs(trainer)
-        left = max(1.0, Cycle(*self._rhythm(trainer), pause).steps_in(time_left / self._step - ending))
+        validation, ending = self._costs(trainer)
+        # What the ends of epochs without a validation take is spread over all steps.
+        steps_an_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+        stretch = 1 + self._pauses.get("epoch", 0.0) / steps_an_epoch
+        cycle = Cycle(*self._rhythm(trainer), validation / stretch)
+        left = max(1.0, cycle.steps_in((time_left / self._step - ending) / stretch))
         if self._timed < self._window / 2 and time_left > ending_seconds:
             left = max(2.0, left)  # a few slow steps are no sign that the test will take all of the time
         if not self._is_announced:
@@ -255,27 +260,28 @@ class Budget(Callback):
         return left, max(1, min(10, round(AGREE_SECONDS / self._step)))
 
     def _costs(self, trainer: Trainer) -> tuple[float, float]:
-        """Return what an interruption takes, and what comes after the last step, both in steps."""
+        """Return what a validation takes, and what comes after the last step, both in steps."""
         assert self._step is not None
         per_step = trainer.datamodule.batch_size * trainer.accumulate_grad_batches  # type: ignore[attr-defined]
         image = self._image or EVALUATION / per_step
-        validation = image * evaluated(trainer, "val")
-        pause = self._pause or validation + SAVING_SECONDS / self._step
+        saving = SAVING_SECONDS / self._step
+        validation = self._pauses.get("validation", image * evaluated(trainer, "val") + saving)
         views = VIEWS.get(getattr(trainer.lightning_module, "tta", "none"), 1)
-        # The last state is validated, also where the interruption that was timed last was an epoch's end without that.
-        ending = max(pause, validation) + image * views * evaluated(trainer, "test")
-        return pause, ending + self.ending * self._slowdown / self._step
+        test = image * views * evaluated(trainer, "test")
+        return validation, validation + test + self.ending * self._slowdown / self._step
 
     def _rhythm(self, trainer: Trainer) -> tuple[float, float]:
-        """Return how many steps it is to the next interruption, and how many there are between two."""
+        """Return how many steps it is to the next validation, and how many there are between two."""
+        if not trainer.enable_validation:
+            return math.inf, math.inf
         batch_idx = trainer.fit_loop.epoch_loop.batch_idx
         batches, every = validation_rhythm(trainer, batch_idx)
-        if math.isinf(every):  # no validation in this epoch: it ends all the same
-            batches, every = batch_idx + 1, trainer.num_training_batches
-        if math.isinf(every):
-            return every, every
-        accumulated = trainer.accumulate_grad_batches
-        return 1 + (-batches % every) / accumulated, every / accumulated
+        epochs, accumulated = trainer.check_val_every_n_epoch or 1, trainer.accumulate_grad_batches
+        left = -batches % every
+        if math.isinf(every):  # none in this epoch
+            every = trainer.num_training_batches
+            left = (-(trainer.current_epoch + 1) % epochs + 1) * every - batches
+        return 1 + left / accumulated, epochs * every / accumulated
 
     def _announce(self, trainer: Trainer, left: float) -> None:
         if not trainer.is_global_zero:

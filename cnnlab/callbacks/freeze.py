@@ -74,7 +74,9 @@ class Freeze(Callback):
 
     def _chooses(self, name: str) -> bool:
         wanted = any(fnmatchcase(name, pattern) for pattern in self.parameters if not pattern.startswith("!"))
-        return wanted and not any(fnmatchcase(name, pattern[1:]) for pattern in self.parameters if pattern.startswith("!"))
+        return wanted and not any(
+            fnmatchcase(name, pattern[1:]) for pattern in self.parameters if pattern.startswith("!")
+        )
 
     def _apply(self, trainer: Trainer) -> None:
         epoch = trainer.current_epoch

@@ -78,7 +78,6 @@ def _print(metric: str, content: dict[str, Any], wide: bool) -> None:
             Column("95% interval", intervals, number=True),
             Column("p (Holm)", [f"{row['holm']:.2g}" for row in rows], number=True),
         ],
-        title=f"{metric} {format_metric(metric, content['value'])} with all of them, "
-        f"mean of {content['seeds']} seeds",
+        title=f"{metric} {format_metric(metric, content['value'])} with all of them, mean of {content['seeds']} seeds",
         wide=wide,
     )
