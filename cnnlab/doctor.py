@@ -230,7 +230,7 @@ def _whole_data(state: Restored, trusted: Sequence[str]) -> DataModule:
 
 
 def _list_duplicates(data: DataModule, held_out: HeldOut, classes: Sequence[str]) -> list[dict[str, Any]]:
-    tests = data.labels("test")
+    tests = data.labels("test").tolist()
     names = dict(zip(held_out.rows.tolist(), (classes[label] for label in held_out.labels), strict=True))
     return [
         {
