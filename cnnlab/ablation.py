@@ -169,9 +169,9 @@ def compare(
 
 
 def _differences(config: Mapping[str, Any], default: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the keys of what a config has and the default has not; a section of another class as one key."""
-    for name, value in config.items():
-        key, other = f"{prefix}{name}", default.get(name)
+    """Yield the keys in which a config is not the default; a section of another class as one key."""
+    for name in {**config, **default}:
+        key, value, other = f"{prefix}{name}", config.get(name), default.get(name)
         if value == other:
             continue
         if isinstance(value, Mapping) and isinstance(other, Mapping) and value.get("_target_") == other.get("_target_"):

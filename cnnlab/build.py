@@ -162,7 +162,7 @@ def build_lab(
         initialise(network, cfg, images)
     trainer = build_trainer(cfg, validate=images.count("val") > 0, rollbacks=rollbacks, began=began)
     classifier = build_classifier(cfg, network, images, session.objects)
-    batches, last_batch = count_batches(cfg, images, trainer.world_size)
+    batches, last_batch = count_batches(images, trainer.world_size, cfg.trainer.limit_train_batches)
     check_rhythm(cfg, batches, validated=images.count("val") > 0)
     if not resumed and isinstance(classifier, Classifier):
         sample = images.images("train", slice(2)).permute(0, 3, 1, 2)
@@ -175,12 +175,17 @@ def build_lab(
     return session.lab
 
 
-def count_batches(cfg: DictConfig, images: DataModule, world_size: int) -> tuple[int, int]:
-    """Return the batches of a training epoch on each device, and the images of the last one."""
+def count_batches(images: DataModule, world_size: int, limit: float | int | None) -> tuple[int, int]:
+    """Return the batches of a training epoch on each device, and the images of the last one.
+
+    Args:
+        images: The data.
+        world_size: Number of devices.
+        limit: `trainer.limit_train_batches`, a number of batches or a share of them.
+    """
     share = math.ceil(images.count("train") / world_size)
     batches = share // images.batch_size if images.drop_last else math.ceil(share / images.batch_size)
     last = images.batch_size if images.drop_last or share % images.batch_size == 0 else share % images.batch_size
-    limit = cfg.trainer.limit_train_batches
     limited = batches if limit is None else min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     return limited, last if limited == batches else images.batch_size
 
@@ -420,30 +425,13 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0,
     if any(kind in str(cfg.trainer.strategy) for kind in ("spawn", "fork", "notebook")):
         # Their processes' results stay in them: best state, metrics and curves would be lost.
         raise ConfigError(f"trainer.strategy={cfg.trainer.strategy}: use ddp, which starts train.py once a device.")
-    callbacks = build_list(cfg, "callbacks")
-    for callback in callbacks:
-        for refused, reason in REFUSED.items():
-            if isinstance(callback, refused):
-                raise ConfigError(f"callbacks: {type(callback).__name__} {reason}")
-    loggers = build_list(cfg, "logger")
-    if cfg.trainer.fast_dev_run:
-        recording = (LightningCheckpoint, History, Figures, Dashboard)
-        callbacks = [callback for callback in callbacks if not isinstance(callback, recording)]
-    # The two flags say whether ours are wanted; Lightning's own would come on top of them.
-    if not cfg.trainer.enable_checkpointing:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, LightningCheckpoint)]
-    if not cfg.trainer.enable_progress_bar:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, (Progress, ProgressBar))]
-    max_time = cfg.trainer.max_time
-    limits: list[Callback] = [LastStep()] if cfg.trainer.max_steps != -1 else []
-    limits += [Timer(dict(max_time) if isinstance(max_time, DictConfig) else max_time)] if max_time else []
-    limits += build_budget(cfg, began)
+    callbacks, loggers = build_callbacks(cfg), build_list(cfg, "logger")
     plugins = [AtomicCheckpointIO(), *([cfg.trainer.plugins] if cfg.trainer.plugins else [])]
     try:
         trainer = instantiate(
             cfg.trainer,
             # StopOnSignal comes last: the others have recorded the batch by then.
-            callbacks=[Divergence(rollbacks=rollbacks), *callbacks, *limits, StopOnSignal()],
+            callbacks=[Divergence(rollbacks=rollbacks), *callbacks, *build_limits(cfg, began), StopOnSignal()],
             max_time=None,
             logger=loggers or False,
             plugins=plugins,
@@ -461,29 +449,66 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0,
         raise (MachineError if "machine only has" in text else ConfigError)(text) from error
     patches.count_epochs(trainer)
     patches.leave_signals_to_us(trainer)
-    if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        # The other processes would be started with the sweep's command line, not with this run's.
-        raise ConfigError("-m runs on one device at a time so far: give trainer.devices=1, or one run without -m.")
     patches.keep_whole_loss(trainer)
-    check_precision(cfg.trainer.precision, trainer.strategy.root_device)
-    cores = os.cpu_count() or 1
-    if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
-        raise MachineError(f"trainer.devices={trainer.num_devices} is more than this machine has: {cores} CPU cores.")
-    if trainer.world_size > 1 and cfg.on_divergence == "rollback":
-        raise ConfigError("on_divergence=rollback works on one device: give trainer.devices=1, or on_divergence=stop.")
+    check_devices(cfg, trainer)
     device = trainer.strategy.root_device
-    by_nccl = trainer.world_size > 1 and device.type == "cuda" and isinstance(cfg.trainer.strategy, str)
-    if by_nccl and not torch.distributed.is_nccl_available():
-        raise MachineError(
-            f"trainer.devices={cfg.trainer.devices}: this PyTorch {torch.__version__} has no NCCL, which joins several "
-            "GPUs to one run. Give trainer.devices=1, or hydra/launcher=local to train on each."
-        )
     if device.type == "cuda":
         tune_cuda(cfg.matmul_precision, benchmark=cfg.trainer.benchmark, deterministic=bool(cfg.trainer.deterministic))
     log.info(f"device: {describe_device(device)}{describe_other_gpus(device, trainer.num_devices)}")
     if device.type == "cpu" and cfg.trainer.accelerator != "cpu" and nvidia_driver():
         log.warning(f"training on the CPU{why_no_cuda()}. trainer.accelerator=cpu asks for it without this warning.")
     return trainer
+
+
+def build_callbacks(cfg: DictConfig) -> list[Callback]:
+    """Build the callbacks of the config, without those that the trainer's flags switch off.
+
+    Raises:
+        ConfigError: One of them is refused.
+    """
+    callbacks = build_list(cfg, "callbacks")
+    for callback in callbacks:
+        for refused, reason in REFUSED.items():
+            if isinstance(callback, refused):
+                raise ConfigError(f"callbacks: {type(callback).__name__} {reason}")
+    unwanted: list[type] = [LightningCheckpoint, History, Figures, Dashboard] if cfg.trainer.fast_dev_run else []
+    # The two flags say whether ours are wanted; Lightning's own would come on top of them.
+    unwanted += [] if cfg.trainer.enable_checkpointing else [LightningCheckpoint]
+    unwanted += [] if cfg.trainer.enable_progress_bar else [Progress, ProgressBar]
+    return [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
+
+
+def build_limits(cfg: DictConfig, began: float | None) -> list[Callback]:
+    """Build what ends a run before its last epoch."""
+    max_time = cfg.trainer.max_time
+    limits: list[Callback] = [LastStep()] if cfg.trainer.max_steps != -1 else []
+    limits += [Timer(dict(max_time) if isinstance(max_time, DictConfig) else max_time)] if max_time else []
+    return limits + build_budget(cfg, began)
+
+
+def check_devices(cfg: DictConfig, trainer: Trainer) -> None:
+    """Check that the devices which Lightning found can do what is asked of them.
+
+    Raises:
+        ConfigError: It does not work on several devices.
+        MachineError: The machine lacks them, or their precision.
+    """
+    device, several = trainer.strategy.root_device, trainer.world_size > 1
+    if several and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        # The other processes would be started with the sweep's command line, not with this run's.
+        raise ConfigError("-m runs on one device at a time so far: give trainer.devices=1, or one run without -m.")
+    check_precision(cfg.trainer.precision, device)
+    cores = os.cpu_count() or 1
+    if device.type == "cpu" and trainer.num_devices > cores:
+        raise MachineError(f"trainer.devices={trainer.num_devices} is more than this machine has: {cores} CPU cores.")
+    if several and cfg.on_divergence == "rollback":
+        raise ConfigError("on_divergence=rollback works on one device: give trainer.devices=1, or on_divergence=stop.")
+    by_nccl = several and device.type == "cuda" and isinstance(cfg.trainer.strategy, str)
+    if by_nccl and not torch.distributed.is_nccl_available():
+        raise MachineError(
+            f"trainer.devices={cfg.trainer.devices}: this PyTorch {torch.__version__} has no NCCL, which joins several "
+            "GPUs to one run. Give trainer.devices=1, or hydra/launcher=local to train on each."
+        )
 
 
 def composition(config: Mapping[str, Any]) -> dict[str, Any]:

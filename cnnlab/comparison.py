@@ -14,7 +14,11 @@ from cnnlab.answers import read_evaluation
 from cnnlab.errors import ConfigError, DataError
 from cnnlab.files import flatten, read_bytes
 from cnnlab.record import CODE_DIFF, Record, find_run
-from cnnlab.stats import Verdict, holm, mcnemar, welch
+from cnnlab.stats import Verdict, corrected, mcnemar, welch
+
+
+MOST_LINES = 40
+"""Of a difference of code that are shown; the rest is counted."""
 
 
 class ComparedRun:
@@ -95,13 +99,8 @@ def compare_environments(compared: Sequence[ComparedRun]) -> dict[str, list[Any]
     return {name: [run.facts.get(name) for run in compared] for name in names}
 
 
-def compare_code(compared: Sequence[ComparedRun], most_lines: int = 40) -> dict[str, list[str]]:
-    """Return how the code of each run differs from that of the first, by the runs' labels; nothing of those alike.
-
-    Args:
-        compared: The runs.
-        most_lines: Of a difference; the rest is counted.
-    """
+def compare_code(compared: Sequence[ComparedRun]) -> dict[str, list[str]]:
+    """Return how the code of each run differs from that of the first, by the runs' labels; nothing of those alike."""
     first, first_diff = compared[0], _read_code(compared[0])
     differences = {}
     for run in compared[1:]:
@@ -110,9 +109,9 @@ def compare_code(compared: Sequence[ComparedRun], most_lines: int = 40) -> dict[
         if commits[0] != commits[1]:
             lines.append(f"git diff {commits[0][:10]} {commits[1][:10]}")
         diff = list(difflib.unified_diff(first_diff, _read_code(run), first.label, run.label, lineterm="", n=0))
-        lines += diff[:most_lines]
-        if len(diff) > most_lines:
-            lines.append(f"... {len(diff) - most_lines} lines more: {run.record.folder / CODE_DIFF}")
+        lines += diff[:MOST_LINES]
+        if len(diff) > MOST_LINES:
+            lines.append(f"... {len(diff) - MOST_LINES} lines more: {run.record.folder / CODE_DIFF}")
         if lines:
             differences[run.label] = lines
     return differences
@@ -142,7 +141,7 @@ def read_curves(compared: Sequence[ComparedRun]) -> dict[str, dict[str, list[flo
 
 def compare_with_first(
     compared: Sequence[ComparedRun], data: Path | None = None, trusted: Sequence[str] = ()
-) -> dict[str, Verdict]:
+) -> list[Verdict]:
     """Compare each run with the first, image by image; of several, p is Holm's.
 
     Raises:
@@ -150,20 +149,15 @@ def compare_with_first(
         CnnlabError: As `evaluation.evaluate`.
     """
     first, digest = compared[0].find_correct(data, trusted)
-    verdicts = {}
+    verdicts = []
     for run in compared[1:]:
         second, second_digest = run.find_correct(data, trusted)
         if second_digest != digest:
             raise DataError(
                 f"{run.label} was tested on other images than {compared[0].label}: give a file for both with --data."
             )
-        verdicts[run.label] = mcnemar(first, second)
-    adjusted = holm([verdict.p for verdict in verdicts.values()])
-    note = "" if len(verdicts) == 1 else ", Holm's correction"
-    return {
-        label: verdict._replace(p=p, test=verdict.test + note)
-        for (label, verdict), p in zip(verdicts.items(), adjusted, strict=True)
-    }
+        verdicts.append(mcnemar(first, second))
+    return corrected(verdicts)
 
 
 def compare_groups(

@@ -236,38 +236,7 @@ def skip_empty_hooks() -> None:
     It calls some sixty of them a step, of each callback, the module and the strategy, most of them empty, and enters a
     context and writes a name around each: a fifth of a small network's step. Lightning 2.6.6, `trainer/call.py`.
     """
-    every_callback = call._call_callback_hooks
-
-    def call_callbacks(trainer: Any, hook_name: str, *args: Any, **kwargs: Any) -> None:
-        if "monitoring_callbacks" in kwargs or not isinstance(trainer.profiler, NoProfiler):
-            every_callback(trainer, hook_name, *args, **kwargs)
-            return
-        everyone, hooked = vars(trainer).get("_hooked", (None, {}))
-        if everyone != trainer.callbacks:
-            everyone, hooked = trainer._hooked = list(trainer.callbacks), {}
-        if hook_name not in hooked:
-            hooked[hook_name] = [each for each in everyone if has_hook(each, Callback, hook_name)]
-        callbacks = hooked[hook_name]
-        if not callbacks:
-            return
-        module = trainer.lightning_module
-        if module:
-            before, module._current_fx_name = module._current_fx_name, hook_name
-        for callback in callbacks:
-            getattr(callback, hook_name)(trainer, module, *args, **kwargs)
-        if module:
-            module._current_fx_name = before
-
-    def unless_empty(function: Callable[..., Any], base: type, owner: str) -> Callable[..., Any]:
-        def call_hook(trainer: Trainer, hook_name: str, *args: Any, **kwargs: Any) -> Any:
-            is_empty = hook_name in EMPTY_HOOKS or (hook_name == CLIPPING and trainer.gradient_clip_val is None)
-            if is_empty and not has_hook(getattr(trainer, owner), base, hook_name):
-                return None
-            return function(trainer, hook_name, *args, **kwargs)
-
-        return call_hook
-
-    call._call_callback_hooks = call_callbacks
+    call._call_callback_hooks = call_written_hooks
     # Only where the training step does not pass: no frame of ours is to stand between train.py and that.
     calls = SimpleNamespace(**vars(call))
     calls._call_lightning_module_hook = unless_empty(
@@ -275,7 +244,6 @@ def skip_empty_hooks() -> None:
     )
     calls._call_strategy_hook = unless_empty(call._call_strategy_hook, Strategy, "strategy")
     training_epoch_loop.call = precision.call = calls  # type: ignore[assignment]
-
     # It asks a dozen times a step what is going on, and compares the words in lower case.
     RunningStage.__eq__ = lambda stage, other: stage is other or LightningEnum.__eq__(stage, other)  # type: ignore[method-assign]
     # It also reads the training step's signature from source in each step.
@@ -283,6 +251,43 @@ def skip_empty_hooks() -> None:
     training_epoch_loop.is_param_in_hook_signature = lambda hook, *args, **kwargs: signature(
         getattr(hook, "__func__", hook), *args, **kwargs
     )
+
+
+_call_callback_hooks = call._call_callback_hooks
+
+
+def call_written_hooks(trainer: Any, hook_name: str, *args: Any, **kwargs: Any) -> None:
+    """Call a hook of the callbacks that have it; see `skip_empty_hooks`."""
+    if "monitoring_callbacks" in kwargs or not isinstance(trainer.profiler, NoProfiler):
+        _call_callback_hooks(trainer, hook_name, *args, **kwargs)
+        return
+    everyone, hooked = vars(trainer).get("_hooked", (None, {}))
+    if everyone != trainer.callbacks:
+        everyone, hooked = trainer._hooked = list(trainer.callbacks), {}
+    if hook_name not in hooked:
+        hooked[hook_name] = [each for each in everyone if has_hook(each, Callback, hook_name)]
+    callbacks = hooked[hook_name]
+    if not callbacks:
+        return
+    module = trainer.lightning_module
+    if module:
+        before, module._current_fx_name = module._current_fx_name, hook_name
+    for callback in callbacks:
+        getattr(callback, hook_name)(trainer, module, *args, **kwargs)
+    if module:
+        module._current_fx_name = before
+
+
+def unless_empty(function: Callable[..., Any], base: type, owner: str) -> Callable[..., Any]:
+    """Return what calls a hook of the trainer's module or strategy as `function` does, unless the hook is empty."""
+
+    def call_hook(trainer: Trainer, hook_name: str, *args: Any, **kwargs: Any) -> Any:
+        is_empty = hook_name in EMPTY_HOOKS or (hook_name == CLIPPING and trainer.gradient_clip_val is None)
+        if is_empty and not has_hook(getattr(trainer, owner), base, hook_name):
+            return None
+        return function(trainer, hook_name, *args, **kwargs)
+
+    return call_hook
 
 
 class QuickModule(LightningModule):

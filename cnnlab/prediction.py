@@ -134,20 +134,7 @@ def load_onnx(path: str | Path, threads: int = 0) -> Predictor:
         CheckpointError: The file is damaged, or `cnnlab export` did not write it.
         MachineError: onnxruntime is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MachineError("this needs onnxruntime: pip install 'cnnlab[export]'.") from error
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: there is no such file.")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        metadata = session.get_modelmeta().custom_metadata_map
-    except Exception as error:  # onnxruntime's exceptions have no common class of their own
-        raise CheckpointError(f"{path} can't be loaded: {' '.join(str(error).split())[:200]}") from error
+    session, metadata = _open_onnx(path, threads)
     try:
         classes, shape = json.loads(metadata[CLASSES]), json.loads(metadata[SHAPE])
         check_type(classes, list[str], f"{path}: {CLASSES}")
@@ -177,6 +164,24 @@ def load_onnx(path: str | Path, threads: int = 0) -> Predictor:
 
     predict(np.zeros((1, *shape), np.uint8))
     return Predictor(tuple(classes), (height, width, channels), predict)
+
+
+def _open_onnx(path: str | Path, threads: int) -> tuple[Any, dict[str, str]]:
+    """Return a session of onnxruntime's, and the file's metadata."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MachineError("this needs onnxruntime: pip install 'cnnlab[export]'.") from error
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: there is no such file.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return session, session.get_modelmeta().custom_metadata_map
+    except Exception as error:  # onnxruntime's exceptions have no common class of their own
+        raise CheckpointError(f"{path} can't be loaded: {' '.join(str(error).split())[:200]}") from error
 
 
 class _Item(NamedTuple):

@@ -211,11 +211,18 @@ class RunState(NamedTuple):
     record: Record | None
 
 
+PRECISIONS = (
+    "64-true", "32-true", "16-true", "16-mixed", "bf16-true", "bf16-mixed", "transformer-engine",
+    "transformer-engine-float16",
+)  # fmt: skip
+SHORT_PRECISIONS = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+
+
 def precision_of(config: Mapping[str, Any]) -> str:
     """Return the precision that a run's config asks for, short spellings and the default written out."""
     trainer = config.get("trainer")
     precision = str((trainer.get("precision") if isinstance(trainer, Mapping) else None) or "32-true")
-    return {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(precision, precision)
+    return SHORT_PRECISIONS.get(precision, precision)
 
 
 def find_run(name: str) -> RunState:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnlab.batch import Batch
-from cnnlab.build import Lab, build_lab
+from cnnlab.build import Lab, build_lab, count_batches
 from cnnlab.callbacks.budget import LEAST_ENDING_SECONDS, SAVING_SECONDS, VIEWS, Budget, Cycle, find_budget
 from cnnlab.classifier import require_parts
 from cnnlab.console import Waiting, say
@@ -225,7 +225,7 @@ def _timed(
         times.append(time.perf_counter() - step_start)
     step = statistics.median(times[min(3, len(times) - 1) :])
     network.eval()
-    images = next(iter(lab.data.batches("test"))).images.to(device)
+    images = next(iter(lab.data.batches("test" if lab.data.count("test") else "train"))).images.to(device)
     with torch.inference_mode(), lab.trainer.precision_plugin.forward_context():
         for _ in range(2):  # the first pass warms up
             evaluation_start = time.perf_counter()
@@ -248,9 +248,7 @@ def _timed(
 
 def _time(lab: Lab, step: float, evaluation: float, max_time: str | None) -> Finding:
     trainer, data = lab.trainer, lab.data
-    batches = _limited(
-        math.ceil(data.count("train") / data.batch_size / trainer.world_size), trainer.limit_train_batches
-    )
+    batches, _ = count_batches(data, trainer.world_size, trainer.limit_train_batches)
     epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
     total = batches * epochs
     if trainer.max_steps >= 0:
@@ -272,9 +270,7 @@ def _time_in_budget(lab: Lab, step: float, evaluation: float, budget: Budget, ti
     if math.isinf(budget.seconds):
         return Finding("time", f"that of {budget.name}, if this machine is as fast")
     trainer, data = lab.trainer, lab.data
-    batches = _limited(
-        math.ceil(data.count("train") / data.batch_size / trainer.world_size), trainer.limit_train_batches
-    )
+    batches, _ = count_batches(data, trainer.world_size, trainer.limit_train_batches)
     pause = (data.count("val") * evaluation + SAVING_SECONDS) / step
     views = VIEWS.get(getattr(lab.classifier, "tta", "none"), 1)
     ending = pause + (data.count("test") * views * evaluation + LEAST_ENDING_SECONDS) / step
@@ -289,12 +285,6 @@ def _time_in_budget(lab: Lab, step: float, evaluation: float, budget: Budget, ti
         f"{total / batches:.1f} epochs in {budget.name}; {starting / budget.seconds:.0%} of it go into starting up, "
         f"{max(0.0, time_left - total * step) / budget.seconds:.0%} into validation, test and recording",
     )  # fmt: skip
-
-
-def _limited(batches: int, limit: float | int | None) -> int:
-    if limit is None:
-        return batches
-    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 def _memory(device: torch.device) -> Finding:

@@ -19,21 +19,14 @@ from cnnlab.data.datasets import adopt
 from cnnlab.errors import CheckpointError, ConfigError, DamagedError, DataError, first_line, is_out_of_memory
 from cnnlab.files import check_type, plain
 from cnnlab.metrics import MetricBuilder
-from cnnlab.record import Record, find_run, precision_of
+from cnnlab.record import PRECISIONS, Record, find_run, precision_of
 from cnnlab.tta import TTA
 
-MOST_PIXELS = 4096
-"""Of a side that a checkpoint may ask for."""
 OF_FILES = ("cnnlab.data.ImageData", "cnnlab.data.module.ImageData")
 SIZES = ("test_size", "train_size", "folds", "fold", "label_noise")
 """Settings that decide, with `val_size` and `split_seed`, which images a split has."""
-
-
-PRECISIONS = (
-    "64-true", "32-true", "16-true", "16-mixed", "bf16-true", "bf16-mixed", "transformer-engine",
-    "transformer-engine-float16",
-)  # fmt: skip
-MOST_PIXELS = 2**14  # along a side of an image, and its channels
+MOST_PIXELS = 2**14
+"""Along a side of an image that a checkpoint may ask for, and of its channels."""
 
 
 class ModelSettings(TypedDict):

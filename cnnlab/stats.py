@@ -171,6 +171,15 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Return verdicts with their p values corrected for there being several, where there are."""
+    if len(verdicts) < 2:
+        return list(verdicts)
+    adjusted = holm([verdict.p for verdict in verdicts])
+    pairs = zip(verdicts, adjusted, strict=True)
+    return [verdict._replace(p=p, test=f"{verdict.test}, Holm's correction") for verdict, p in pairs]
+
+
 def t_tails(t: float, freedom: float) -> float:
     """Return the probability that Student's t is at least this far from zero, on either side.
 

@@ -36,6 +36,11 @@ def test_a_setting_is_left_out_back_to_its_default():
         assert {**config, section: 0} == {**whole, section: 0}
 
 
+def test_what_a_recipe_takes_out_is_a_setting_too():
+    (setting,), _ = settings_of(["~optimizer.nesterov", "data=shapes"])
+    assert setting == Setting("optimizer.nesterov", ("data=shapes",))
+
+
 def test_only_what_is_named_is_left_out():
     recipe = ["experiment=quickstart"]
     (setting,), _ = settings_of(recipe, ["trainer.max_epochs"])

@@ -67,23 +67,23 @@ def test_answers_of_an_earlier_evaluation_are_used_while_they_are_newer_than_the
         arrays = dict(saved)
     arrays["predicted"] = (arrays["targets"] + 1) % 10  # all wrong
     np.savez(pair[1] / "evaluation.npz", **arrays)
-    (verdict,) = compare_with_first([first, second]).values()
+    (verdict,) = compare_with_first([first, second])
     assert verdict.difference == -read(pair[0] / "evaluation.json")["metrics"]["accuracy"]
     assert verdict.p < 0.05
     assert "has the lower accuracy" in verdict.words("a", "b")
     (pair[1] / "evaluation.npz").write_bytes(b"damaged")
-    (verdict,) = compare_with_first([first, second]).values()
+    (verdict,) = compare_with_first([first, second])
     assert verdict.difference == 0, "evaluated again"
     arrays["predicted"] = (arrays["targets"] + 1) % 10
     np.savez(pair[1] / "evaluation.npz", **arrays)
     (pair[1] / "checkpoints" / "best.ckpt").touch()
-    (verdict,) = compare_with_first([first, second]).values()
+    (verdict,) = compare_with_first([first, second])
     assert verdict.difference == 0, "trained on since"
     for name, value in {"precision": "bf16-mixed", "tta": "mirror", "split": "val"}.items():
         np.savez(pair[1] / "evaluation.npz", **arrays)
         saved = pair[1] / "evaluation.json"
         saved.write_text(json.dumps(read(saved) | {name: value}))
-        (verdict,) = compare_with_first([first, second]).values()
+        (verdict,) = compare_with_first([first, second])
         assert verdict.difference == 0, f"made by another {name}"
 
 

@@ -592,6 +592,11 @@ def test_what_a_recipe_chooses_by_time_is_checked_like_any_value(tmp_path):
         preflight([*lines, "budget=5min"])
     with pytest.raises(ConfigError, match="a value for each of some times"):
         preflight(["model=speednet", "model.channels='${by_budget:{soon: [8, 8]}}'"])
+    folder = tmp_path / "endless"
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "config.yaml").write_text(f"budget: {folder}\n")
+    with pytest.raises(ConfigError, match="that run's budget is its own"):
+        preflight([*lines, f"budget='{folder}'"])
     preflight([f"resume={record_run(tmp_path / 'run', *lines, 'budget=1min')}"])  # it depends on nothing outside
 
 

@@ -95,7 +95,6 @@ class LabSide:
         device = self.device
         return {
             "hardware": describe_hardware(device),
-            "device_type": device.type,
             "precision": str(self.lab.trainer.precision),
             "batch_size": self.cfg.data.batch_size,
             "flops_per_image": self._count_flops(),
@@ -394,7 +393,9 @@ def time_hook(hook: Callable[..., Any], spent: list[float]) -> Callable[..., Any
 
 def describe_hardware(device: torch.device) -> dict[str, Any]:
     """Return the machine's device, processor and threads."""
-    names = [line for line in read_lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    names = [line for line in lines if line.startswith("model name")]
     return {
         "device": describe_device(device),
         "cpu": names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine(),
@@ -402,8 +403,3 @@ def describe_hardware(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpu_features": torch.backends.cpu.get_cpu_capability(),
     }
-
-
-def read_lines(path: Path) -> list[str]:
-    """Return a text file's lines; none if there is no file."""
-    return path.read_text().splitlines() if path.exists() else []

@@ -1,6 +1,7 @@
 """Stop a search's trial that is worse than the others."""
 
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from cnnlab.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Prune(Callback):
     """Report an Optuna trial's metric every epoch, and end its training when the study has given it up.
 
@@ -28,26 +30,15 @@ class Prune(Callback):
         reduction: Of so many trials, `asha` keeps one at each rung.
     """
 
-    def __init__(
-        self,
-        journal: str,
-        study: str,
-        number: int,
-        monitor: str,
-        pruner: Literal["asha", "median"] = "asha",
-        startup: int = 8,
-        min_epochs: int = 1,
-        reduction: int = 3,
-    ) -> None:
-        self.journal = journal
-        self.study = study
-        self.number = number
-        self.monitor = monitor
-        self.pruner = pruner
-        self.startup = startup
-        self.min_epochs = min_epochs
-        self.reduction = reduction
-        self._trial: Any = None
+    journal: str
+    study: str
+    number: int
+    monitor: str
+    pruner: Literal["asha", "median"] = "asha"
+    startup: int = 8
+    min_epochs: int = 1
+    reduction: int = 3
+    _trial: Any = field(default=None, init=False)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

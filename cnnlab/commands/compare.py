@@ -11,6 +11,7 @@ import typer
 from cnnlab.commands import AsJson, Trust, Wide
 from cnnlab.console import say
 from cnnlab.errors import CnnlabError, ConfigError, DataError
+from cnnlab.stats import Verdict
 from cnnlab.tables import Column, print_table
 from cnnlab.wording import format_metric, format_value
 
@@ -49,48 +50,44 @@ def compare(
 
     first, second = _groups(runs)
     compared = comparison.find_runs([*first, *second])
+    verdicts: list[Verdict] = []
+    missing: CnnlabError | None = None
     if second:
         left, right = compared[: len(first)], compared[len(first) :]
-        verdict = comparison.compare_groups(left, right, metric, any_length=any_length)
-        verdicts = {f"{len(right)} runs": (verdict, f"the first {len(left)}", f"the other {len(right)}", metric)}
+        verdicts = [comparison.compare_groups(left, right, metric, any_length=any_length)]
+        words = [verdicts[0].words(f"the first {len(left)}", f"the other {len(right)}", metric)]
     else:
         try:
-            image_verdicts = comparison.compare_with_first(compared, data, trust or ())
+            verdicts = comparison.compare_with_first(compared, data, trust or ())
         except DataError as error:
-            image_verdicts = {}
-            missing: CnnlabError | None = error
-        else:
-            missing = None
-        verdicts = {label: (verdict, compared[0].label, label, "accuracy") for label, verdict in image_verdicts.items()}
+            missing = error
+        pairs = zip(compared[1:], verdicts, strict=not missing)
+        words = [verdict.words(compared[0].label, run.label) for run, verdict in pairs]
     tables: dict[str, Mapping[str, Sequence[Any]]] = {
         "Config": comparison.compare_configs(compared),
         "Environment": comparison.compare_environments(compared),
         "Metrics": comparison.compare_metrics(compared),
     }
     code = comparison.compare_code(compared)
-    words = [verdict.words(*names) for verdict, *names in verdicts.values()]
-    curves = comparison.read_curves(compared)
-    if curves:
-        figure = figure or _figure_path(compared)
-        numbers = [0] * len(first) + [1] * len(second) if second else range(len(compared))
-        groups = {run.label: number for run, number in zip(compared, numbers, strict=True)}
-        _draw(curves, [groups[label] for label in curves], figure)  # a run may have none
+    numbers = [0] * len(first) + [1] * len(second) if second else range(len(compared))
+    figure = _draw(compared, numbers, figure)
     if as_json:
         content = {
             "runs": [run.label for run in compared], **{name.lower(): table for name, table in tables.items()},
-            "code": code, "verdicts": [{**verdict._asdict(), "words": text} for (verdict, *_), text in
-                         zip(verdicts.values(), words, strict=True)],
-            "figure": str(figure) if curves else None,
+            "code": code, "verdicts": [
+                {**verdict._asdict(), "words": text} for verdict, text in zip(verdicts, words, strict=True)
+            ],
+            "figure": figure and str(figure),
         }  # fmt: skip
         say(json.dumps(content, indent=1))
     else:
         _print(compared, tables, wide)
         for label, lines in code.items():
             say(f"Code of {label}, unlike that of {compared[0].label}:", *lines, "", sep="\n")
-        say(*words, *([f"curves: {figure}"] if curves else []), sep="\n")
+        say(*words, *([f"curves: {figure}"] if figure else []), sep="\n")
         if verdicts and not second:
             say(f"This is about these networks. About their recipes, give several seeds of each, with {AGAINST}.")
-    if not second and missing is not None:
+    if missing is not None:
         raise missing
 
 
@@ -136,8 +133,15 @@ def _figure_path(compared: "Sequence[ComparedRun]") -> Path:
     return compared[0].record.folder / "figures" / f"comparison-{digest}.png"
 
 
-def _draw(curves: Mapping[str, Mapping[str, Sequence[float]]], groups: list[int], path: Path) -> None:
-    from cnnlab import plots
+def _draw(compared: "Sequence[ComparedRun]", numbers: Sequence[int], path: Path | None) -> Path | None:
+    """Draw the runs' curves, a colour for each number; return the picture's path, None where no run has any."""
+    from cnnlab import comparison, plots
     from cnnlab.files import write_bytes
 
-    write_bytes(path, plots.to_png(plots.compared_curves(curves, groups)))
+    curves = comparison.read_curves(compared)
+    if not curves:
+        return None
+    path = path or _figure_path(compared)
+    colours = [number for run, number in zip(compared, numbers, strict=True) if run.label in curves]
+    write_bytes(path, plots.to_png(plots.compared_curves(curves, colours)))
+    return path

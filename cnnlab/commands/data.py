@@ -148,20 +148,9 @@ def doctor(
     (confident learning, Northcutt et al. 2021): look at them before you leave them out.
     """
     from cnnlab.doctor import examine
-    from cnnlab.folds import find_folds
-    from cnnlab.record import find_run, is_run
 
-    first = Path(runs[0])
-    if first.is_dir() and not is_run(first):
-        if len(runs) > 1:
-            raise ConfigError(f"{first} is no run: give one sweep, or runs.")
-        names = [str(record.folder) for records in find_folds(first).values() for record in records]
-    else:
-        names = runs
-        checkpoint, record = find_run(runs[0])
-        first = record.folder if record else checkpoint.parent
-    output = output or first / "doctor"
-    content = examine(names, output, accelerator=accelerator, trusted=trust or ())
+    names, folder = _find_runs(runs)
+    content = examine(names, output or folder / "doctor", accelerator=accelerator, trusted=trust or ())
     if as_json:
         say(json.dumps(content, indent=1))
         return
@@ -188,6 +177,20 @@ def doctor(
         f"train without the suspects: {content['command']}",
         sep="\n",
     )  # fmt: skip
+
+
+def _find_runs(names: list[str]) -> tuple[list[str], Path]:
+    """Return the runs that some words name, those of a sweep's folds one by one, and the folder of the first word."""
+    from cnnlab.folds import find_folds
+    from cnnlab.record import find_run, is_run
+
+    first = Path(names[0])
+    if first.is_dir() and not is_run(first):
+        if len(names) > 1:
+            raise ConfigError(f"{first} is no run: give one sweep, or runs.")
+        return [str(record.folder) for records in find_folds(first).values() for record in records], first
+    checkpoint, record = find_run(names[0])
+    return names, record.folder if record else checkpoint.parent
 
 
 def _command(option: str, path: Path, keys: Mapping[str, str] | None = None) -> str:

@@ -91,7 +91,11 @@ def by_budget(values: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
     if not seconds or len(seconds) < len(lengths):
         raise ConfigError(f"by_budget must have a value for each of some times, {{1s: 16, 5min: 64}}, got {values}.")
     budget = config.get("budget")
+    folders: list[Any] = []
     while budget is not None and parse_duration(budget) is None:  # the folder of a run that had one
+        if budget in folders:
+            raise ConfigError(f"budget={budget}: that run's budget is its own.")
+        folders.append(budget)
         budget = Record(Path(str(budget)).expanduser()).config.get("budget")
     longest = math.inf if budget is None else parse_duration(budget) or math.inf
     by_length = sorted(values, key=seconds.__getitem__)

@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cnnlab.bounds import Bounds
-from cnnlab.record import is_run
+from cnnlab.record import PRECISIONS, SHORT_PRECISIONS, is_run
 from cnnlab.wording import parse_duration
 
 
@@ -206,7 +206,6 @@ def _within(kind: type, bounds: Bounds) -> Rule:
     return whole(None if low is None else math.ceil(low), None if high is None else math.floor(high))
 
 
-_indices = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _batches = whole(0) | Rule("a share from 0.0 to 1.0", real(0, 1).accepts, schema=real(0, 1).schema)
 _time = matching(r"\d+:\d+:\d+:\d+", "a time as DD:HH:MM:SS")
 _budget = Rule(
@@ -275,9 +274,6 @@ RULES: dict[str, Rule] = {
     "callbacks.checkpoint.mode": _mode,
     "callbacks.early_stopping.monitor": filled,
     "callbacks.early_stopping.mode": _mode,
-    "callbacks.early_stopping.patience": whole(0),
-    "callbacks.early_stopping.min_delta": real(0),
-    "callbacks.ema.decay": real(0, 1),
     # trainer: every flag of pytorch_lightning.Trainer
     "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu") | section,
     "trainer.strategy": matching(
@@ -289,29 +285,11 @@ RULES: dict[str, Rule] = {
     | Rule(
         "a list of indices",
         lambda value: value != [] and each(whole(0)).accepts(value),
-        schema={"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+        schema=each(whole(0)).schema | {"minItems": 1},
     )
     | matching(r"-1|[1-9]\d*|\d+,|\d+(,\d+)+", "a text such as '0,1'"),
     "trainer.num_nodes": whole(1),
-    "trainer.precision": one_of(
-        "auto",
-        "32-true",
-        "16-mixed",
-        "bf16-mixed",
-        "16-true",
-        "bf16-true",
-        "64-true",
-        "transformer-engine",
-        "transformer-engine-float16",
-        16,
-        32,
-        64,
-        "16",
-        "32",
-        "64",
-        "bf16",
-    )
-    | null,
+    "trainer.precision": one_of("auto", *PRECISIONS, *SHORT_PRECISIONS, 16, 32, 64) | null,
     "trainer.fast_dev_run": flag | whole(0),
     "trainer.max_epochs": whole(1) | one_of(-1, note=" for no limit") | null,
     "trainer.min_epochs": whole(0) | null,

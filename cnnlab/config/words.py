@@ -7,48 +7,31 @@ from typing import Any
 
 from cnnlab.errors import ConfigError
 
-# What people call a key elsewhere -> its name here.
-SYNONYMS = {
-    "learning_rate": "optimizer.lr",
-    "wd": "optimizer.weight_decay",
-    "l2": "optimizer.weight_decay",
-    "optim": "optimizer",
-    "bs": "data.batch_size",
-    "batch": "data.batch_size",
-    "batchsize": "data.batch_size",
-    "dataset": "data",
-    "datamodule": "data",
-    "data_dir": "data.path",
-    "transform": "augment",
-    "transforms": "augment",
-    "augmentation": "augment",
-    "net": "model",
-    "network": "model",
-    "arch": "model",
-    "scheduler": "schedule",
-    "lr_scheduler": "schedule",
-    "smoothing": "loss.label_smoothing",
-    "criterion": "loss",
-    "epoch": "trainer.max_epochs",
-    "epochs": "trainer.max_epochs",
-    "n_epochs": "trainer.max_epochs",
-    "num_epochs": "trainer.max_epochs",
-    "steps": "trainer.max_steps",
-    "gpu": "trainer.accelerator",
-    "device": "trainer.accelerator",
-    "gpus": "trainer.devices",
-    "num_gpus": "trainer.devices",
-    "nodes": "trainer.num_nodes",
-    "amp": "trainer.precision",
-    "fp16": "trainer.precision",
-    "grad_clip": "trainer.gradient_clip_val",
-    "ckpt_path": "resume",
-    "checkpoint": "resume",
-    "random_seed": "seed",
-    "output_dir": "hydra.run.dir",
-    "save_dir": "hydra.run.dir",
+# What people call a key elsewhere, by its name here.
+CALLED = {
+    "optimizer": "optim",
+    "optimizer.lr": "learning_rate",
+    "optimizer.weight_decay": "wd l2",
+    "data": "dataset datamodule",
+    "data.batch_size": "bs batch batchsize",
+    "data.path": "data_dir",
+    "augment": "transform transforms augmentation",
+    "model": "net network arch",
+    "schedule": "scheduler lr_scheduler",
+    "loss": "criterion",
+    "loss.label_smoothing": "smoothing",
+    "trainer.max_epochs": "epoch epochs n_epochs num_epochs",
+    "trainer.max_steps": "steps",
+    "trainer.accelerator": "gpu device",
+    "trainer.devices": "gpus num_gpus",
+    "trainer.num_nodes": "nodes",
+    "trainer.precision": "amp fp16",
+    "trainer.gradient_clip_val": "grad_clip",
+    "resume": "ckpt_path checkpoint",
+    "seed": "random_seed",
+    "hydra.run.dir": "output_dir save_dir",
 }
-
+SYNONYMS = {word: key for key, words in CALLED.items() for word in words.split()}
 
 # Texts that would be read as something else, or be overlooked, without quotes.
 _QUOTED = r"|[-+.\d_e]+|\s.*|.*\s|(?i:true|false|null|nan|inf)"

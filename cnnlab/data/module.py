@@ -104,12 +104,7 @@ class ImageData(DataModule):
         self.seed = seed
         self.resident = resident
 
-        if source in ("cifar10", "cifar100"):
-            cifar.fetch(source, self.path)
-        elif source == "shapes":
-            shapes.generate(self.path)
-        elif self.path.is_dir():
-            self.path = folder.cached(self.path, size, fit)
+        self._find_file(size, fit)
         data = archive.read(self.path, dict(keys or {}), classes, mapped=resident == "disk")
         self.classes = data.classes
         self.image_shape = data.image_shape
@@ -140,6 +135,15 @@ class ImageData(DataModule):
             log.warning(
                 f"{self.count('val')} images validate and {self.count('train')} train: is data.val_size meant so?"
             )
+
+    def _find_file(self, size: int | None, fit: Fit) -> None:
+        """Fetch, draw or pack the file where it is not there yet."""
+        if self.source in ("cifar10", "cifar100"):
+            cifar.fetch(self.source, self.path)
+        elif self.source == "shapes":
+            shapes.generate(self.path)
+        elif self.path.is_dir():
+            self.path = folder.cached(self.path, size, fit)
 
     def _check_statistics(self) -> None:
         channels = self.image_shape[2]
@@ -216,11 +220,6 @@ class ImageData(DataModule):
         on_host = self._parts["train"].images.device.type == "cpu"
         pin_memory = on_host and self.trainer.strategy.root_device.type == "cuda"
         return super().placement() | {"pin_memory": pin_memory}
-
-    @property
-    def train_images(self) -> Tensor:
-        """The whole training array, of which the splits are rows."""
-        return self._parts["train"].images
 
 
 def _parts(data: archive.Archive, division: splits.Division, label_noise: float, seed: int) -> dict[Split, Part]:

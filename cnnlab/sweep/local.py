@@ -34,6 +34,7 @@ OUTPUT = "console.log"
 TRIAL_MIB = 1024  # of memory that a trial may need, where `n_jobs` is not given
 
 
+@dataclass(eq=False)
 class Local(PoolLauncher):
     """Start each trial as a process, so that whatever ends it takes no other with it.
 
@@ -44,15 +45,13 @@ class Local(PoolLauncher):
             forks on Linux, where that is safe.
     """
 
-    def __init__(
-        self,
-        n_jobs: int | None = None,
-        threads: int | None = None,
-        start: Literal["auto", "fork", "spawn"] = "auto",
-    ) -> None:
-        self.n_jobs = n_jobs
-        self.threads = threads
-        self.start = start if start != "auto" else "fork" if sys.platform == "linux" else "spawn"
+    n_jobs: int | None = None
+    threads: int | None = None
+    start: Literal["auto", "fork", "spawn"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.start == "auto":
+            self.start = "fork" if sys.platform == "linux" else "spawn"
 
     def pool(self, trials: int) -> "ProcessPool":
         """Return the pool for so many trials."""

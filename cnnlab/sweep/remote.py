@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,6 +95,7 @@ class _Cluster(PoolLauncher):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
 
+@dataclass(eq=False)
 class Slurm(_Cluster):
     """Submit each trial as a job, by submitit.
 
@@ -106,24 +108,17 @@ class Slurm(_Cluster):
 
     extra, package = "slurm", "submitit"
 
-    def __init__(
-        self,
-        n_jobs: int = 32,
-        cluster: Literal["slurm", "local"] = "slurm",
-        max_num_timeout: int = 10,
-        parameters: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.n_jobs = n_jobs
-        self.cluster = cluster
-        self.max_num_timeout = max_num_timeout
-        self.parameters = OmegaConf.to_container(OmegaConf.create(dict(parameters or {})), resolve=True)
+    n_jobs: int = 32
+    cluster: Literal["slurm", "local"] = "slurm"
+    max_num_timeout: int = 10
+    parameters: Mapping[str, Any] | None = None
 
     def pool(self, trials: int) -> "JobPool":
         """Return where trials run."""
         import submitit
 
-        assert isinstance(self.parameters, dict)
-        parameters = {str(name): value for name, value in self.parameters.items() if value is not None}
+        content: Any = OmegaConf.to_container(OmegaConf.create(dict(self.parameters or {})), resolve=True)
+        parameters = {str(name): value for name, value in content.items() if value is not None}
         if self.config.trainer.accelerator in ("gpu", "cuda"):
             parameters.setdefault("gpus_per_node", devices_per_trial(self.config.trainer) or 1)
         if self.cluster == "local":
@@ -143,6 +138,7 @@ class Slurm(_Cluster):
         )
 
 
+@dataclass(eq=False)
 class Ray(_Cluster):
     """Run each trial as a task of a Ray cluster.
 
@@ -156,17 +152,10 @@ class Ray(_Cluster):
 
     extra, package = "ray", "ray"
 
-    def __init__(
-        self,
-        address: str | None = "auto",
-        n_jobs: int | None = None,
-        num_cpus: float = 1,
-        num_gpus: float | None = None,
-    ) -> None:
-        self.address = address
-        self.n_jobs = n_jobs
-        self.num_cpus = num_cpus
-        self.num_gpus = num_gpus
+    address: str | None = "auto"
+    n_jobs: int | None = None
+    num_cpus: float = 1
+    num_gpus: float | None = None
 
     def pool(self, trials: int) -> "JobPool":
         """Return where trials run."""
@@ -193,6 +182,7 @@ class Ray(_Cluster):
         )
 
 
+@dataclass
 class JobPool:
     """Trials as jobs of a cluster.
 
@@ -204,31 +194,23 @@ class JobPool:
         cancel: Has a job save and end.
     """
 
-    def __init__(
-        self,
-        size: int,
-        submit: Callable[[Task], Any],
-        ended: Callable[[list[Any], float], list[Any]],
-        result: Callable[[Any], int],
-        cancel: Callable[[Any], object],
-    ) -> None:
-        self.size = size
-        self._submit = submit
-        self._ended = ended
-        self._result = result
-        self._cancel = cancel
-        self._names: dict[Any, str] = {}  # by job
+    size: int
+    submit: Callable[[Task], Any]
+    ended: Callable[[list[Any], float], list[Any]]
+    result: Callable[[Any], int]
+    cancel: Callable[[Any], object]
+    _names: dict[Any, str] = field(default_factory=dict, init=False)  # by job
 
     def start(self, name: str, argv: list[str], folder: Path, handle: int | None) -> None:
         """Give a trial to the cluster."""
-        self._names[self._submit(Task(str(Path(sys.argv[0]).absolute()), argv, folder, Path.cwd()))] = name
+        self._names[self.submit(Task(str(Path(sys.argv[0]).absolute()), argv, folder, Path.cwd()))] = name
 
     def wait(self, timeout: float) -> list[tuple[str, str | None]]:
         """Return the trials that ended within so many seconds, each with what killed it, if anything did."""
         ended = []
-        for job in self._ended(list(self._names), timeout) if self._names else []:
+        for job in self.ended(list(self._names), timeout) if self._names else []:
             try:
-                cause = cause_of_death(self._result(job))
+                cause = cause_of_death(self.result(job))
             except Exception as error:  # whatever the cluster did to it
                 cause = f"{job}: {' '.join(str(error).split())[:200]}"
             ended.append((self._names.pop(job), cause))
@@ -237,7 +219,7 @@ class JobPool:
     def stop(self, signum: int) -> list[tuple[str, str | None]]:
         """Have all trials save and end."""
         for job in self._names:
-            self._cancel(job)
+            self.cancel(job)
         ended = []
         until = time.monotonic() + GRACE_SECONDS
         while self._names and time.monotonic() < until:

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from cnnlab.stats import holm, welch, wilson
+from cnnlab.stats import corrected, welch, wilson
 from cnnlab.sweep.table import Group, Table
 from cnnlab.wording import format_difference, format_setting
 
@@ -46,9 +46,7 @@ def lead(table: Table) -> str | None:
     verdicts = [
         welch(_values(group), _values(best)) for group in table.groups[1:] if len(group.rows) > 1
     ]  # the first is the runner-up's
-    note = "" if len(verdicts) == 1 else ", Holm's correction"
-    verdict = verdicts[0]._replace(p=holm([each.p for each in verdicts])[0], test=verdicts[0].test + note)
-    return verdict.words(*names, table.metric)
+    return corrected(verdicts)[0].words(*names, table.metric)
 
 
 def importance(table: Table) -> dict[str, float]:
