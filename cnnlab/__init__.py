@@ -36,17 +36,8 @@ _HOME = {
 }
 
 __all__ = [
-    "Batch",
-    "Batches",
-    "Classifier",
-    "ConvNet",
-    "ImageData",
-    "ResNet",
-    "WideResNet",
-    "normalised",
-    "runs",
-    "train",
-]
+    "Batch", "Batches", "Classifier", "ConvNet", "ImageData", "ResNet", "WideResNet", "normalised", "runs", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -85,6 +85,15 @@ def find_runs(names: Sequence[str]) -> list[ComparedRun]:
     return compared
 
 
+def tabulate(compared: Sequence[ComparedRun]) -> dict[str, Mapping[str, Sequence[Any]]]:
+    """Return what is compared line by line: each run's value of each key, by title."""
+    return {
+        "Config": compare_configs(compared),
+        "Environment": compare_environments(compared),
+        "Metrics": compare_metrics(compared),
+    }
+
+
 def compare_configs(compared: Sequence[ComparedRun]) -> dict[str, list[Any]]:
     """Return the config keys whose values are not all the same, with each run's value; None where it has none."""
     configs = [dict(flatten(run.record.config)) for run in compared]

@@ -354,6 +354,15 @@ def flatten(config: Any, prefix: str = "", *, sections: bool = False, lists: boo
             yield key, value
 
 
+def holds(content: Any, *keys: str) -> bool:
+    """Whether nested mappings have a key below a key, and so on."""
+    for key in keys:
+        if not isinstance(content, Mapping) or key not in content:
+            return False
+        content = content[key]
+    return True
+
+
 def printable(text: str, keep: str = "\n\t") -> str:
     """Return a text that may be a stranger's so that a terminal shows it and obeys nothing in it."""
     return text.translate(CONTROLS | {ord(letter): letter for letter in keep})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnlab.errors import ConfigError, DamagedError, MachineError
-from cnnlab.files import flatten, read_yaml
+from cnnlab.files import flatten, holds, read_yaml
 from cnnlab.record import Record, find_run, is_run, runs
 
 FACTS = ("status", "started", "seconds", "device", "precision", "num_parameters", "seed", "command", "error", "note")
@@ -107,7 +107,7 @@ def _choices(record: Record) -> dict[str, Any]:
     choices = record.run.get("choices")
     if choices is None:  # by an earlier version, or by a run that failed before it knew
         runtime = read_yaml(record.folder / ".hydra" / "hydra.yaml")
-        choices = runtime["hydra"]["runtime"]["choices"] if _has(runtime, "hydra", "runtime", "choices") else {}
+        choices = runtime["hydra"]["runtime"]["choices"] if holds(runtime, "hydra", "runtime", "choices") else {}
     if not isinstance(choices, dict):
         return {}
     return {
@@ -120,14 +120,6 @@ def _changes(record: Record) -> str:
     overrides = record.run.get("overrides")
     lines = record.overrides if overrides is None else overrides
     return " ".join(map(str, lines)) if isinstance(lines, list) else ""
-
-
-def _has(content: Any, *keys: str) -> bool:
-    for key in keys:
-        if not isinstance(content, Mapping) or key not in content:
-            return False
-        content = content[key]
-    return True
 
 
 def _condition(text: str) -> tuple[str, str, str]:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +48,7 @@ PACKAGES = {
 }  # fmt: skip
 
 
+@dataclass
 class Run:
     """Keep a run's record, and turn whatever ends it into a status, one line and an exit code.
 
@@ -66,21 +68,15 @@ class Run:
         resume_with: What a person types to resume the run; None where there is nothing to resume.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        seed: int | None = None,
-        debug: bool = False,
-        exit_on_error: bool = True,
-        fresh: bool = False,
-        resume_with: str | None = None,
-    ) -> None:
-        self.folder = Path(folder)
-        self.debug = debug
-        self.exit_on_error = exit_on_error
-        self.fresh = fresh
-        self.resume_with = resume_with
+    folder: Path
+    _: KW_ONLY
+    seed: int | None = None
+    debug: bool = False
+    exit_on_error: bool = True
+    fresh: bool = False
+    resume_with: str | None = None
+
+    def __post_init__(self) -> None:
         self.primary = lock.is_primary()
         self._lock: int | None = None
         self._before: dict[str, Any] = {}
@@ -95,7 +91,7 @@ class Run:
             "num_parameters": None,
             "versions": versions(),
             "git": git_state(Path(__file__).parent),
-            "seed": seed,
+            "seed": self.seed,
         }
 
     @property

@@ -10,14 +10,9 @@ from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, UnsafeError
 from cnnlab.files import flatten
 
 KNOWN = (
-    "cnnlab.",
-    "torch.nn.",
-    "torch.optim.",
-    "torchmetrics.classification.",
-    "pytorch_lightning.callbacks.",
-    "pytorch_lightning.loggers.",
-    "pytorch_lightning.Trainer",
-)
+    "cnnlab.", "torch.nn.", "torch.optim.", "torchmetrics.classification.", "pytorch_lightning.callbacks.",
+    "pytorch_lightning.loggers.", "pytorch_lightning.Trainer",
+)  # fmt: skip
 """Where the classes stand that cnnlab's own configs name, and their like."""
 
 
@@ -60,16 +55,11 @@ KINDS = {
 
 # These remove the files that a checkpoint names, write files of a name of their own, or send what they see to others.
 NEVER = (
-    "pytorch_lightning.callbacks.model_checkpoint.",
-    "pytorch_lightning.callbacks.on_exception_checkpoint.",
-    "pytorch_lightning.callbacks.spike.",
-    "pytorch_lightning.loggers.comet.",
-    "pytorch_lightning.loggers.litlogger.",
-    "pytorch_lightning.loggers.mlflow.",
-    "pytorch_lightning.loggers.neptune.",
-    "pytorch_lightning.loggers.wandb.",
+    "pytorch_lightning.callbacks.model_checkpoint.", "pytorch_lightning.callbacks.on_exception_checkpoint.",
+    "pytorch_lightning.callbacks.spike.", "pytorch_lightning.loggers.comet.", "pytorch_lightning.loggers.litlogger.",
+    "pytorch_lightning.loggers.mlflow.", "pytorch_lightning.loggers.neptune.", "pytorch_lightning.loggers.wandb.",
     "cnnlab.callbacks.prune.",
-)
+)  # fmt: skip
 
 
 def vouch(classes: Iterable[str]) -> None:

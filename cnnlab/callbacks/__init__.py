@@ -15,20 +15,6 @@ from cnnlab.callbacks.prune import Prune
 from cnnlab.callbacks.stop import LastStep, StopOnSignal, Timer
 
 __all__ = [
-    "EMA",
-    "AtomicCheckpointIO",
-    "Budget",
-    "Checkpoint",
-    "Dashboard",
-    "Divergence",
-    "EarlyStopping",
-    "Figures",
-    "Freeze",
-    "History",
-    "LastStep",
-    "Lookahead",
-    "Progress",
-    "Prune",
-    "StopOnSignal",
-    "Timer",
-]
+    "EMA", "AtomicCheckpointIO", "Budget", "Checkpoint", "Dashboard", "Divergence", "EarlyStopping", "Figures",
+    "Freeze", "History", "LastStep", "Lookahead", "Progress", "Prune", "StopOnSignal", "Timer",
+]  # fmt: skip

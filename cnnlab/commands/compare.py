@@ -63,12 +63,7 @@ def compare(
             missing = error
         pairs = zip(compared[1:], verdicts, strict=not missing)
         words = [verdict.words(compared[0].label, run.label) for run, verdict in pairs]
-    tables: dict[str, Mapping[str, Sequence[Any]]] = {
-        "Config": comparison.compare_configs(compared),
-        "Environment": comparison.compare_environments(compared),
-        "Metrics": comparison.compare_metrics(compared),
-    }
-    code = comparison.compare_code(compared)
+    tables, code = comparison.tabulate(compared), comparison.compare_code(compared)
     numbers = [0] * len(first) + [1] * len(second) if second else range(len(compared))
     figure = _draw(compared, numbers, figure)
     if as_json:

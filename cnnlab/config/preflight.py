@@ -15,7 +15,7 @@ from cnnlab.config.help import help_text
 from cnnlab.config.lines import parse, parse_all, quote, sets, text_of
 from cnnlab.config.loader import read_flags
 from cnnlab.config.record import follow_budget
-from cnnlab.config.resume import STATES, changes, check_origin, expand, find, find_sweep
+from cnnlab.config.resume import STATES, changes, check_origin, expand, find
 from cnnlab.config.rules import names_run
 from cnnlab.config.words import as_typed, refusal
 from cnnlab.errors import UnsafeError
@@ -158,7 +158,7 @@ def _folder_to_resume(overrides: Sequence[Override], multirun: bool) -> Path | N
         return None
     if not isinstance(values[-1], str) or not values[-1]:
         raise refusal(f"resume must be a run's folder, or `last`, got {as_typed(values[-1])}")
-    return find_sweep(values[-1]) if multirun else find(values[-1])
+    return find(values[-1], sweep=multirun)
 
 
 def _check_objects(folder: Path, objects: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -39,37 +39,22 @@ MOST_SIGNS = 10_000
 """Of a run's overrides, besides letters and digits: Hydra's parser takes a second or two for so many."""
 
 
-def find(name: str) -> Path:
-    """Return the absolute path of the run that `resume=` names: its folder, or `last` for the newest one.
+def find(name: str, *, sweep: bool = False) -> Path:
+    """Return the absolute path of what `resume=` names: a run's folder or a sweep's, or `last` for the newest one.
 
     Raises:
-        ConfigError: There is no such run.
+        ConfigError: There is no such folder.
     """
-    if name != "last":
-        return _folder(name, "a run's folder", ".hydra/config.yaml", is_run)
-    records = list(runs(RUNS))
-    if not records:
-        raise refusal("resume=last found no run below outputs; give the run's folder")
-    return max(records, key=lambda record: record.touched).folder.absolute()
-
-
-def find_sweep(name: str) -> Path:
-    """Return the absolute path of the sweep that `resume=` names: its folder, or `last` for the newest one.
-
-    Raises:
-        ConfigError: There is no such sweep.
-    """
-    if name != "last":
-        return _folder(name, "a sweep's folder (with -m)", SWEEP_RECORD, is_sweep)
-    records = list(RUNS.glob(f"**/{SWEEP_RECORD}"))
-    if not records:
-        raise refusal("resume=last found no sweep below outputs; give the sweep's folder")
-    return max(records, key=lambda record: record.stat().st_mtime_ns).parent.parent.absolute()
-
-
-def _folder(name: str, kind: str, mark: object, holds: Callable[[Path], bool]) -> Path:
+    thing, mark, holds = ("sweep", SWEEP_RECORD, is_sweep) if sweep else ("run", ".hydra/config.yaml", is_run)
+    if name == "last":
+        records = {path.parent.parent: path.stat().st_mtime_ns for path in RUNS.glob(f"**/{SWEEP_RECORD}")}
+        touched = records if sweep else {record.folder: record.touched for record in runs(RUNS)}
+        if not touched:
+            raise refusal(f"resume=last found no {thing} below outputs; give the {thing}'s folder")
+        return max(touched, key=touched.__getitem__).absolute()
     folder = Path(name).expanduser().absolute()
     if not holds(folder):
+        kind = f"a {thing}'s folder{' (with -m)' if sweep else ''}"
         raise refusal(f"resume={name} must be {kind}, but there is no {mark} in it")
     if "${" in str(folder):
         raise refusal(f"resume={name} must not hold ${{, which Hydra would replace: rename the folder")

@@ -7,6 +7,7 @@ from typing import Any
 from cnnlab.config.checks import CLOSED, rule_of
 from cnnlab.config.project import folders
 from cnnlab.config.tree import OPTIONAL, content, groups, main_file, options
+from cnnlab.files import holds
 
 REFERENCE = {"type": "string", "pattern": r"\$\{|^\?\?\?$"}
 """A value that is taken from another key, or that is still to be given."""
@@ -73,21 +74,13 @@ def _leaf(key: tuple[str, ...], sections: list[Mapping[str, Any]]) -> dict[str, 
     schemas: list[Mapping[str, Any]] = []
     for option in options(key[0]) if key[0] in groups() else [None]:
         config = main_file() | ({key[0]: content(key[0], option)} if option else {})
-        if option and not _has(config, key):
+        if option and not holds(config, *key):
             continue
         rule = rule_of(key, config)
         if not rule.schema:
             return {}
         schemas += [rule.schema] if rule.schema not in schemas else []
     return {"anyOf": [*schemas, REFERENCE]}
-
-
-def _has(config: Any, key: tuple[str, ...]) -> bool:
-    for part in key:
-        if not isinstance(config, Mapping) or part not in config:
-            return False
-        config = config[part]
-    return True
 
 
 def _description(name: str, comments: Mapping[str, str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import yaml  # type: ignore[import-untyped]
 
 from cnnlab import trust
 from cnnlab.config.project import CONF, folders, own_folders
+from cnnlab.files import holds
 
 Key = tuple[str, ...]
 
@@ -151,17 +152,9 @@ def origin(key: Key, choices: Mapping[str, Any]) -> str | None:
     """Return the chosen `group=option` whose file gives a key its value; a recipe goes before the other options."""
     for group, inner in (("experiment", key), (key[0], key[1:])):
         option = choices.get(group)
-        if isinstance(option, str) and option in options(group) and _holds(content(group, option), inner):
+        if isinstance(option, str) and option in options(group) and holds(content(group, option), *inner):
             return f"{group}={option}"
     return None
-
-
-def _holds(value: Any, key: Key) -> bool:
-    for part in key:
-        if not isinstance(value, Mapping) or part not in value:
-            return False
-        value = value[part]
-    return True
 
 
 def options_with(key: Key) -> list[str]:
@@ -169,4 +162,4 @@ def options_with(key: Key) -> list[str]:
     group, *rest = key
     if group not in groups() or not rest:
         return []
-    return [f"{group}={option}" for option in options(group) if _holds(content(group, option), tuple(rest))]
+    return [f"{group}={option}" for option in options(group) if holds(content(group, option), *rest)]

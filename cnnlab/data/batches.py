@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from cnnlab.batch import PADDING, Batch, mix_seed
 Sampler = Literal["shuffled", "balanced"]
 
 
+@dataclass(eq=False, repr=False)
 class Stream:
     """The order of a split's samples, and the place in it; what a batch is made of, the classes below say.
 
@@ -36,32 +38,22 @@ class Stream:
         world_size: Number of processes that share the epoch.
     """
 
-    def __init__(
-        self,
-        count: int,
-        *,
-        batch_size: int,
-        shuffle: bool = False,
-        seed: int = 0,
-        balance: Int64[Tensor, "n"] | None = None,
-        fixed: bool = False,
-        drop_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}.")
-        self.count = count
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.balance = balance
-        self.fixed = fixed
-        self.drop_last = drop_last
-        self.rank = rank
-        self.world_size = world_size
+    count: int
+    _: KW_ONLY
+    batch_size: int
+    shuffle: bool = False
+    seed: int = 0
+    balance: Int64[Tensor, "n"] | None = None
+    fixed: bool = False
+    drop_last: bool = False
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank must be from 0 to world_size - 1 = {self.world_size - 1}, got {self.rank}.")
         self.epoch = 0
         self._offset = 0
         self._resume: dict[str, int] | None = None

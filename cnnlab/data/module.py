@@ -109,10 +109,7 @@ class ImageData(DataModule):
         self.classes = data.classes
         self.image_shape = data.image_shape
         self._mapping = data.mapping
-        self.mean, self.std = (
-            (mean, std) if mean and std else archive.channel_statistics(data.images["train"], data.mapping)
-        )
-        self._check_statistics()
+        self.mean, self.std = self._statistics(data, mean, std)
         if folds is not None and "val" in data.images:
             raise ConfigError(
                 "data.folds divides the training images, and the file has a validation set of its own: give one of "
@@ -145,15 +142,20 @@ class ImageData(DataModule):
         elif self.path.is_dir():
             self.path = folder.cached(self.path, size, fit)
 
-    def _check_statistics(self) -> None:
-        channels = self.image_shape[2]
-        if not len(self.mean) == len(self.std) == channels:
+    def _statistics(
+        self, data: archive.Archive, mean: Sequence[float] | None, std: Sequence[float] | None
+    ) -> tuple[Sequence[float], Sequence[float]]:
+        """Return mean and standard deviation of each channel, computed unless they are given, and check them."""
+        if not (mean and std):
+            mean, std = archive.channel_statistics(data.images["train"], data.mapping)
+        if not len(mean) == len(std) == data.image_shape[2]:
             raise DataError(
-                f"data.mean and data.std must have one value for each of the {channels} channels, "
-                f"got {len(self.mean)} and {len(self.std)}."
+                f"data.mean and data.std must have one value for each of the {data.image_shape[2]} channels, "
+                f"got {len(mean)} and {len(std)}."
             )
-        if not np.isfinite([*self.mean, *self.std]).all():
+        if not np.isfinite([*mean, *std]).all():
             raise DataError(f"{self.path}: the training images must be finite numbers; some are NaN or infinite.")
+        return mean, std
 
     def _usable_batch_size(self, batch_size: int) -> int:
         count = self.count("train")

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.plugins.launcher import Launcher
@@ -18,6 +19,7 @@ from cnnlab.sweep.trial import Trial
 MAX_CRASHES = 2  # of the whole sweep's process with one trial
 
 
+@dataclass
 class Runner:
     """Run trials of a sweep.
 
@@ -29,20 +31,17 @@ class Runner:
         limits: Those of the sweep (epochs, steps, time).
     """
 
-    def __init__(
-        self, launcher: Launcher, folder: SweepFolder, board: Board, base: Sequence[str], limits: dict[str, Any]
-    ) -> None:
-        self.folder = folder
-        self.board = board
-        self._launcher = launcher
-        self._base = base
-        self._limits = limits
+    launcher: Launcher
+    folder: SweepFolder
+    board: Board
+    base: Sequence[str]
+    limits: dict[str, Any]
 
     def pool(self, trials: int, batch: int | None = None) -> Pool:
         """Return where so many trials run; launchers of others get `batch` at a time, or all."""
-        if isinstance(self._launcher, PoolLauncher):
-            return self._launcher.pool(max(trials, 1))
-        return LauncherPool(self._launcher, 1 if self._is_basic else batch or max(trials, 1))
+        if isinstance(self.launcher, PoolLauncher):
+            return self.launcher.pool(max(trials, 1))
+        return LauncherPool(self.launcher, 1 if self._is_basic else batch or max(trials, 1))
 
     def run(self, pool: Pool, queue: Iterator[Trial | None]) -> Iterator[tuple[Trial, str]]:
         """Run trials as long as the queue has some; yield each with its status when it has ended.
@@ -72,7 +71,7 @@ class Runner:
                     return
                 for name, cause in pool.wait(0.5):
                     trial = running.pop(name)
-                    yield trial, self.folder.trial(name).end(cause, self._limits)
+                    yield trial, self.folder.trial(name).end(cause, self.limits)
                     self.board.end(name)
                 self.board.refresh()
         except Stopped as stop:
@@ -81,7 +80,7 @@ class Runner:
                 folder = self.folder.trial(name)
                 # One that runs in this process has ended by itself; one that still waited has not begun.
                 if name in ended or folder.run.get("status") == "interrupted":
-                    folder.end(ended.get(name), self._limits)
+                    folder.end(ended.get(name), self.limits)
                     self.board.end(name)
                 elif not folder.run:
                     folder.write(starts=0)
@@ -93,13 +92,13 @@ class Runner:
     @property
     def _is_basic(self) -> bool:
         """Whether the trials run in this process, which then ends with whatever ends one of them."""
-        return type(self._launcher).__name__ == "BasicLauncher"
+        return type(self.launcher).__name__ == "BasicLauncher"
 
     def _start(self, pool: Pool, trial: Trial) -> None:
         folder = self.folder.trial(trial.name)
         folder.begin(trial)
         path = quote(folder.path)
-        overrides = [*self._base, *trial.overrides, *trial.extra]
+        overrides = [*self.base, *trial.overrides, *trial.extra]
         if isinstance(pool, LauncherPool):
             place = [f"hydra.sweep.dir={quote(self.folder.path)}", f"hydra.sweep.subdir={quote(trial.name)}"]
         else:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 JOURNAL = "study.journal"
 
 
+@dataclass
 class Search:
     """Run a study in a sweep's folder: begin it, resume it, or join it from another machine.
 
@@ -32,22 +33,15 @@ class Search:
         hold: The name under which this process holds the sweep's folder.
     """
 
-    def __init__(
-        self,
-        runner: Runner,
-        options: dict[str, Any],
-        dimensions: Sequence[Dimension],
-        seeds: Sequence[int],
-        seed: int,
-        hold: str,
-    ) -> None:
-        self.runner = runner
-        self.options = options
-        self.dimensions = dimensions
-        self.seeds = list(seeds)
-        self.seed = seed
-        self.hold = hold
-        self.folder = runner.folder
+    runner: Runner
+    options: dict[str, Any]
+    dimensions: Sequence[Dimension]
+    seeds: Sequence[int]
+    seed: int
+    hold: str
+
+    def __post_init__(self) -> None:
+        self.folder = self.runner.folder
         self.objective: dict[str, Any] = self.folder.record["objective"]
         if self.options["pruner"] != "none" and not self.objective["metric"].startswith(("val/", "train/")):
             raise ConfigError(
