@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from cnnlab.bounds import NonNegativeFloat
 from cnnlab.callbacks.history import History
-from cnnlab.classifier import find_pace
+from cnnlab.classifier import callbacks_of, find_pace
 from cnnlab.schedule import Pace
 from cnnlab.wording import format_duration, format_metric
 
@@ -49,8 +49,7 @@ class Progress(Callback):
         self._pace = find_pace(trainer)
         if self._pace is not None:  # the number of steps is only guessed
             total = 1.0
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        self._history = next((callback for callback in callbacks if isinstance(callback, History)), None)
+        self._history = next(callbacks_of(trainer, History), None)
         self._bar = Bar(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None),
             console=console, transient=True, disable=not console.is_terminal, speed_estimate_period=2.5 * LOG_SECONDS,

@@ -37,7 +37,6 @@ ASKING_NOTHING: dict[str, dict[str, Any]] = {
     "loss": {"label_smoothing": 0.0, "class_weights": None},
 }
 """Values that `build` leaves out where the class in the place of the option's does not take them."""
-OF_INSTANTIATE = {"_target_", "_args_", "_partial_", "_convert_", "_recursive_"}
 
 
 def check(config: DictConfig | Mapping[str, Any]) -> None:
@@ -209,9 +208,8 @@ def _wrong_arguments(key: Key, content: Any, choices: Mapping[str, Any]) -> Iter
     called = _signature(target)
     if called and not called.is_open and "_args_" not in content:
         names = called.parameters.keys()
-        for name in (
-            content.keys() - names - OF_INSTANTIATE - (TAKEN_BY_BUILD.get(key[0], set()) if len(key) == 1 else set())
-        ):
+        elsewhere = TAKEN_BY_BUILD.get(key[0], set()) if len(key) == 1 else set()
+        for name in content.keys() - names - set(trust.SPECIAL) - elsewhere:
             if len(key) == 1 and content[name] == ASKING_NOTHING.get(key[0], {}).get(name, ...):
                 continue
             dotted = ".".join((*key, str(name)))

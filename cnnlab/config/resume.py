@@ -47,8 +47,10 @@ def find(name: str, *, sweep: bool = False) -> Path:
     """
     thing, mark, holds = ("sweep", SWEEP_RECORD, is_sweep) if sweep else ("run", ".hydra/config.yaml", is_run)
     if name == "last":
-        records = {path.parent.parent: path.stat().st_mtime_ns for path in RUNS.glob(f"**/{SWEEP_RECORD}")}
-        touched = records if sweep else {record.folder: record.touched for record in runs(RUNS)}
+        if sweep:
+            touched = {path.parent.parent: path.stat().st_mtime_ns for path in RUNS.glob(f"**/{SWEEP_RECORD}")}
+        else:
+            touched = {record.folder: record.touched for record in runs(RUNS)}
         if not touched:
             raise refusal(f"resume=last found no {thing} below outputs; give the {thing}'s folder")
         return max(touched, key=touched.__getitem__).absolute()
