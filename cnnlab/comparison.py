@@ -16,7 +16,6 @@ from cnnlab.files import flatten, read_bytes
 from cnnlab.record import CODE_DIFF, Record, find_run
 from cnnlab.stats import Verdict, corrected, mcnemar, welch
 
-
 MOST_LINES = 40
 """Of a difference of code that are shown; the rest is counted."""
 

@@ -285,7 +285,7 @@ RULES: dict[str, Rule] = {
     | Rule(
         "a list of indices",
         lambda value: value != [] and each(whole(0)).accepts(value),
-        schema=each(whole(0)).schema | {"minItems": 1},
+        schema={**each(whole(0)).schema, "minItems": 1},
     )
     | matching(r"-1|[1-9]\d*|\d+,|\d+(,\d+)+", "a text such as '0,1'"),
     "trainer.num_nodes": whole(1),
