@@ -596,7 +596,7 @@ def test_what_a_recipe_chooses_by_time_is_checked_like_any_value(tmp_path):
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "config.yaml").write_text(f"budget: {folder}\n")
     with pytest.raises(ConfigError, match="that run's budget is its own"):
-        preflight([*lines, f"budget='{folder}'"])
+        references.by_budget({"1s": 1}, {"budget": str(folder)})
     preflight([f"resume={record_run(tmp_path / 'run', *lines, 'budget=1min')}"])  # it depends on nothing outside
 
 
