@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ import train as script
 from cnnlab import rehearsal
 from cnnlab.errors import ConfigError
 from cnnlab.run import command_line
-from tests.conftest import ROOT
+from tests.conftest import ROOT, drawn
 
 
 class Deaf(nn.Module):
@@ -75,6 +76,14 @@ def test_a_run_that_can_begin_is_go_and_leaves_nothing_behind(check):
     assert "ln(10) is 2.303" in out
     assert "for 30 steps of" in out
     assert lines[-1] == "go"
+
+
+def test_data_without_a_test_can_begin_too(check, tmp_path: Path):
+    images, labels = drawn(200, 10, seed=0)
+    np.savez(tmp_path / "untested.npz", X_train=images, y_train=labels)
+    code, output, errors = check(f"data.path='{tmp_path}/untested.npz'", "data.test_size=0")
+    assert code == 0, errors
+    assert "test 0 images" in output
 
 
 def test_a_budget_is_turned_into_steps_and_epochs(check):
