@@ -26,7 +26,7 @@ from cnnlab.decision import (
 )
 from cnnlab.errors import ConfigError
 from cnnlab.stats import confidence_sequence, t_quantile
-from tests.conftest import ROOT, Train, read
+from tests.conftest import ROOT, read
 
 
 def pairs(difference: float, chance: random.Random) -> Iterator[Pair]:
@@ -137,9 +137,10 @@ def test_where_no_image_differs_others_may():
     assert wide["high"] == -wide["low"] == pytest.approx(1 - 0.00625 ** (1 / 100))
 
 
-def test_a_folder_that_holds_runs_of_another_recipe_is_refused(train: Train, small: list[str], tmp_path: Path):
+def test_a_folder_that_holds_runs_of_another_recipe_is_refused(small: list[str], tmp_path: Path):
     words = [*small[:-1], "trainer.max_epochs=1", "optimizer.lr=0.1"]
-    train("trainer.max_epochs=1", "optimizer.lr=0.1", "seed=0", "tags=[mine]", folder=tmp_path / "first-seed=0")
+    place = f"hydra.run.dir='{tmp_path / 'first-seed=0'}'"
+    cnnlab.train([*words, "seed=0", "tags=[mine]", "callbacks.figures=null", place])
     accuracy = read(tmp_path / "first-seed=0" / "metrics.json")["val/accuracy"]
     assert train_seed(words, 0, "val/accuracy", tmp_path, "first") == (accuracy, 1 / 80)
     for other in ("optimizer.lr=0.2", "trainer.max_epochs=2"):
