@@ -301,10 +301,13 @@ def command_line() -> Iterator[None]:
     _command_began = time.monotonic() - process_seconds()
     lock.forget_stale_ranks()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print a traceback of its own, and exit with 1
-    with exit_on_error(last=True, waiting="train.py: starting"):
-        yield
-        if failed:
-            raise PartialError(f"{len(failed)} of the sweep's runs failed: {', '.join(map(str, failed))}")
+    try:
+        with exit_on_error(last=True, waiting="train.py: starting"):
+            yield
+            if failed:
+                raise PartialError(f"{len(failed)} of the sweep's runs failed: {', '.join(map(str, failed))}")
+    finally:
+        _command_began = None
 
 
 @contextmanager

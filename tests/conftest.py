@@ -1,11 +1,12 @@
 """Data and runs that many tests start from."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,18 @@ def small(npz: Path) -> list[str]:
         "data.batch_size=32",
         "trainer.max_epochs=2",
     ]
+
+
+@pytest.fixture(autouse=True)
+def log_of_one_test() -> Iterator[None]:
+    """Take away what a run in this process leaves in the log, which ends with its process elsewhere."""
+    yield
+    from cnnlab.console import ConsoleHandler, LogFile
+
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, LogFile | ConsoleHandler)]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 @pytest.fixture
