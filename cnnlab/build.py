@@ -24,7 +24,6 @@ from pytorch_lightning.callbacks import Checkpoint as LightningCheckpoint
 from pytorch_lightning.callbacks import ModelSummary, ProgressBar
 from pytorch_lightning.plugins.precision import DoublePrecision, HalfPrecision
 from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -426,25 +425,28 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0,
         # Their processes' results stay in them: best state, metrics and curves would be lost.
         raise ConfigError(f"trainer.strategy={cfg.trainer.strategy}: use ddp, which starts train.py once a device.")
     callbacks, loggers = build_callbacks(cfg), build_list(cfg, "logger")
-    plugins = [AtomicCheckpointIO(), *([cfg.trainer.plugins] if cfg.trainer.plugins else [])]
+    # StopOnSignal comes last: the others have recorded the batch by then.
+    watchers = [Divergence(rollbacks=rollbacks), *callbacks, *build_limits(cfg, began), StopOnSignal()]
+    profiler = build_profiler(cfg)
     try:
-        trainer = instantiate(
-            cfg.trainer,
-            # StopOnSignal comes last: the others have recorded the batch by then.
-            callbacks=[Divergence(rollbacks=rollbacks), *callbacks, *build_limits(cfg, began), StopOnSignal()],
+        # Hydra builds what stands in the config; what is offered are objects, which it would copy.
+        construct = instantiate(cfg.trainer, _partial_=True)
+        plugins = construct.keywords.get("plugins")
+        trainer = construct(
+            callbacks=watchers,
             max_time=None,
             logger=loggers or False,
-            plugins=plugins,
+            plugins=[AtomicCheckpointIO(), *([plugins] if plugins else [])],
             precision=cfg.trainer.precision and precision_of(cfg),  # Lightning warns of the short spellings
-            profiler=build_profiler(cfg),
+            profiler=profiler,
             limit_val_batches=cfg.trainer.limit_val_batches if validate else 0,
             enable_checkpointing=any(isinstance(callback, LightningCheckpoint) for callback in callbacks),
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             enable_model_summary=cfg.trainer.enable_model_summary
             or any(isinstance(callback, ModelSummary) for callback in callbacks),
         )
-    except (InstantiationException, MisconfigurationException) as error:
-        cause = error.__cause__ or error
+    except Exception as error:  # of Lightning's, or of a plugin's author
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         text = f"trainer: {' '.join(str(cause).split())}"
         raise (MachineError if "machine only has" in text else ConfigError)(text) from error
     patches.count_epochs(trainer)

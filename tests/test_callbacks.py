@@ -1,8 +1,9 @@
 """Lookahead, frozen parameters, and another run's weights as a beginning."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -39,6 +40,25 @@ class Walk(LightningModule):
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD([self.weight], lr=1.0)
+
+
+@dataclass
+class Counting(Callback):
+    """A callback of a user's own, written as a dataclass."""
+
+    every: int = 2
+    seen: ClassVar[list[int]] = []
+
+    @override
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx % self.every == 0:
+            self.seen.append(batch_idx)
+
+
+def test_a_callback_may_be_a_dataclass(train: Train):
+    Counting.seen.clear()
+    train("+callbacks.counting={_target_: tests.test_callbacks.Counting, every: 3}", "trainer.max_epochs=1")
+    assert Counting.seen == [0, 3, 6, 9]
 
 
 def test_lookahead_is_its_recursion(tmp_path: Path):
