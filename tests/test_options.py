@@ -125,6 +125,7 @@ def test_every_recipe_trains_in_one_sweep(
     arguments = [
         "-m",
         "experiment=glob(*,exclude=transfer)",
+        "budget=null",  # the steps say when a run ends
         "data.val_size=80",
         "data.batch_size=8",
         "~callbacks.figures",
