@@ -253,9 +253,9 @@ def test_a_run_ends_validated_and_says_what_it_used(train: Train):
     assert facts["budget"]["used"] < 8 + 5
     assert int(last[1]) == facts["budget"]["steps"] == facts["best"]["step"]
     assert last[5] != ""  # the last state's loss on the validation images
-    assert (
-        float(last[2]) < 0.5 * 0.01
-    )  # the learning rate, of 0.01 at first; the fewer steps there were, the more is left
+    shares = read_checkpoint(folder / "checkpoints" / "last.ckpt")["callbacks"]["Budget"]["shares"].tolist()
+    assert shares[-1] == 1
+    assert float(last[2]) == pytest.approx(0.01 * (1 - shares[-2]), abs=1e-6)  # the line's end, one step before it
     train(f"resume='{folder}'", folder=folder)
     log = (folder / "train.log").read_text()
     assert "budget=8s, of which" in log
