@@ -12,7 +12,8 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from torch import Tensor
+from lightning_fabric.utilities import move_data_to_device
+from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 from typing_extensions import override
@@ -81,6 +82,28 @@ class SplitMetrics(MetricCollection):
         super()._apply(*args, **kwargs)
         self.set_dtype(torch.float32)
         return self
+
+
+def begun_states(module: nn.Module) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Return updates and state of each of a module's metrics that has seen something since it was reset, by its name.
+
+    torchmetrics keeps them out of a module's state.
+    """
+    return {
+        name: (metric.update_count, dict(metric.metric_state))
+        for name, metric in module.named_modules()
+        if isinstance(metric, Metric) and metric.update_called
+    }
+
+
+def set_begun_states(module: nn.Module, states: Mapping[str, tuple[int, Mapping[str, Any]]]) -> None:
+    """Give a module's metrics, on their device, the states that `begun_states` returned."""
+    for name, metric in module.named_modules():
+        if isinstance(metric, Metric) and name in states:
+            count, state = states[name]
+            for key in metric.metric_state.keys() & state.keys():
+                setattr(metric, key, move_data_to_device(state[key], metric.device))
+            metric._update_count = count
 
 
 @contextmanager

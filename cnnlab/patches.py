@@ -173,26 +173,45 @@ def step_plateaus(trainer: Trainer) -> None:
 
 
 def logged_so_far(trainer: Trainer) -> dict[str, tuple[float, int]]:
-    """Return the sum and the images behind it of each number that `self.log` is to average over the epoch.
+    """Return what `self.log` has of each number for the whole epoch, and the images behind a mean's sum.
 
-    Lightning keeps them in no checkpoint: of an epoch that was resumed inside, it would average the rest. Lightning
-    2.6.6, `_ResultCollection`.
+    Lightning keeps them in no checkpoint: of an epoch that was resumed inside, it would say what the rest gave.
+    Lightning 2.6.6, `_ResultCollection`.
     """
     results = trainer.fit_loop.epoch_loop._results
     return {
-        name: (float(result.value), int(result.cumulated_batch_size))
+        name: (float(result.value), int(getattr(result, "cumulated_batch_size", 0)))
         for name, result in results.items()
-        if result.is_tensor and result.meta.on_epoch and result.meta.is_mean_reduction
+        if result.is_tensor and result.meta.on_epoch
     }
 
 
 def add_logged(trainer: Trainer, before: dict[str, tuple[float, int]]) -> None:
-    """Add to what `self.log` has summed up what it had when the state that was resumed from was saved."""
+    """Give `self.log` for the whole epoch what it had when the state that was resumed from was saved."""
     results = trainer.fit_loop.epoch_loop._results
     for name in before.keys() & results.keys():
-        total, images = before[name]
-        results[name].value = results[name].value + total
-        results[name].cumulated_batch_size = results[name].cumulated_batch_size + images
+        result, (value, images) = results[name], before[name]
+        if result.meta.is_mean_reduction or result.meta.is_sum_reduction:
+            result.value = result.value + value
+        else:
+            result.value = result.meta.reduce_fx(result.value, torch.full_like(result.value, value))
+        if result.meta.is_mean_reduction:
+            result.cumulated_batch_size = result.cumulated_batch_size + images
+
+
+def just_logged(trainer: Trainer, loop: Any) -> dict[str, float]:
+    """Return what has been logged in this epoch of training, or in this validation.
+
+    `trainer.callback_metrics` keeps what was logged in earlier ones beside it. Lightning 2.6.6, `_ResultCollection`.
+
+    Args:
+        trainer: The trainer.
+        loop: `trainer.fit_loop.epoch_loop`, or its `val_loop`.
+    """
+    results, logged = loop._results, trainer.callback_metrics
+    fresh = [result for result in results.values() if not result.has_reset]
+    names = [name for result in fresh for on_step in (False, True) for name in results._forked_name(result, on_step)]
+    return {name: float(logged[name]) for name in names if name in logged}
 
 
 def may_stop(trainer: Trainer) -> bool:

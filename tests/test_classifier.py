@@ -9,7 +9,7 @@ import pytest
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import Metric, SumMetric
 from typing_extensions import override
 
 from cnnlab.errors import ConfigError
@@ -60,13 +60,26 @@ class Plain(LightningModule):
     def __init__(self, network: nn.Module, optimizer: Any, weight: float = 0.1) -> None:
         super().__init__()
         self.network, self.build, self.weight = network, optimizer, weight
+        self.wrong, self.seen = Wrong(), SumMetric()
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         logits = self.network(batch.images)
         sharpness = logits.square().mean()
         self.log("train/sharpness", sharpness, on_step=False, on_epoch=True)
+        for name, reduce in {"sharpest": "max", "softest": "min", "sharp": "sum"}.items():
+            self.log(f"train/{name}", sharpness, on_step=False, on_epoch=True, reduce_fx=reduce)
+        self.wrong.update(logits, batch.targets)
+        self.log("train/wrong", self.wrong, on_step=False, on_epoch=True)
+        self.seen.update(len(batch.targets))
         return nn.functional.cross_entropy(logits, batch.targets) + self.weight * sharpness
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        self.log("train/seen", self.seen.compute())
+        self.seen.reset()
+        if self.current_epoch == 0:
+            self.log("train/first", 1.0)
 
     @override
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -132,10 +145,21 @@ def test_a_lightning_module_of_the_users_own_trains_and_is_recorded_with_what_it
     assert all(float(row["train/sharpness"]) > 0 for row in history(folder))
     content = evaluate(str(folder), figures=False, trusted=["tests"]).content
     assert content["metrics"]["accuracy"] == pytest.approx(read(folder / "metrics.json")["test/accuracy"])
-    part = train(f"classifier._target_={HERE}.Plain", "+classifier.weight=0.01", "trainer.max_steps=5",
-                 folder=tmp_path / "part")  # fmt: skip
-    train(f"resume='{part}'", "trainer.max_steps=-1", "trusted=[tests]")
-    assert [row["train/sharpness"] for row in history(part)] == [row["train/sharpness"] for row in history(folder)]
+
+
+@pytest.mark.parametrize("stop", [4, 8, 9, 10])  # the small run has 10 batches an epoch
+def test_what_it_logs_over_an_epoch_survives_a_stop_inside(train: Train, tmp_path: Path, stop: int):
+    options = [f"classifier._target_={HERE}.Plain", "callbacks.dashboard=null"]
+    whole = train(*options, folder=tmp_path / "whole")
+    with pytest.raises(SystemExit):
+        train(*options, f"+callbacks.stop={{_target_: tests.test_train.StopAt, step: {stop}}}", folder=tmp_path / "run")
+    train(f"resume='{tmp_path / 'run'}'", "trusted=[tests]")
+    names = [name for name in history(whole)[0] if name.startswith("train/")]
+    assert {f"train/{name}" for name in ("sharpness", "sharpest", "softest", "sharp", "wrong", "seen")} <= set(names)
+    assert [row["train/seen"] for row in history(whole)] == ["320.0", "320.0"]
+    assert [row["train/first"] for row in history(whole)] == ["1.0", ""]
+    for row, expected in zip(history(tmp_path / "run"), history(whole), strict=True):
+        assert {name: row[name] for name in names} == {name: expected[name] for name in names}
 
 
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")

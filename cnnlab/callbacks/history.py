@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from typing_extensions import override
 from cnnlab.batch import Batch
 from cnnlab.bounds import PositiveInt
 from cnnlab.files import write_text
-from cnnlab.patches import add_logged, logged_so_far, write_event
+from cnnlab.metrics import begun_states, set_begun_states
+from cnnlab.patches import add_logged, just_logged, logged_so_far, write_event
 from cnnlab.wording import format_metric
 
 log = logging.getLogger(__name__)
@@ -57,12 +59,25 @@ class History(Callback):
         self._seconds = 0.0
         self._validation: dict[str, float] = {}  # the metrics of this epoch's last validation
         self._logged: dict[str, tuple[float, int]] = {}  # what a resumed epoch had before
+        self._begun: dict[str, tuple[int, dict[str, Any]]] = {}  # likewise of the LightningModule's own metrics
+        self._measured: tuple[dict[str, float], dict[str, float]] = {}, {}  # of the epoch that ends
         self._clock = time.perf_counter()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
         self.path = Path(trainer.default_root_dir) / "history.csv"
+        if stage == "fit":
+            # Lightning calls it when every callback's has been called but those that monitor something.
+            pl_module.on_train_epoch_end = partial(self._after_epoch, trainer, pl_module)  # type: ignore[method-assign]
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        vars(pl_module).pop("on_train_epoch_end", None)
+
+    def _after_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        type(pl_module).on_train_epoch_end(pl_module)
+        self._end_epoch(trainer)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -77,6 +92,9 @@ class History(Callback):
         self._captured = config.get("model", {}).get("compile") in ("reduce-overhead", "max-autotune")
         self._group = trainer.optimizers[0].param_groups[0]
         self._lr = self._group["lr"]
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current
+        if 0 < batches.ready < trainer.num_training_batches:  # else the epoch is over, and Lightning's reset with it
+            set_begun_states(pl_module, self._begun)
         self._clock = time.perf_counter()
 
     @override
@@ -111,8 +129,7 @@ class History(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = trainer.callback_metrics
-        self._validation = {name: float(metrics[name]) for name in metrics if name.startswith("val/")}
+        self._validation = just_logged(trainer, trainer.fit_loop.epoch_loop.val_loop)
         self._clock = time.perf_counter()
 
     @override
@@ -127,11 +144,12 @@ class History(Callback):
         if not math.isnan(correct):
             train["train/accuracy"] = correct / images
         pl_module.log_dict(train, logger=False)  # so that an objective or early stopping can be about them
-        val = self._validation
-        # A LightningModule of the user's own logs what it likes.
-        logged = trainer.callback_metrics
-        train |= {name: float(logged[name]) for name in logged if not name.startswith(("val/", "test/"))}
-        speed = {"train_seconds": self._seconds, "images_per_second": images / self._seconds}
+        self._measured = train, {"train_seconds": self._seconds, "images_per_second": images / self._seconds}
+
+    def _end_epoch(self, trainer: Trainer) -> None:
+        """Record the epoch, with what the LightningModule and other callbacks have logged."""
+        (train, speed), val = self._measured, self._validation
+        train |= just_logged(trainer, trainer.fit_loop.epoch_loop)
         lr = self.lrs[-1] if self.lrs else math.nan
         row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": lr}
         measured = train | val | speed
@@ -157,7 +175,15 @@ class History(Callback):
             "sums": gather(self._trainer, self._sums),
             "seconds": self._seconds,
             "validation": self._validation,
-            "logged": self._logged or (logged_so_far(self._trainer) if self._trainer.world_size == 1 else {}),
+            **self._logged_so_far(),
+        }
+
+    def _logged_so_far(self) -> dict[str, Any]:
+        if self._trainer.world_size > 1:  # a checkpoint has the first process' only
+            return {"logged": {}, "begun": {}}
+        return {
+            "logged": self._logged or logged_so_far(self._trainer),
+            "begun": begun_states(self._trainer.lightning_module),
         }
 
     @override
@@ -175,6 +201,7 @@ class History(Callback):
         self._seconds = state_dict["seconds"]
         self._validation = dict(state_dict["validation"])
         self._logged = dict(state_dict.get("logged", {}))
+        self._begun = dict(state_dict.get("begun", {}))
 
     def so_far(self) -> dict[str, float]:
         """Return the epoch's mean `loss` and `accuracy` over the steps that were read back; empty before the first."""
