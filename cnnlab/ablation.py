@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from cnnlab.config import chosen, composed, unjudged
 from cnnlab.config.lines import as_text
-from cnnlab.decision import train_seed
+from cnnlab.decision import RefusedError, train_seed
 from cnnlab.errors import ConfigError
 from cnnlab.files import flatten
 from cnnlab.identity import IRRELEVANT
@@ -94,6 +94,7 @@ def ablate(
     *,
     seeds: int = 5,
     larger_is_better: bool = True,
+    left_alone: Mapping[str, str] | None = None,
     after_each: Callable[[str, int, float], None] | None = None,
 ) -> dict[str, Any]:
     """Train the recipe and the recipe without each setting, and compare; runs that exist are not trained again.
@@ -105,6 +106,7 @@ def ablate(
         folder: Where the runs stand.
         seeds: Of each; 2 or more.
         larger_is_better: Whether more of the metric is better.
+        left_alone: What cannot be left out, with the reason. A setting whose runs are refused joins it.
         after_each: Called with setting, seed and value after each run.
 
     Raises:
@@ -114,11 +116,21 @@ def ablate(
     if seeds < 2:
         raise ConfigError(f"--seeds must be at least 2, got {seeds}.")
     values: dict[str, list[float]] = {key: [] for key in ("recipe", *(setting.key for setting in settings))}
+    left_alone = dict(left_alone or {})
     step = 0.0
     for seed in range(seeds):
         for key, overrides in (("recipe", recipe), *settings):
+            if key in left_alone:
+                continue
             name = "recipe" if key == "recipe" else f"without-{key}"
-            value, step = train_seed(overrides, seed, metric, folder, name)
+            try:
+                value, step = train_seed(overrides, seed, metric, folder, name)
+            except RefusedError as error:
+                if key == "recipe" or len(values) == 2:
+                    raise
+                left_alone[key] = str(error)
+                del values[key]
+                continue
             values[key].append(value)
             if after_each is not None:
                 after_each(key, seed, value)
@@ -130,6 +142,7 @@ def ablate(
         "seeds": seeds,
         "value": sum(values["recipe"]) / seeds,
         "settings": compare(values.pop("recipe"), values, {s.key: s.overrides for s in settings}, sign, step),
+        "left_alone": left_alone,
     }
 
 

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from cnnlab.config import composed, quote, unjudged
 from cnnlab.config.resume import changes
 from cnnlab.console import Waiting
-from cnnlab.errors import CnnlabError, ConfigError, DamagedError, MachineError
+from cnnlab.errors import CnnlabError, ConfigError, DamagedError, DivergedError, MachineError
 from cnnlab.files import finite, read_bytes, write_text
 from cnnlab.identity import IRRELEVANT
 from cnnlab.objective import direction
@@ -52,6 +52,10 @@ FEWEST = 3
 """Pairs before the first answer: two differences are too often equal by chance, as accuracies come in steps."""
 OF_ONE_RUN = ("seed", "resume", "reuse", "hydra.run.dir", "callbacks.prune")
 """What a run was begun with that is no part of its recipe; a search has its trials pruned."""
+
+
+class RefusedError(CnnlabError):
+    """A recipe that no run can be made of: its settings are refused together, or the training diverges."""
 
 
 class Pair(NamedTuple):
@@ -363,6 +367,8 @@ def _train(overrides: Sequence[str], folder: Path) -> None:
     if child.returncode:
         prefix = "cnnlab: error: "
         lines = [line.removeprefix(prefix) for line in errors.splitlines() if line.startswith(prefix)]
-        error = CnnlabError("\n".join(lines[-2:]) or f"{folder} ended with {child.returncode}")
+        hopeless = child.returncode in (ConfigError.exit_code, DivergedError.exit_code)
+        kind = RefusedError if hopeless else CnnlabError
+        error = kind("\n".join(lines[-2:]) or f"{folder} ended with {child.returncode}")
         error.exit_code = child.returncode
         raise error

@@ -49,8 +49,8 @@ def ablate(
 
     content = ablation.ablate(
         words, settings, name, folder.absolute(), seeds=seeds, larger_is_better=larger_is_better,
-        after_each=None if as_json else show,
-    ) | {"left_alone": left_alone}  # fmt: skip
+        left_alone=left_alone, after_each=None if as_json else show,
+    )  # fmt: skip
     from cnnlab import plots  # after the runs: it takes a second
 
     write_bytes(folder / "ablation.png", plots.to_png(plots.forest(content["settings"], name)))
@@ -59,7 +59,7 @@ def ablate(
         print(json.dumps(content, indent=1))
         return
     _print(name, content, wide)
-    for key, reason in left_alone.items():
+    for key, reason in content["left_alone"].items():
         say(f"note: {key} cannot be left out alone: {reason}")
     say(f"written: {folder / 'ablation.json'}, ablation.png")
 
