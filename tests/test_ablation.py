@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnlab import decision
+from cnnlab import ablation, decision
 from cnnlab.ablation import Setting, ablate, compare, settings_of
 from cnnlab.commands.ablate import app
 from cnnlab.config import unjudged
@@ -121,3 +121,30 @@ def test_real_runs_are_ablated_and_not_run_twice(
     assert written == json.loads(json.dumps(content | {"left_alone": {}}))
     assert (tmp_path / "ablation" / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert len(begun) == 9
+
+
+def test_a_setting_that_the_recipe_cannot_be_built_without_is_named_and_the_others_are_answered(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = [*small, "model=speednet", "model.channels=[8,8]", "init=whiten", "optimizer.lr=0.02"]
+    settings, left_alone = settings_of(recipe, ["model", "optimizer.lr"])
+    assert not left_alone  # as a config it is right
+    model, lr = settings
+    with pytest.raises(decision.RefusedError, match="at least 75 filters") as refused:
+        decision.train_seed(model.overrides, 0, "val/accuracy", tmp_path / "real", "without-model")
+    assert refused.value.exit_code == 2
+    asked = []
+
+    def train_seed(overrides: tuple[str, ...], seed: int, metric: str, folder: Path, name: str) -> tuple[float, float]:
+        asked.append(name)
+        if name == "without-model":
+            raise refused.value
+        return seed + 0.1 * (name == "recipe"), 0.0
+
+    monkeypatch.setattr(ablation, "train_seed", train_seed)
+    content = ablate(recipe, [model, lr], "val/accuracy", tmp_path, seeds=2)
+    assert [row["setting"] for row in content["settings"]] == ["optimizer.lr"]
+    assert "75 filters" in content["left_alone"]["model"]
+    assert asked.count("without-model") == 1
+    with pytest.raises(decision.RefusedError):
+        ablate(recipe, [model], "val/accuracy", tmp_path, seeds=2)
