@@ -4,8 +4,9 @@ Imports neither torch nor Lightning, so that a mistake is answered at once.
 """
 
 import os
+from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config.checks import check
 from cnnlab.config.lines import quote, value_of
@@ -24,4 +25,12 @@ __all__ = [
 
 # Two runs started in the same second must not share a folder: conf/train.yaml ends its name in `${unique:}`.
 OmegaConf.register_new_resolver("unique", lambda: os.urandom(3).hex(), use_cache=True, replace=True)
-OmegaConf.register_new_resolver("by_budget", lambda values, *, _root_: by_budget(values, _root_), replace=True)
+
+
+def _by_budget(values: Any, *, _root_: DictConfig) -> Any:
+    value = by_budget(values, _root_)
+    # Where references are replaced by what they stand for, OmegaConf takes no plain list or mapping.
+    return OmegaConf.create(value) if isinstance(value, list | dict) else value
+
+
+OmegaConf.register_new_resolver("by_budget", _by_budget, replace=True)

@@ -87,7 +87,7 @@ def _bounded(kind: str, **bounds: float | None) -> dict[str, Any]:
 def one_of(*values: str | int, note: str = "") -> Rule:
     """Allow the values given; `note` says what they mean."""
     return Rule(
-        ("one of " if len(values) > 1 else "") + ", ".join(map(str, values)) + note,
+        ("one of " if len(values) > 1 else "") + ", ".join(dict.fromkeys(map(str, values))) + note,
         lambda value: isinstance(value, str | int) and not isinstance(value, bool) and value in values,
         tuple(value for value in values if isinstance(value, str)),
         {"enum": list(values)},
