@@ -213,7 +213,8 @@ def _without(recipe: Sequence[str], key: str, default: Mapping[str, Any]) -> lis
     if isinstance(goal, Mapping) and "_target_" in goal and "." not in key:
         lines.append(f"{key}={','.join(chosen(key))}")
     value = _at(unjudged(lines), key)
-    if value is not None and goal is None and "." in key:
+    section, _, name = key.rpartition(".")
+    if value is not None and section and name not in (_at(default, section) or {}):
         return [*lines, f"~{key}"]
     before, after = (dict(flatten({key: content})) for content in (value, goal))
     lines += [f"~{name}" for name in before if name not in after]

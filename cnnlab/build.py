@@ -25,6 +25,7 @@ from pytorch_lightning.callbacks import ModelSummary, ProgressBar
 from pytorch_lightning.plugins.precision import DoublePrecision, HalfPrecision
 from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -287,6 +288,8 @@ def build_network(
         model, "model", without=("channels_last", "compile"),
         in_channels=channels, image_size=(height, width), num_classes=len(classes),
     )  # fmt: skip
+    if any(map(is_lazy, (*body.parameters(), *body.buffers()))):
+        probe(body, torch.zeros(2, channels, height, width), len(classes), last_batch=2)  # gives them their shapes
     network = normalised(body, mean, std, channels_last=model["channels_last"], size=resize)
     if model["compile"]:
         # In place, so that the checkpoint's names stay what they are.

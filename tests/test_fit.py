@@ -7,7 +7,8 @@ import pytest
 from torch import Tensor, nn
 from typing_extensions import override
 
-from tests.conftest import ROOT, Train
+from cnnlab.evaluation import evaluate
+from tests.conftest import ROOT, Train, read
 
 
 class Fail(nn.Module):
@@ -30,3 +31,18 @@ def test_three_frames_lie_between_the_command_and_the_network(train: Train, tmp_
     with pytest.raises(SystemExit):
         train("model=custom", "model._target_=tests.test_fit.Fail", "trainer.max_epochs=1")
     assert "unexpected RuntimeError: main training_step" in (tmp_path / "run" / "train.log").read_text()
+
+
+class Lazy(nn.Sequential):
+    """Layers whose shapes come with the first images."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.LazyConv2d(4, 3, stride=4), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(10))
+
+
+def test_layers_that_get_their_shapes_from_the_images_are_trained_resumed_and_restored(train: Train, tmp_path: Path):
+    options = ["model=custom", "model._target_=tests.test_fit.Lazy"]
+    folder = train(*options, "trainer.max_epochs=1", folder=tmp_path / "run")
+    train(f"resume='{folder}'", "trainer.max_epochs=2", "trusted=[tests]")
+    content = evaluate(str(folder), figures=False, trusted=["tests"]).content
+    assert content["metrics"]["accuracy"] == read(folder / "metrics.json")["test/accuracy"]
