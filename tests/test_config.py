@@ -214,6 +214,12 @@ def test_what_a_run_needs_cannot_be_deleted(key):
     assert f"{key} is missing, and a run needs it" in mistakes(f"~{key}")
 
 
+def test_an_option_lacks_no_key_that_is_read_by_name():
+    for key in ("trainer.max_steps", "model.compile"):
+        (line,) = mistakes(f"~{key}")
+        assert line.startswith(f"{key} is missing, and a run needs it: an option begins with defaults: [")
+
+
 def test_group_cannot_be_deleted():
     assert mistakes("~data") == ["~data: data is missing, and a run needs it"]
     for argument in ("~logger", "logger=[]"):
