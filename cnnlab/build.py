@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning import callbacks as lightning_callbacks
 from pytorch_lightning.callbacks import Checkpoint as LightningCheckpoint
@@ -434,12 +434,12 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0,
     try:
         # Hydra builds what stands in the config; what is offered are objects, which it would copy.
         construct = instantiate(cfg.trainer, _partial_=True)
-        plugins = construct.keywords.get("plugins")
+        plugins = construct.keywords.get("plugins") or []
         trainer = construct(
             callbacks=watchers,
             max_time=None,
             logger=loggers or False,
-            plugins=[AtomicCheckpointIO(), *([plugins] if plugins else [])],
+            plugins=[AtomicCheckpointIO(), *(plugins if isinstance(plugins, ListConfig) else [plugins])],
             precision=cfg.trainer.precision and precision_of(cfg),  # Lightning warns of the short spellings
             profiler=profiler,
             limit_val_batches=cfg.trainer.limit_val_batches if validate else 0,

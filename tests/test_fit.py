@@ -4,9 +4,14 @@ import traceback
 from pathlib import Path
 
 import pytest
+from pytorch_lightning.plugins import TorchSyncBatchNorm
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from torch import Tensor, nn
 from typing_extensions import override
 
+from cnnlab.build import build_trainer
+from cnnlab.callbacks import AtomicCheckpointIO
+from cnnlab.config import composed
 from cnnlab.evaluation import evaluate
 from tests.conftest import ROOT, Train, read
 
@@ -46,3 +51,19 @@ def test_layers_that_get_their_shapes_from_the_images_are_trained_resumed_and_re
     train(f"resume='{folder}'", "trainer.max_epochs=2", "trusted=[tests]")
     content = evaluate(str(folder), figures=False, trusted=["tests"]).content
     assert content["metrics"]["accuracy"] == read(folder / "metrics.json")["test/accuracy"]
+
+
+@pytest.mark.parametrize(
+    "plugins",
+    [
+        "{_target_: pytorch_lightning.plugins.environments.SLURMEnvironment}",
+        "[{_target_: pytorch_lightning.plugins.environments.SLURMEnvironment},"
+        "{_target_: pytorch_lightning.plugins.TorchSyncBatchNorm}]",
+    ],
+)
+def test_lightning_gets_plugins_one_or_several(plugins: str):
+    trainer = build_trainer(composed([f"trainer.plugins={plugins}", "trainer.accelerator=cpu", "logger=none"]))
+    connector = trainer._accelerator_connector
+    assert isinstance(connector.strategy.checkpoint_io, AtomicCheckpointIO)
+    assert isinstance(connector.cluster_environment, SLURMEnvironment)
+    assert isinstance(connector._layer_sync, TorchSyncBatchNorm) == plugins.startswith("[")
