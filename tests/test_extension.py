@@ -439,7 +439,17 @@ def check(folder: Path, row: Row) -> None:
     assert (folder / "sweep" / "report.html").is_file()
 
 
-@pytest.mark.parametrize("name", ROWS)
+EACH_KIND = (
+    "network, recipe", "loss", "metric", "scheduler of torch's kind", "callback", "logger", "distillation",
+    "mean teacher", "self-supervised, auxiliary loss", "dataset of JPEGs", "LightningDataModule", "folds",
+    "a network of another package's",
+)  # fmt: skip
+"""The rows of the default suite: one of each kind of thing that a user writes."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in EACH_KIND else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
+)
 def test_each_row_goes_from_training_to_report(name: str, installed: Installed, project: Path, tmp_path: Path):
     row = ROWS[name]
     configs = sum(lines(text) for path, text in row.files.items() if path.endswith(".yaml"))
