@@ -434,12 +434,13 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0,
     try:
         # Hydra builds what stands in the config; what is offered are objects, which it would copy.
         construct = instantiate(cfg.trainer, _partial_=True)
-        plugins = construct.keywords.get("plugins") or []
+        plugins = construct.keywords.get("plugins")
+        plugins = plugins if isinstance(plugins, ListConfig) else [plugins] if plugins else []
         trainer = construct(
             callbacks=watchers,
             max_time=None,
             logger=loggers or False,
-            plugins=[AtomicCheckpointIO(), *(plugins if isinstance(plugins, ListConfig) else [plugins])],
+            plugins=[AtomicCheckpointIO(), *plugins],
             precision=cfg.trainer.precision and precision_of(cfg),  # Lightning warns of the short spellings
             profiler=profiler,
             limit_val_batches=cfg.trainer.limit_val_batches if validate else 0,

@@ -61,8 +61,9 @@ def test_layers_that_get_their_shapes_from_the_images_are_trained_resumed_and_re
         "{_target_: pytorch_lightning.plugins.TorchSyncBatchNorm}]",
     ],
 )
-def test_lightning_gets_plugins_one_or_several(plugins: str):
-    trainer = build_trainer(composed([f"trainer.plugins={plugins}", "trainer.accelerator=cpu", "logger=none"]))
+def test_lightning_gets_plugins_one_or_several(plugins: str, tmp_path: Path):
+    words = [f"trainer.plugins={plugins}", "trainer.accelerator=cpu", "logger=none"]
+    trainer = build_trainer(composed(words, tmp_path))
     connector = trainer._accelerator_connector
     assert isinstance(connector.strategy.checkpoint_io, AtomicCheckpointIO)
     assert isinstance(connector.cluster_environment, SLURMEnvironment)
