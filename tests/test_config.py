@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import lock, trust
 from cnnlab.config import CONF, ROOT, check, preflight, quote, references, resume_command, value_of
-from cnnlab.config.checks import TAKEN_BY_BUILD
+from cnnlab.config.checks import READ_BY_NAME, TAKEN_BY_BUILD
 from cnnlab.config.rules import RULES
 from cnnlab.config.tree import OPTIONAL, chosen, content, groups, options
 from cnnlab.errors import ConfigError, DamagedError, DataError, MachineError, UnsafeError
@@ -215,9 +215,14 @@ def test_what_a_run_needs_cannot_be_deleted(key):
 
 
 def test_an_option_lacks_no_key_that_is_read_by_name():
-    for key in ("trainer.max_steps", "model.compile"):
-        (line,) = mistakes(f"~{key}")
-        assert line.startswith(f"{key} is missing, and a run needs it: an option begins with defaults: [")
+    for group, names in READ_BY_NAME.items():
+        source = " ".join(path.read_text() for path in (ROOT / "cnnlab").rglob("*.py"))
+        assert {*re.findall(rf"cfg\.{group}\.(\w+)", source)} - {"get", "update"} <= {*names}
+        for name in names:
+            lines = mistakes(f"~{group}.{name}")
+            assert any(f"~{group}.{name} is null" in line or f"{group}.{name} is missing" in line for line in lines), (
+                name
+            )
 
 
 def test_group_cannot_be_deleted():

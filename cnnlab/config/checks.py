@@ -12,7 +12,7 @@ from cnnlab import trust
 from cnnlab.config.conflicts import conflicts
 from cnnlab.config.references import REFERENCE, Unresolved, get, resolved, without_hydra
 from cnnlab.config.rules import RULES, Rule, anything, filled, like, null, of_type, section
-from cnnlab.config.tree import OPTIONAL, Key, content, groups, main_file, options, options_with, origin, values_of
+from cnnlab.config.tree import OPTIONAL, Key, groups, main_file, options, options_with, origin, values_of
 from cnnlab.config.words import as_typed, nearest, nearest_key, refusal
 from cnnlab.source import Signature, signature
 
@@ -32,8 +32,16 @@ TAKEN_BY_BUILD = {
     "schedule": {"interval", "monitor"},
 }
 """Keys of a group that are not handed to its class."""
-BASES = {"trainer": "default", "model": "custom"}
-"""Options whose keys are read by name, so that each option of the group must have them."""
+READ_BY_NAME = {
+    "model": ("channels_last", "compile"),
+    "trainer": (
+        "accelerator", "accumulate_grad_batches", "benchmark", "check_val_every_n_epoch", "default_root_dir",
+        "deterministic", "devices", "enable_checkpointing", "enable_model_summary", "enable_progress_bar",
+        "fast_dev_run", "gradient_clip_val", "limit_train_batches", "limit_val_batches", "max_epochs", "max_steps",
+        "max_time", "precision", "profiler", "strategy", "val_check_interval",
+    ),
+}  # fmt: skip
+"""Keys that no option of the group may lack; what else a constructor takes may be left to its own default."""
 ASKING_NOTHING: dict[str, dict[str, Any]] = {
     "optimizer": {"fused": None},
     "loss": {"label_smoothing": 0.0, "class_weights": None},
@@ -109,11 +117,12 @@ def _missing(config: Mapping[str, Any]) -> Iterator[str]:
             yield from _absent((name,), config)
             for key in value if isinstance(value, Mapping) else ():
                 yield from _absent((name, key), config)
-    for group, base in BASES.items():
+    for group, names in READ_BY_NAME.items():
         section = config.get(group)
-        absent = [key for key in content(group, base) if isinstance(section, Mapping) and key not in section]
-        if absent and absent != ["_target_"]:
+        absent = [key for key in names if isinstance(section, Mapping) and key not in section]
+        if absent:
             more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+            base = "default" if group == "trainer" else "custom"
             yield f"{group}.{absent[0]}{more} is missing, and a run needs it: an option begins with defaults: [{base}]"
     for group, several in groups().items():
         if group in OPTIONAL:
