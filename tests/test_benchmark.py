@@ -30,6 +30,7 @@ def config(npz: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_report_adds_up(config: list[str], tmp_path: Path):
     lines: list[str] = []
     content = benchmark.measure(config, ["plain"], rounds=2, seconds=0.2, progress=lines.append)

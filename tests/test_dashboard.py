@@ -264,6 +264,7 @@ def test_the_server_shows_curves_pictures_layout_and_results(
     assert metrics["best/val/loss"] != metrics["val/loss"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_and_went_on_shows_each_step_once(train: Train, small: list[str], tmp_path: Path):
     outputs = tmp_path / "outputs"
     folder = outputs / "run"

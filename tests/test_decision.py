@@ -178,6 +178,7 @@ def test_damaged_answers_are_made_again(trained: Path, tmp_path: Path):
     assert by_image.tolist() == [0.0] * 80
 
 
+@pytest.mark.slow
 def test_real_runs_are_decided_resumed_and_not_run_twice(small: list[str], tmp_path: Path):
     common = [*small, "~callbacks.figures", "~callbacks.dashboard", "logger=none", "trainer.max_epochs=1"]
     # Two seeds are there already, trained in this process.

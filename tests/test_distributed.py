@@ -71,6 +71,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(small: list[str],
     assert read(one / "run.json")["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stay_as_they_are_and_the_others_are_trained(small: list[str], train: Train, tmp_path: Path):
     """Processes wait for the gradients of all parameters, also where the optimizer is to leave some alone."""
     options = [
@@ -87,6 +88,7 @@ def test_frozen_parameters_stay_as_they_are_and_the_others_are_trained(small: li
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_bias_that_is_trained_for_some_epochs_only_is_so_on_two_processes(small: list[str], tmp_path: Path):
     """SpeedNet's whitening layer, in the recipes of airbench."""
     folder = tmp_path / "run"

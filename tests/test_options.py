@@ -115,6 +115,7 @@ def test_every_option_trains(
     assert 0 <= read(folder / "metrics.json")["test/accuracy"] <= 1
 
 
+@pytest.mark.slow
 def test_every_recipe_trains_in_one_sweep(
     npz: Path, drawn_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -130,6 +130,7 @@ def test_own_project_trains_and_is_resumed_as_the_log_says(project: Path):
     assert len((project / "run" / "history.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_config_dir_goes_before_the_package_everywhere_and_is_in_the_printed_command(project: Path, tmp_path: Path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -26,6 +26,7 @@ class Plain(nn.Sequential):
 """
 
 
+@pytest.mark.slow
 def test_own_network_trains_in_the_callers_folder_and_goes_on(npz: Path, tmp_path: Path):
     shutil.copy(npz, tmp_path / "mine.npz")
     (tmp_path / "mynet.py").write_text(NETWORK)

@@ -36,6 +36,7 @@ def run(npz: Path, tmp_path: Path, *kinds: str) -> dict[str, dict[str, dict[str,
     return results
 
 
+@pytest.mark.slow
 def test_a_gpu_trains_and_resumes_to_the_bits_of_the_cpu_and_no_step_waits_for_it(npz: Path, tmp_path: Path):
     results = run(npz, tmp_path, "exact", "narrow", "resumed")
     for name, result in results["exact"].items():

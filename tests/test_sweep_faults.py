@@ -97,7 +97,7 @@ def epochs(folder: Path) -> list[int]:
         return [int(row["epoch"]) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("count", [pytest.param(7), pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [pytest.param(7, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.long)])
 def test_killed_sweep_with_faults_ends_with_all_its_results(home: Path, count: int):
     place = "hydra.sweep.dir=sweep"
     faults = "+model.faults={1:raise,3:abort,4:exit,5:signal,6:diverge}"
