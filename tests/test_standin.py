@@ -87,6 +87,7 @@ def test_planted_faults_are_caught_and_two_gpus_for_one_run_refused_without_nccl
     assert "trainer.devices=1" in refusal
 
 
+@pytest.mark.slow
 def test_every_verb_answers_on_either_device_and_only_what_needs_the_gpu_wakes_it(npz: Path, tmp_path: Path):
     """A command that needs no GPU starts sooner without one, takes no memory there, and may fork."""
     results = run(npz, tmp_path, "verbs")["verbs"]

@@ -139,7 +139,10 @@ def test_basic_launcher_passes_over_a_trial_that_took_the_process_down_twice(hom
     assert "took the sweep's process down 2 times" in read(home / "sweep" / "seed-2" / "run.json")["error"]
 
 
-@pytest.mark.parametrize("signum", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
+@pytest.mark.parametrize(
+    "signum",
+    [pytest.param(signal.SIGINT, marks=pytest.mark.long), pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+)
 def test_stopped_sweep_saves_its_trials_and_goes_on(home: Path, signum: int):
     grid = ["seed=range(3)", "hydra/launcher=local", "hydra.launcher.n_jobs=2", "+model.faults={0:slow,1:slow}"]
     process = subprocess.Popen(
