@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -68,16 +69,14 @@ class History(Callback):
         self._trainer = trainer
         self.path = Path(trainer.default_root_dir) / "history.csv"
         if stage == "fit":
-            # Lightning calls it when every callback's has been called but those that monitor something.
-            pl_module.on_train_epoch_end = partial(self._after_epoch, trainer, pl_module)  # type: ignore[method-assign]
+            # Lightning calls it when every callback's has been called but those that monitor something. By weak
+            # references, as averages of the weights begin with a copy of the module and all that it refers to.
+            hook = partial(_record_behind, weakref.ref(pl_module), weakref.ref(self))
+            pl_module.on_train_epoch_end = hook  # type: ignore[method-assign]
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         vars(pl_module).pop("on_train_epoch_end", None)
-
-    def _after_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        type(pl_module).on_train_epoch_end(pl_module)
-        self._end_epoch(trainer)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -287,6 +286,15 @@ def gather(trainer: Trainer, sums: list[float]) -> list[list[float]]:
         return [sums]
     everyone = trainer.strategy.all_gather(torch.tensor(sums, dtype=torch.float64, device=trainer.strategy.root_device))
     return everyone.tolist()
+
+
+def _record_behind(module: "weakref.ref[LightningModule]", history: "weakref.ref[History]") -> None:
+    """Call a module's own hook at the end of an epoch, then record the epoch."""
+    hooked, recorder = module(), history()
+    assert hooked is not None
+    assert recorder is not None
+    type(hooked).on_train_epoch_end(hooked)
+    recorder._end_epoch(recorder._trainer)
 
 
 def describe(row: Mapping[str, Any], max_epochs: int | None) -> str:

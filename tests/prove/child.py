@@ -41,6 +41,7 @@ class Child:
         self, arguments: Sequence[str], output: Path, hook: Hook | None = None, call: Callable[[], object] | None = None
     ) -> None:
         self.output = output
+        self._code: int | None = None
         self._read, write = os.pipe()
         sys.stdout.flush()
         self.pid = os.fork()
@@ -94,15 +95,17 @@ class Child:
     def wait(self, timeout: float = 120) -> int:
         """Return the exit code; negative for the signal that killed it."""
         end = time.monotonic() + timeout
-        while True:
+        while self._code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 os.close(self._read)
-                return os.waitstatus_to_exitcode(status)
+                self._code = os.waitstatus_to_exitcode(status)
+                break
             if time.monotonic() > end:
                 self.kill(signal.SIGKILL)
                 raise Broken(f"a run hung for {timeout:.0f} s: {self.text()[-2000:]}")
             time.sleep(0.005)
+        return self._code
 
     def text(self) -> str:
         """Return what it printed."""
