@@ -145,6 +145,10 @@ def test_a_lightning_module_of_the_users_own_trains_and_is_recorded_with_what_it
     assert all(float(row["train/sharpness"]) > 0 for row in history(folder))
     content = evaluate(str(folder), figures=False, trusted=["tests"]).content
     assert content["metrics"]["accuracy"] == pytest.approx(read(folder / "metrics.json")["test/accuracy"])
+    part = train(f"classifier._target_={HERE}.Plain", "+classifier.weight=0.01", "trainer.max_steps=5",
+                 folder=tmp_path / "part")  # fmt: skip
+    train(f"resume='{part}'", "trainer.max_steps=-1", "trusted=[tests]")
+    assert [row["train/sharpness"] for row in history(part)] == [row["train/sharpness"] for row in history(folder)]
 
 
 @pytest.mark.parametrize("stop", [4, 8, 9, 10])  # the small run has 10 batches an epoch
