@@ -4,6 +4,8 @@ import ctypes
 import os
 import platform
 import re
+import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -136,6 +138,21 @@ def describe_other_gpus(device: torch.device, used: int) -> str:
         return ""
     count = f"{others} more GPU{'s are' if others > 1 else ' is'}"
     return f"; {count} there: trainer.devices=auto takes all, hydra/launcher=local a trial on each"
+
+
+def peak_memory() -> int:
+    """Return the most memory in bytes that this process has held at once.
+
+    Linux counts into `getrusage` what the parent held when it started this process, which may be a notebook or a sweep
+    with data of its own; the line VmHWM of /proc begins with the program.
+    """
+    try:
+        held = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        held = None
+    if held:
+        return int(held[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def keep_freed_memory() -> None:

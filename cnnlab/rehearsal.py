@@ -3,10 +3,8 @@
 import copy
 import json
 import math
-import resource
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -25,6 +23,7 @@ from cnnlab.classifier import require_parts
 from cnnlab.console import Waiting, say
 from cnnlab.data.protocol import Split
 from cnnlab.errors import CnnlabError, ConfigError, DivergedError, MachineError
+from cnnlab.machine import peak_memory
 
 MEMORISED_IMAGES = 32
 MEMORISING_STEPS = 200
@@ -288,9 +287,7 @@ def _time_in_budget(lab: Lab, step: float, evaluation: float, budget: Budget, ti
 
 
 def _memory(device: torch.device) -> Finding:
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    outcome = f"{peak / 2**20:,.0f} MiB so far, the data and a few steps of everything"
+    outcome = f"{peak_memory() / 2**20:,.0f} MiB so far, the data and a few steps of everything"
     if device.type == "cuda":
         free, whole = torch.cuda.mem_get_info(device)
         used = torch.cuda.max_memory_allocated(device)

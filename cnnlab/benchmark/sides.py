@@ -8,7 +8,6 @@ import copy
 import math
 import os
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +32,7 @@ from cnnlab.classifier import require_parts
 from cnnlab.config import composed
 from cnnlab.data import DataModule
 from cnnlab.evaluation import answer, fabric_for
-from cnnlab.machine import describe_device
+from cnnlab.machine import describe_device, peak_memory
 
 WARM_UP = 3
 """Steps of a block before its clock starts."""
@@ -212,7 +211,7 @@ class LabSide:
         """Return the most memory that the device (a CPU: this process) has used."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return peak_memory() / 2**20
 
     def _lab(self, steps: int, images: DataModule, *callbacks: Callback, cfg: Any = None) -> Lab:
         cfg = copy.deepcopy(cfg or self.cfg)
