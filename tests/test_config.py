@@ -541,8 +541,9 @@ def test_strings_of_chance_are_refused_or_valid_but_never_a_traceback(flag):
 
 def test_strings_of_chance_that_pass_alone_are_what_hydra_takes():
     passed = 0
-    for line in random_overrides(300):
-        if "=" not in line or "[" in line:
+    keys = ("seed=", "optimizer.lr=", "+optimizer.maximize=", "hydra.run.dir=", "data.path=")
+    for line in random_overrides(1000):
+        if not line.startswith(keys):
             continue  # hardly ever a right one
         try:
             argv = preflight([line])
@@ -550,7 +551,7 @@ def test_strings_of_chance_that_pass_alone_are_what_hydra_takes():
             continue
         composed(*argv)
         passed += 1
-    assert passed
+    assert passed >= 5
 
 
 # --- going on with a run ---------------------------------------------------------------------------------

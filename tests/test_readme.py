@@ -44,6 +44,12 @@ ELSEWHERE = {
     "cnnlab dashboard", "pip install -e '.[search]'", "pip install -e '.[slurm]'",
     "cnnlab benchmark model=resnet18 data.batch_size=512 --sweep precision,channels_last,compile",
 }  # fmt: skip
+# Long, and their verbs are tried by quicker ones.
+SLOW = {
+    "cnnlab benchmark --against plain --figure step.png",
+    "python train.py -m experiment=quickstart data.label_noise=0.03 data.folds=5 'data.fold=range(5)'",
+    "python train.py model=resnet18 augment=flip_crop schedule=cosine trainer.max_epochs=30",
+}
 SHORT = ["trainer.fast_dev_run=1", "data.val_size=80", "data.batch_size=32"]
 
 
@@ -109,6 +115,7 @@ def test_pages_name_every_verb_and_every_exit_code():
 
 def test_every_command_is_known():
     assert len(COMMANDS) > 15
+    assert {*COMMANDS} >= ELSEWHERE | SLOW, "no name of a command that is not written any more"
     for command in COMMANDS:
         assert command in ELSEWHERE or re.match(
             rf"python train\.py|cnnlab (--version|(train|{'|'.join(cli.COMMANDS)}) )", command
@@ -125,7 +132,14 @@ def complete(words: list[str], home: Path) -> list[str]:
     return [*words, "data.val_size=80", "data.batch_size=8"] if words[0] == "check" or composed else words
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ELSEWHERE])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=[pytest.mark.slow] if command in SLOW else [])
+        for command in COMMANDS
+        if command not in ELSEWHERE
+    ],
+)
 def test_command_works(command: str, home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
     monkeypatch.chdir(home)
     program, *words = shlex.split(command)
