@@ -112,6 +112,26 @@ class Headless(LightningModule):
         return self.build(self.net)
 
 
+class Seldom(Plain):
+    """Logs a value in every second epoch only, in training or in validation."""
+
+    def __init__(self, metric: str, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.metric = metric
+
+    def on_train_epoch_end(self) -> None:
+        if not self.metric.startswith("val/"):
+            self.log_seldom()
+
+    def on_validation_epoch_end(self) -> None:
+        if self.metric.startswith("val/"):
+            self.log_seldom()
+
+    def log_seldom(self) -> None:
+        if self.current_epoch % 2 == 0:
+            self.log(self.metric, 0.25 * (1 + self.current_epoch // 2))
+
+
 def history(folder: Path) -> list[dict[str, str]]:
     with (folder / "history.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -149,6 +169,18 @@ def test_a_lightning_module_of_the_users_own_trains_and_is_recorded_with_what_it
                  folder=tmp_path / "part")  # fmt: skip
     train(f"resume='{part}'", "trainer.max_steps=-1", "trusted=[tests]")
     assert [row["train/sharpness"] for row in history(part)] == [row["train/sharpness"] for row in history(folder)]
+
+
+@pytest.mark.parametrize("metric", ["val/score", "train/score", "score"])
+def test_the_best_state_is_one_whose_own_epoch_logged_the_objective(train: Train, metric: str):
+    folder = train(
+        f"classifier._target_={HERE}.Seldom", f"+classifier.metric={metric}", f"objective.metric={metric}",
+        "objective.mode=max", "trainer.max_epochs=4",
+    )  # fmt: skip
+    assert read(folder / "run.json")["best"] == {"epoch": 2, "step": 30, "metric": metric, "value": 0.5}
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["epoch"] == 2
+    assert [row[metric] for row in history(folder)] == ["0.25", "", "0.5", ""]
 
 
 @pytest.mark.parametrize("stop", [4, 8, 9, 10])  # the small run has 10 batches an epoch

@@ -16,7 +16,7 @@ from cnnlab.checkpoint import Loaded, read_checkpoint, write_checkpoint
 from cnnlab.classifier import callbacks_of
 from cnnlab.errors import Stopped
 from cnnlab.files import copy_or_link
-from cnnlab.patches import may_stop, reopen_epoch, step_plateaus
+from cnnlab.patches import just_logged, may_stop, reopen_epoch, step_plateaus
 from cnnlab.record import LAST
 
 WATCHERS = ("checkpoint", "history", "progress", "figures", "dashboard")
@@ -33,8 +33,7 @@ class Checkpoint(lightning_callbacks.Checkpoint):
     that was never validated is the best only as long as none was: then it is the last one.
 
     Args:
-        monitor: The metric that says which state is best. Those of `train/` are measured at an epoch's end, all others
-            by a validation.
+        monitor: The metric that says which state is best, where a validation or an epoch of training has logged it.
         mode: Whether more (`max`) or less (`min`) is better.
         every_n_seconds: Save `last.ckpt` inside an epoch when so many seconds have passed since it was last saved.
         every_n_steps: Likewise after so many optimizer steps.
@@ -115,21 +114,18 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._validation_seconds = time.monotonic() - self._validation_began
-        metrics = as_numbers(trainer.callback_metrics)
-        # Those of training are still the last epoch's.
+        metrics = just_logged(trainer, trainer.fit_loop.epoch_loop.val_loop)
         self._validation = {name: metrics[name] for name in metrics if name.startswith("val/")}
-        if not self.monitor.startswith("train/"):
-            self._keep_if_best(trainer, metrics.get(self.monitor), self._validation)
+        self._keep_if_best(trainer, metrics, self._validation)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step_plateaus(trainer)
         self._epoch_ends = True
         try:
-            metrics = as_numbers(trainer.callback_metrics)
+            metrics = just_logged(trainer, trainer.fit_loop.epoch_loop)
             train = {name: metrics[name] for name in metrics if name.startswith("train/")}
-            if self.monitor.startswith("train/"):
-                self._keep_if_best(trainer, train.get(self.monitor), train | self._validation)
+            self._keep_if_best(trainer, metrics, train | self._validation)
             if self.best_score is None:
                 # Noted before the state is saved: a run that is resumed from it may have nothing left but the test.
                 self._note_best(trainer, None, train | self._validation)
@@ -199,7 +195,8 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         # Processes save together, and their clocks differ.
         return bool(trainer.strategy.broadcast(expected > self.LONG_SECONDS))
 
-    def _keep_if_best(self, trainer: Trainer, score: float | None, metrics: Mapping[str, float]) -> None:
+    def _keep_if_best(self, trainer: Trainer, logged: Mapping[str, float], metrics: Mapping[str, float]) -> None:
+        score = logged.get(self.monitor)
         if score is not None and self._improves(score, metrics.get("val/loss", math.inf)):
             self._note_best(trainer, score, metrics)
             self._save(trainer, self.best)
