@@ -112,11 +112,11 @@ def _on_unraisable(otherwise: Callable[[Any], Any], unraisable: Any) -> None:
             delay_seconds *= 2
 
 
-def end_with_parent() -> None:
-    """Have the kernel end this process when the one that started it ends, as other ranks must; on Linux."""
+def end_with_parent(signum: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when the one that started it ends, as other ranks must; on Linux."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # linux/prctl.h
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signum)
 
 
 def defer(on: bool) -> None:

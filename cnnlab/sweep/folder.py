@@ -78,18 +78,16 @@ class SweepFolder:
 
     Args:
         path: The folder; made when the first file is written.
+
+    Attributes:
+        handle: The open file whose lock says that this folder is held; None where it is not.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.record = read_record(path)
         self._state = (path / SWEEP_RECORD).parent
-        self._handle: int | None = None
-
-    @property
-    def handle(self) -> int | None:
-        """The open file whose lock says that this folder is held."""
-        return self._handle
+        self.handle: int | None = None
 
     @property
     def is_new(self) -> bool:
@@ -169,11 +167,11 @@ class SweepFolder:
         name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
         path = self._state / f"{name}.hold"
         while True:  # until no other process took the file for one that a dead process had left
-            self._handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-            fcntl.flock(self._handle, fcntl.LOCK_EX)
-            if path.exists() and path.stat().st_ino == os.fstat(self._handle).st_ino:
+            self.handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+            fcntl.flock(self.handle, fcntl.LOCK_EX)
+            if path.exists() and path.stat().st_ino == os.fstat(self.handle).st_ino:
                 break
-            os.close(self._handle)
+            os.close(self.handle)
         if not shared:
             until = time.monotonic() + patience_seconds
             logged = False
@@ -189,9 +187,9 @@ class SweepFolder:
 
     def release(self) -> None:
         """Say that this process has ended its work here; trials that still live go on holding the folder."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        if self.handle is not None:
+            os.close(self.handle)
+            self.handle = None
             for path in self._state.glob("*.hold"):
                 self.is_held(path.stem)  # removes what nobody holds
 

@@ -1,7 +1,6 @@
 """The launcher `local`: each trial a process of its own, several at a time, on one machine."""
 
 import atexit
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -12,17 +11,17 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import hydra
 import rich
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import TaskFunction
 
-from cnnlab import config
+from cnnlab import config, signals
 from cnnlab.console import ConsoleHandler
 from cnnlab.errors import Stopped
 from cnnlab.run import command_line
@@ -68,28 +67,23 @@ class Local(PoolLauncher):
         return ProcessPool(self, jobs, threads, gpus, devices or len(gpus))
 
 
-@dataclass
-class Running:
+class Running(NamedTuple):
     """A trial's process.
 
     Attributes:
-        process: Forked or spawned.
+        process: Forked or spawned; it leads a group of its own.
         gpus: Those that it has.
     """
 
     process: Any
     gpus: list[str]
 
-    @property
-    def pid(self) -> int:
-        """The process, and the group that it leads."""
-        return int(self.process.pid)
-
     def code(self) -> int | None:
         """Return its exit code, minus the number of the signal that killed it; None while it runs."""
         return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
 
 
+@dataclass
 class ProcessPool:
     """Processes that train side by side.
 
@@ -101,20 +95,19 @@ class ProcessPool:
         per_trial: GPUs of each.
     """
 
-    def __init__(self, launcher: Local, size: int, threads: int, gpus: list[str], per_trial: int) -> None:
-        self.size = size
-        self.threads = threads
-        self.gpus = gpus
-        self.per_trial = per_trial
-        self._launcher = launcher
-        self._running: dict[str, Running] = {}
+    launcher: Local
+    size: int
+    threads: int
+    gpus: list[str]
+    per_trial: int
+    _running: dict[str, Running] = field(default_factory=dict, init=False)
 
     def start(self, name: str, argv: list[str], folder: Path, handle: int | None) -> None:
         """Start a trial."""
         load = Counter(gpu for running in self._running.values() for gpu in running.gpus)
         gpus = sorted(self.gpus, key=lambda gpu: load[gpu])[: self.per_trial]  # those with the fewest trials
         environment = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
-        start = self._fork if self._launcher.start == "fork" else self._spawn
+        start = self._fork if self.launcher.start == "fork" else self._spawn
         self._running[name] = Running(start(argv, folder, environment, handle), gpus)
 
     def wait(self, timeout: float) -> list[tuple[str, str | None]]:
@@ -137,7 +130,7 @@ class ProcessPool:
         while self._running:
             for running in self._running.values():
                 with suppress(ProcessLookupError):
-                    os.killpg(running.pid, sent)
+                    os.killpg(running.process.pid, sent)
             try:
                 while self._running:
                     ended += self.wait(1.0)
@@ -147,7 +140,7 @@ class ProcessPool:
 
     def _threads(self) -> dict[str, str]:
         """Return how many threads a trial has: as `threads` says, or else the user's shell."""
-        is_set = self._launcher.threads is not None
+        is_set = self.launcher.threads is not None
         return {
             "OMP_NUM_THREADS": str(self.threads) if is_set else os.environ.get("OMP_NUM_THREADS", str(self.threads))
         }
@@ -162,7 +155,7 @@ class ProcessPool:
         sys.stdout.flush()
         sys.stderr.flush()
         process = multiprocessing.get_context("fork").Process(
-            target=_trial, args=(self._launcher.task, argv, folder / OUTPUT, environment, os.getpid())
+            target=_trial, args=(self.launcher.task, argv, folder / OUTPUT, environment, os.getpid())
         )
         process.start()
         with suppress(OSError):  # either process is first; afterwards both can rely on the group
@@ -183,7 +176,9 @@ def _trial(task: TaskFunction, argv: list[str], output: Path, environment: dict[
     """Run train.py's main in a forked process, as if the process had been started with this command line."""
     with suppress(OSError):
         os.setpgid(0, 0)
-    _stop_with(parent)
+    signals.end_with_parent(signal.SIGTERM)
+    if os.getppid() != parent:  # which died before
+        raise Stopped(signal.SIGTERM)
     with output.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -201,14 +196,6 @@ def _trial(task: TaskFunction, argv: list[str], output: Path, environment: dict[
         sys.exit(stop.exit_code)
     finally:
         atexit._run_exitfuncs()
-
-
-def _stop_with(parent: int) -> None:
-    """Have this process stop in order when its parent dies; on Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            raise Stopped(signal.SIGTERM)
 
 
 def search_path() -> dict[str, str]:

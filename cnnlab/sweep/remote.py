@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from cnnlab.sweep.pool import PoolLauncher, cause_of_death, devices_per_trial
 GRACE_SECONDS = 60  # for a trial to save
 
 
+@dataclass
 class Task:
     """A trial as a cluster runs it: a command line, on any machine that sees the folders.
 
@@ -35,13 +36,12 @@ class Task:
         working_folder: The one that the sweep was started in.
     """
 
-    def __init__(self, program: str, argv: list[str], folder: Path, working_folder: Path) -> None:
-        self.program = program
-        self.argv = argv
-        self.folder = folder
-        self.working_folder = working_folder
-        self.environment = search_path()
-        self._process: subprocess.Popen[bytes] | None = None
+    program: str
+    argv: list[str]
+    folder: Path
+    working_folder: Path
+    environment: dict[str, str] = field(default_factory=search_path, init=False)
+    _process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
 
     def __call__(self) -> int:
         """Run the trial, or resume it; return its exit code."""
@@ -66,7 +66,7 @@ class Task:
         from submitit.helpers import DelayedSubmission
 
         self._save()
-        return DelayedSubmission(Task(self.program, self.argv, self.folder, self.working_folder))
+        return DelayedSubmission(replace(self))
 
     def _save(self) -> None:
         if self._process is not None:

@@ -3,7 +3,6 @@
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from hydra.core.plugins import Plugins
@@ -32,10 +31,9 @@ from cnnlab.sweep.trial import Trial
 class Sweeper(HydraSweeper):
     """Run every combination of the values with commas, or a search, and end in a table."""
 
-    def __init__(self) -> None:
-        self.hydra_context: HydraContext | None = None
-        self.config: DictConfig | None = None
-        self.launcher: Launcher | None = None
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
 
     @override
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -56,11 +54,8 @@ class Sweeper(HydraSweeper):
             ConfigError: The folder holds another sweep.
             PartialError: Some trials failed.
         """
-        assert self.config is not None
-        assert self.hydra_context is not None
         folder = SweepFolder(Path(self.config.hydra.sweep.dir))
-        loader = self.hydra_context.config_loader
-        plan = Plan(loader, self.config, arguments, folder.record.get("keys", []))
+        plan = Plan(self.hydra_context.config_loader, self.config, arguments, folder.record.get("keys", []))
         if not folder.is_new and not self.config.resume:
             raise ConfigError(f"{folder.path} holds a sweep already: resume it with resume={folder.path}")
         try:
@@ -73,8 +68,6 @@ class Sweeper(HydraSweeper):
             folder.release()
 
     def _run(self, plan: Plan, folder: SweepFolder) -> None:
-        assert self.config is not None
-        assert self.launcher is not None
         trials = [] if plan.proposes else plan.trials()
         folder.check(plan.config, plan.base, plan.keys, plan.search)
         hold = folder.hold(shared=plan.proposes)
@@ -91,8 +84,7 @@ class Sweeper(HydraSweeper):
             each=max(1, len(plan.seeds)),
         )
         board = Board(folder.path, objective_of(plan.config))
-        limits = limits_of(plan.config)
-        runner = Runner(self.launcher, folder, board, plan.base, limits)
+        runner = Runner(self.launcher, folder, board, plan.base, limits_of(plan.config))
         try:
             if plan.proposes:
                 from cnnlab.sweep.search import Search
@@ -100,7 +92,7 @@ class Sweeper(HydraSweeper):
                 assert plan.search is not None
                 Search(runner, plan.search, plan.dimensions(), plan.seeds, int(self.config.seed), hold).run()
             else:
-                _run_grid(runner, trials, limits)
+                _run_grid(runner, trials)
         finally:
             board.close()
             runs.failed.clear()  # each is in the table
@@ -124,12 +116,11 @@ def _check_complete(table: Table, again: str) -> None:
         raise PartialError(f"{len(missing)} of {len(table.rows)} trials failed: {names}{again}")
 
 
-def _run_grid(runner: Runner, trials: list[Trial], limits: dict[str, object]) -> None:
-    left = [trial for trial in trials if not runner.folder.trial(trial.name).is_done(limits)]
+def _run_grid(runner: Runner, trials: list[Trial]) -> None:
+    left = [trial for trial in trials if not runner.folder.trial(trial.name).is_done(runner.limits)]
     pool = runner.pool(len(left))
     runner.board.plan(len(trials), len(trials) - len(left), pool.size)
-    queue: Iterator[Trial] = iter(left)
-    for _ in runner.run(pool, queue):
+    for _ in runner.run(pool, iter(left)):
         pass
 
 
