@@ -53,6 +53,8 @@ FEWEST = 3
 OF_ONE_RUN = ("seed", "resume", "reuse", "hydra.run.dir", "callbacks.prune")
 """What a run was begun with that is no part of its recipe; a search has its trials pruned."""
 
+_config_of = cache(unjudged)
+
 
 class RefusedError(CnnlabError):
     """A recipe that no run can be made of: its settings are refused together, or the training diverges."""
@@ -297,11 +299,6 @@ def train_seed(overrides: Sequence[str], seed: int, metric: str, folder: Path, n
         raise ConfigError(f"--metric {metric} is not measured by {shlex.join(overrides)}.")
     images = (record.run.get("images") or {}).get(metric.partition("/")[0])
     return float(value), 1 / images if images and metric.endswith("accuracy") else 0.0
-
-
-@cache
-def _config_of(overrides: tuple[str, ...]) -> dict[str, Any]:
-    return unjudged(overrides)
 
 
 def compared_metric(overrides: Sequence[str], metric: str | None) -> tuple[str, bool]:

@@ -142,18 +142,17 @@ def _first_step(
     network.train()
     loss = loss_of(network, batch)
     value, expected = float(loss.detach()), math.log(num_classes)
-    error = note = None
+    error, note = None, ""
     if not math.isfinite(value):
         error = DivergedError(f"the first loss is {value}: look at the network's layers, or at trainer.precision.")
     elif not 0.5 * expected <= value <= 2 * expected:
         note = "a network that knows nothing has about that: look at its last layer and its initialisation"
-    yield Finding("first loss", f"{value:.3f}; ln({num_classes}) is {expected:.3f}", error, note or "")
+    yield Finding("first loss", f"{value:.3f}; ln({num_classes}) is {expected:.3f}", error, note)
     loss.backward()
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     unused = sum(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
-    finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
     norm = math.sqrt(sum(float(gradient.float().square().sum()) for gradient in gradients))
-    if not finite:
+    if not all(gradient.isfinite().all() for gradient in gradients):
         error = DivergedError("the first gradients are not finite: look at trainer.precision and the network's layers.")
         yield Finding("gradients", "not finite", error)
     elif not gradients or norm == 0:
@@ -236,13 +235,10 @@ def _timed(
     else:
         yield _time_in_budget(lab, step, evaluation, budget, time_left)
     yield _memory(device)
-    weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
-    moments = sum(
-        value.numel() * value.element_size()
-        for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
-    )  # fmt: skip
+    moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    saved = sum(value.nbytes for value in (*network.state_dict().values(), *moments))
     # best, last, and the checkpoint that is being written.
-    yield _disk(folder, 3 * (weights + moments) + LOG_BYTES)
+    yield _disk(folder, 3 * saved + LOG_BYTES)
 
 
 def _time(lab: Lab, step: float, evaluation: float, max_time: str | None) -> Finding:

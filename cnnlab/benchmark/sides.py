@@ -91,9 +91,8 @@ class LabSide:
 
     def facts(self) -> dict[str, Any]:
         """Return what the measuring process needs to know."""
-        device = self.device
         return {
-            "hardware": describe_hardware(device),
+            "hardware": describe_hardware(self.device),
             "precision": str(self.lab.trainer.precision),
             "batch_size": self.cfg.data.batch_size,
             "flops_per_image": self._count_flops(),
@@ -114,8 +113,7 @@ class LabSide:
     def train(self, steps: int) -> float:
         """Train a block of steps with a new Trainer and return the seconds a step."""
         clock = Clock(steps)
-        lab = self._lab(WARM_UP + steps, self.lab.data, clock)
-        train(lab)
+        train(self._lab(WARM_UP + steps, self.lab.data, clock))
         return clock.step_seconds
 
     def losses(self) -> tuple[float, float]:
@@ -138,9 +136,8 @@ class LabSide:
         network = classifier.network.train()
         optimizer = classifier.optimizer(network)
         strategy = lab.trainer.strategy
-        times: dict[str, list[float]] = {
-            name: [] for name in ("data", "augmentation", "forward", "backward", "optimizer")
-        }
+        names = ("data", "augmentation", "forward", "backward", "optimizer")
+        times: list[list[float]] = []
         batches = repeat_epochs(data)
         for step in range(WARM_UP + steps):
             marks = [now(device)]
@@ -157,9 +154,10 @@ class LabSide:
             optimizer.zero_grad()
             marks.append(now(device))
             if step >= WARM_UP:
-                for name, start, end in zip(times, marks[:-1], marks[1:], strict=True):
-                    times[name].append(end - start)
-        parts = {name: 1000 * statistics.median(values) for name, values in times.items()}
+                times.append([end - start for start, end in pairwise(marks)])
+        parts = {
+            name: 1000 * statistics.median(part) for name, part in zip(names, zip(*times, strict=True), strict=True)
+        }
         parts["recording"] = 1000 * self._time_recording(steps)
         return parts
 
@@ -256,6 +254,7 @@ class PlainSide:
 
     def __init__(self, overrides: Sequence[str], folder: Path, process_start: float) -> None:
         cfg = composed(overrides, folder)
+        self.folder = folder
         data = build_data(cfg)
         self.device = build_trainer(cfg).strategy.root_device
         cfg.model.channels_last = False
@@ -296,30 +295,23 @@ class PlainSide:
             yield from torch.randperm(len(self.images), device=self.device).split(self.batch_size)
 
 
-class DataLoaderSide:
+class DataLoaderSide(PlainSide):
     """Lightning as templates use it: a DataLoader that collates sample by sample, the loss on the progress bar."""
 
-    def __init__(self, overrides: Sequence[str], folder: Path, process_start: float) -> None:
-        self.plain = PlainSide(overrides, folder, process_start)
-        self.folder = folder
-
-    def facts(self) -> dict[str, Any]:
-        """Return what the measuring process needs to know."""
-        return self.plain.facts()
-
+    @override
     def train(self, steps: int) -> float:
         """Train a block of steps with a new Trainer and return the seconds a step."""
         patches.install()
         clock = Clock(steps)
-        device = self.plain.device
-        self.plain.network.to(device)  # Lightning takes it back to the CPU after each block
+        device = self.device
+        self.network.to(device)  # Lightning takes it back to the CPU after each block
         trainer = Trainer(
             accelerator=device.type, devices=1 if device.index is None else [device.index],
             max_steps=WARM_UP + steps, max_epochs=-1, callbacks=[clock], enable_model_summary=False,
             logger=TensorBoardLogger(self.folder), default_root_dir=self.folder,
         )  # fmt: skip
-        dataset = TensorDataset(self.plain.images.cpu(), self.plain.targets.cpu())
-        trainer.fit(_Template(self.plain), DataLoader(dataset, self.plain.batch_size, shuffle=True))
+        dataset = TensorDataset(self.images.cpu(), self.targets.cpu())
+        trainer.fit(_Template(self), DataLoader(dataset, self.batch_size, shuffle=True))
         return clock.step_seconds
 
 

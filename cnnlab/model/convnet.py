@@ -50,28 +50,22 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         _check(channels=channels, hidden=hidden, dropout=dropout)
-        stages = list(
-            zip(
-                channels,
-                _per_stage("kernel_size", kernel_size, len(channels)),
-                _per_stage("padding", padding, len(channels)),
-                _per_stage("pool", pool, len(channels)),
-                _per_stage("batch_norm", batch_norm, len(channels)),
-                strict=True,
-            )
-        )
+        options = {"kernel_size": kernel_size, "padding": padding, "pool": pool, "batch_norm": batch_norm}
+        per_stage = [_per_stage(name, value, len(channels)) for name, value in options.items()]
         features: OrderedDict[str, nn.Module] = OrderedDict()
         inputs, size = in_channels, image_size
+        stages = zip(channels, *per_stage, strict=True)
         for number, (outputs, kernel, border, pooling, normalised) in enumerate(stages, start=1):
             features |= _stage(number, inputs, outputs, kernel, border, pooling, normalised)
             size = _pooled(image_size, size, number, kernel, border, pooling)
             inputs = outputs
-        last_norm = f"norm{len(stages)}"
+        last_norm = f"norm{len(channels)}"
         # The last normalisation belongs to the head: see `forward`.
         norm = {last_norm: features.pop(last_norm)} if last_norm in features else {}
         self.features = nn.Sequential(features)
         self.head = nn.Sequential(
-            OrderedDict(norm) | _linear_layers(inputs * size[0] * size[1], [*hidden, num_classes], dropout, len(stages))
+            OrderedDict(norm)
+            | _linear_layers(inputs * size[0] * size[1], [*hidden, num_classes], dropout, len(channels))
         )
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch num_classes"]:

@@ -1,6 +1,7 @@
 """Residual networks in the variants for small images, and wide ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Literal
 
 import torch.nn.functional as F
@@ -53,22 +54,28 @@ class ResNet(nn.Module):
             raise ConfigError(f"model.shortcut must be pad or projection, got {shortcut}.")
         self.conv = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels[0])
-        self.stages = nn.Sequential()
-        inputs = channels[0]
-        for stage, (count, outputs) in enumerate(zip(blocks, channels, strict=True)):
-            strides = [1 if stage == 0 else 2, *[1] * (count - 1)]
-            group = nn.Sequential()
-            for stride in strides:
-                group.append(BasicBlock(inputs, outputs, stride, shortcut))
-                inputs = outputs
-            self.stages.append(group)
-        self.linear = nn.Linear(inputs, num_classes)
+        self.stages = _stages(partial(BasicBlock, shortcut=shortcut), channels[0], blocks, channels)
+        self.linear = nn.Linear(channels[-1], num_classes)
         initialise_he(self)
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch num_classes"]:
         """Return the logits of normalised images."""
         features = self.stages(F.relu(self.norm(self.conv(images)), inplace=True))
         return self.linear(features.mean((2, 3)))
+
+
+def _stages(
+    block: Callable[[int, int, int], nn.Module], inputs: int, blocks: Sequence[int], channels: Sequence[int]
+) -> nn.Sequential:
+    """Return stages of blocks; the first block of every stage but the first one halves the image."""
+    stages = nn.Sequential()
+    for stage, (count, outputs) in enumerate(zip(blocks, channels, strict=True)):
+        group = nn.Sequential()
+        for stride in [1 if stage == 0 else 2, *[1] * (count - 1)]:
+            group.append(block(inputs, outputs, stride))
+            inputs = outputs
+        stages.append(group)
+    return stages
 
 
 class BasicBlock(nn.Module):
@@ -139,17 +146,10 @@ class WideResNet(nn.Module):
         if not 0 <= dropout < 1:
             raise ConfigError(f"model.dropout must be at least 0 and below 1, got {dropout}.")
         self.conv = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.stages = nn.Sequential()
-        inputs = 16
-        for stage, outputs in enumerate((16 * width, 32 * width, 64 * width)):
-            strides = [1 if stage == 0 else 2, *[1] * ((depth - 4) // 6 - 1)]
-            group = nn.Sequential()
-            for stride in strides:
-                group.append(WideBlock(inputs, outputs, stride, dropout))
-                inputs = outputs
-            self.stages.append(group)
-        self.norm = nn.BatchNorm2d(inputs)
-        self.linear = nn.Linear(inputs, num_classes)
+        channels = [16 * width, 32 * width, 64 * width]
+        self.stages = _stages(partial(WideBlock, dropout=dropout), 16, 3 * [(depth - 4) // 6], channels)
+        self.norm = nn.BatchNorm2d(channels[-1])
+        self.linear = nn.Linear(channels[-1], num_classes)
         initialise_he(self)
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch num_classes"]:
