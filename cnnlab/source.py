@@ -70,7 +70,8 @@ class Signature(NamedTuple):
 class _Module(NamedTuple):
     name: str
     path: Path
-    names: Mapping[str, ast.stmt]  # what each name of the module was last bound by
+    # What each name was last bound by: a definition, or an import, of which the dotted name is kept.
+    names: Mapping[str, ast.stmt | str]
     stars: tuple[str, ...]  # modules of which all names are taken
 
 
@@ -90,9 +91,10 @@ def class_attribute(target: str, name: str) -> Any:
     definition = _locate(target)
     for step in _with_bases(definition) if definition else ():
         for statement in step.node.body if isinstance(step.node, ast.ClassDef) else ():
-            value = _bound_value(statement, name)
-            if isinstance(value, ast.Constant):
-                return value.value
+            match statement:
+                case ast.Assign(value=ast.Constant(value=value)) | ast.AnnAssign(value=ast.Constant(value=value)):
+                    if name in dict(_bindings(statement, step.module)):
+                        return value
     return None
 
 
@@ -173,17 +175,14 @@ def _name_in(module: _Module, name: str, depth: int) -> _Definition | None:
     if depth > MOST_STEPS:
         return None
     match module.names.get(name):
-        case ast.ImportFrom() as statement:
-            alias = next(alias for alias in statement.names if (alias.asname or alias.name) == name)
-            return _locate(f"{_source_of(statement, module)}.{alias.name}", depth + 1)
-        case ast.Assign(value=ast.Name() | ast.Attribute() as value):
-            return _resolve(value, module, depth + 1) or _Definition(module, module.names[name])
+        case str(dotted):
+            return _locate(dotted, depth + 1)
+        case ast.Assign(value=ast.Name() | ast.Attribute() as value) as statement:
+            return _resolve(value, module, depth + 1) or _Definition(module, statement)
         case None:
             for star in module.stars:
                 if definition := _locate(f"{star}.{name}", depth + 1):
                     return definition
-            return None
-        case ast.Import():
             return None
         case statement:
             return _Definition(module, statement)
@@ -198,16 +197,8 @@ def _resolve(expression: ast.expr, module: _Module, depth: int = 0) -> _Definiti
             return _name_in(module, name, depth)
         case ast.Attribute():
             first, *rest = ast.unparse(expression).split(".")
-            match module.names.get(first):
-                case ast.Import() as statement:
-                    alias = next(part for part in statement.names if (part.asname or part.name.split(".")[0]) == first)
-                    start = alias.name if alias.asname else first
-                case ast.ImportFrom() as statement:
-                    alias = next(part for part in statement.names if (part.asname or part.name) == first)
-                    start = f"{_source_of(statement, module)}.{alias.name}"
-                case _:
-                    return None
-            return _locate(".".join([start, *rest]), depth + 1)
+            imported = module.names.get(first)
+            return _locate(".".join([imported, *rest]), depth + 1) if isinstance(imported, str) else None
     return None
 
 
@@ -257,16 +248,16 @@ def _find(name: str) -> Path | None:
 @cache
 def _parsed(name: str, path: Path, changed: int) -> _Module:
     tree = ast.parse(path.read_bytes())
-    names: dict[str, ast.stmt] = {}
+    names: dict[str, ast.stmt | str] = {}
     stars = []
     module = _Module(name, path, names, ())
     for statement in _statements(tree.body):
         _forget_code(statement)
-        for bound in _names_bound(statement):
-            if bound == "*" and isinstance(statement, ast.ImportFrom):
-                stars.append(_source_of(statement, module))
+        for name_bound, origin in _bindings(statement, module):
+            if name_bound == "*":
+                stars.append(str(origin).removesuffix(".*"))
             else:
-                names[bound] = statement
+                names[name_bound] = origin
     return module._replace(stars=tuple(stars))
 
 
@@ -294,22 +285,23 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
             yield statement
 
 
-def _names_bound(statement: ast.stmt) -> Iterator[str]:
+def _bindings(statement: ast.stmt, module: _Module) -> Iterator[tuple[str, ast.stmt | str]]:
+    """Yield the names that a statement binds, each with the statement, or with the dotted name that it imports."""
     match statement:
-        case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
-            yield name
         case ast.Import(names=aliases):
-            yield from (alias.asname or alias.name.split(".")[0] for alias in aliases)
+            for alias in aliases:
+                first = alias.name.split(".")[0]
+                yield (alias.asname, alias.name) if alias.asname else (first, first)
         case ast.ImportFrom(names=aliases):
-            yield from (alias.asname or alias.name for alias in aliases)
-        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
-            yield name
-
-
-def _bound_value(statement: ast.stmt, name: str) -> ast.expr | None:
-    if isinstance(statement, ast.Assign | ast.AnnAssign) and name in _names_bound(statement):
-        return statement.value
-    return None
+            for alias in aliases:
+                yield alias.asname or alias.name, f"{_source_of(statement, module)}.{alias.name}"
+        case (
+            ast.ClassDef(name=name)
+            | ast.FunctionDef(name=name)
+            | ast.Assign(targets=[ast.Name(id=name)])
+            | ast.AnnAssign(target=ast.Name(id=name))
+        ):
+            yield name, statement
 
 
 def _last_name(expression: ast.expr) -> str:
@@ -346,11 +338,8 @@ def _named_type(node: ast.expr, module: _Module, depth: int) -> Any:
     name = _last_name(node)
     if isinstance(node, ast.Name) and name not in module.names:
         return BUILTINS.get(name, Any)
-    if isinstance(node, ast.Attribute):
-        origin = ast.unparse(node.value)
-    else:
-        statement = module.names[name]
-        origin = _source_of(statement, module) if isinstance(statement, ast.ImportFrom) else ""
+    dotted = ast.unparse(node) if isinstance(node, ast.Attribute) else module.names[name]
+    origin, _, name = dotted.rpartition(".") if isinstance(dotted, str) else ("", "", name)
     if origin in TYPE_MODULES:
         return getattr(TYPE_MODULES[origin], name, Any)
     if origin.split(".")[0] in LARGE and module.name.split(".")[0] != origin.split(".")[0]:
