@@ -2,7 +2,6 @@
 
 import gc
 import importlib.metadata
-import io
 import logging
 import os
 import platform
@@ -18,7 +17,7 @@ from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from cnnlab import lock, signals
 from cnnlab.console import Waiting, exit_on_error, print_error, say, wait_for
@@ -37,8 +36,6 @@ failed: list[Path] = []
 
 _command_began: float | None = None
 """When the command line under way began, by the monotonic clock."""
-
-Status = Literal["running", "completed", "failed", "interrupted"]
 
 KEPT = ("run.json", "train.log", "trial.json")
 """Files that a run which takes over another's result has of its own."""
@@ -205,33 +202,26 @@ class Run:
 
     def _summary(self, metrics: Mapping[str, float]) -> str:
         """Return the result, where everything is, and what could come next."""
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table.grid(padding=(0, 2))
+        rows: list[tuple[str, str]] = []
         for split in ("test", "val"):
             values = {name.removeprefix(f"{split}/"): v for name, v in metrics.items() if name.startswith(f"{split}/")}
             if values:
-                table.add_row(
-                    split, ", ".join(f"{name} {format_metric(name, value)}" for name, value in sorted(values.items()))
-                )
+                text = ", ".join(f"{name} {format_metric(name, value)}" for name, value in sorted(values.items()))
+                rows.append((split, text))
         if best := self.record["best"]:
             metric, value = best["metric"], best["value"]
             measured = "" if value is None else f", {metric} {format_metric(metric, value)}"
-            table.add_row("best", f"epoch {best['epoch'] + 1}, step {best['step']}{measured}")
+            rows.append(("best", f"epoch {best['epoch'] + 1}, step {best['step']}{measured}"))
         speed = [float(row["images_per_second"]) for row in read_csv(self.folder / "history.csv")]
         trained = f", training at {statistics.median(speed):,.0f} images/s" if speed else ""
-        table.add_row("time", f"{format_duration(self.record['seconds'])}{trained}")
-        table.add_row("folder", str(self.folder))
-        folder = shlex.quote(str(self.folder))
-        table.add_row("next", f"cnnlab dashboard {folder}")
+        rows += [
+            ("time", f"{format_duration(self.record['seconds'])}{trained}"),
+            ("folder", str(self.folder)),
+            ("next", f"cnnlab dashboard {shlex.quote(str(self.folder))}"),
+        ]
         if self.resume_with and not self.record.get("budget"):
-            table.add_row("", f"{self.resume_with} trainer.max_epochs=...")
-        # Wide: a line that the terminal wraps is still one line to whoever copies it.
-        console = Console(file=io.StringIO(), width=1000, markup=False, highlight=False)
-        with console.capture() as capture:
-            console.print(table)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+            rows.append(("", f"{self.resume_with} trainer.max_epochs=..."))
+        return "\n".join(f"{name:<8}{text}" for name, text in rows)
 
     def previous_objective(self) -> float | None:
         """Return the objective that an earlier, completed run measured."""
