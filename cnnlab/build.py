@@ -424,9 +424,6 @@ def build_trainer(cfg: DictConfig, *, validate: bool = True, rollbacks: int = 0,
         ConfigError: The flags do not go together.
         MachineError: Lightning does not find the devices that they name.
     """
-    if any(kind in str(cfg.trainer.strategy) for kind in ("spawn", "fork", "notebook")):
-        # Their processes' results stay in them: best state, metrics and curves would be lost.
-        raise ConfigError(f"trainer.strategy={cfg.trainer.strategy}: use ddp, which starts train.py once a device.")
     callbacks, loggers = build_callbacks(cfg), build_list(cfg, "logger")
     # StopOnSignal comes last: the others have recorded the batch by then.
     watchers = [Divergence(rollbacks=rollbacks), *callbacks, *build_limits(cfg, began), StopOnSignal()]

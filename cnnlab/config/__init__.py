@@ -8,7 +8,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.config.checks import check
 from cnnlab.config.lines import quote, value_of
 from cnnlab.config.preflight import compose, composed, preflight, unjudged
 from cnnlab.config.project import CONF, ROOT, replaced, take_flags
@@ -18,7 +17,7 @@ from cnnlab.config.resume import record_limits, resume_command
 from cnnlab.config.tree import chosen, own_classes
 
 __all__ = [
-    "CONF", "ROOT", "check", "chosen", "compose", "composed", "follow_budget", "own_classes", "preflight", "quote",
+    "CONF", "ROOT", "chosen", "compose", "composed", "follow_budget", "own_classes", "preflight", "quote",
     "record_limits", "replaced",
     "resume_command", "take_flags", "unjudged", "value_of", "write_record",
 ]  # fmt: skip

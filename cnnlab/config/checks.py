@@ -6,14 +6,12 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
-from omegaconf import DictConfig
-
 from cnnlab import trust
 from cnnlab.config.conflicts import conflicts
-from cnnlab.config.references import REFERENCE, Unresolved, get, resolved, without_hydra
+from cnnlab.config.references import REFERENCE, Unresolved, get, resolved
 from cnnlab.config.rules import RULES, Rule, anything, filled, like, null, of_type, section
 from cnnlab.config.tree import OPTIONAL, Key, groups, main_file, options, options_with, origin, values_of
-from cnnlab.config.words import as_typed, nearest, nearest_key, refusal
+from cnnlab.config.words import as_typed, nearest, nearest_key
 from cnnlab.source import Signature, signature
 
 # To the classes of the other groups one may hand further arguments, and choose other classes.
@@ -49,21 +47,11 @@ ASKING_NOTHING: dict[str, dict[str, Any]] = {
 """Values that `build` leaves out where the class in the place of the option's does not take them."""
 
 
-def check(config: DictConfig | Mapping[str, Any]) -> None:
-    """Check a composed config: its keys, the types and ranges of its values, options that exclude each other.
-
-    Raises:
-        ConfigError: Something is wrong; the message has one line for each mistake.
-    """
-    if mistakes := mistakes_in(without_hydra(config)):
-        raise refusal(*mistakes)
-
-
 def mistakes_in(config: Mapping[str, Any], choices: Mapping[str, Any] | None = None) -> list[str]:
-    """List what is wrong with a config of plain containers, a line each.
+    """List what is wrong with a config, a line each: keys, types and ranges of values, options that exclude each other.
 
     Args:
-        config: The config.
+        config: As plain containers.
         choices: The options that it was composed of, by group, so that a line can say where a value comes from.
     """
     mistakes = [*_missing(config), *_in_section((), config, config), *conflicts(config)]

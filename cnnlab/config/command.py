@@ -287,15 +287,14 @@ def _with(content: Any, key: Sequence[str], value: object) -> Any:
 
 
 def _several_devices(config: dict[str, Any]) -> Iterator[str]:
-    devices, nodes, strategy = (get(config, "trainer", name) for name in ("devices", "num_nodes", "strategy"))
+    devices, nodes = (get(config, "trainer", name) for name in ("devices", "num_nodes"))
     if isinstance(devices, str):
         devices = [part for part in devices.split(",") if part] if "," in devices else devices
     single = nodes in (1, None) and (
         devices in (1, "1", "auto", None) or (isinstance(devices, list) and len(devices) == 1)
     )
-    # These fork or spawn the other processes. The rest run the whole command line again, -m included, so that
-    # each process would go through the sweep on its own.
-    if not single and not re.match(r"ddp_(spawn|fork|notebook)", str(strategy)):
+    # The other processes run the whole command line again, -m included: each would go through the sweep on its own.
+    if not single:
         yield (
             "trainer.devices must be 1 in a sweep: other processes would run other trials; hydra/launcher=local gives "
             "each trial a process of its own, which may start others"

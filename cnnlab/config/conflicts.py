@@ -1,5 +1,6 @@
 """Settings that are right by themselves and exclude each other."""
 
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,10 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(trainer, Mapping):
         return
     flags = {name: get(config, "trainer", name) for name in trainer}
+    strategy = flags.get("strategy")
+    if re.search("spawn|fork|notebook", str(strategy)):
+        # Their processes' results stay in them: best state, metrics and curves would be lost.
+        yield f"trainer.strategy={as_typed(strategy)}: use ddp, which starts train.py once a device"
     if (budget := config.get("budget")) is not None:
         for name, neutral in (("max_time", (None,)), ("min_epochs", (None, 0)), ("min_steps", (None, 0))):
             if flags.get(name) not in neutral:

@@ -22,12 +22,10 @@ class Unresolved(Exception):  # noqa: N818 - no error, only a value that can't b
     """A value that a resolver makes when the run starts."""
 
 
-def without_hydra(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+def without_hydra(config: DictConfig) -> dict[str, Any]:
     """Return the config as plain containers without its `hydra` part, references as they stand."""
-    if isinstance(config, DictConfig):
-        config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
-    return {str(key): value for key, value in config.items() if key != "hydra"}
+    config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
 
 
 def follow(config: Mapping[str, Any], key: Key, depth: int = 0) -> Any:

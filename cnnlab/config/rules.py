@@ -258,13 +258,11 @@ RULES: dict[str, Rule] = {
     "optimizer.lr": real(above=0),
     "optimizer.weight_decay": real(0),
     "optimizer.momentum": real(0, below=1),
-    "optimizer.nesterov": flag,
     "optimizer.betas": each(real(0, below=1), 2),
     "optimizer.alpha": real(0, below=1),
     "optimizer.eps": real(0),
     "optimizer.decay_bias_and_norm": flag,
     "optimizer.norm_bias_factor": real(above=0),
-    "optimizer.fused": flag | null,
     # schedule: what Lightning asks of one of torch's
     "schedule.interval": one_of("epoch", "step"),
     "schedule.monitor": filled,
@@ -274,10 +272,10 @@ RULES: dict[str, Rule] = {
     "callbacks.checkpoint.mode": _mode,
     "callbacks.early_stopping.monitor": filled,
     "callbacks.early_stopping.mode": _mode,
-    # trainer: every flag of pytorch_lightning.Trainer
+    # trainer: flags of Lightning's whose annotations allow what it then refuses
     "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu") | section,
     "trainer.strategy": matching(
-        r"auto|single_\w+|ddp\w*|fsdp\w*|deepspeed\w*|xla\w*", "a name such as auto, ddp, ddp_spawn or fsdp"
+        r"auto|single_\w+|ddp\w*|fsdp\w*|deepspeed\w*|xla\w*", "a name such as auto, ddp or fsdp"
     )
     | section,
     "trainer.devices": whole(1)
@@ -309,23 +307,11 @@ RULES: dict[str, Rule] = {
     "trainer.check_val_every_n_epoch": whole(1) | null,
     "trainer.num_sanity_val_steps": whole(-1) | null,
     "trainer.log_every_n_steps": whole(0) | null,
-    "trainer.enable_checkpointing": flag | null,
-    "trainer.enable_progress_bar": flag | null,
-    "trainer.enable_model_summary": flag | null,
     "trainer.accumulate_grad_batches": whole(1),
     "trainer.gradient_clip_val": real(0) | null,
     "trainer.gradient_clip_algorithm": one_of("norm", "value") | null,
-    "trainer.deterministic": flag | one_of("warn") | null,
-    "trainer.benchmark": flag | null,
-    "trainer.inference_mode": flag,
-    "trainer.use_distributed_sampler": flag,
     "trainer.profiler": one_of("simple", "advanced", "pytorch", "xla") | section | null,
-    "trainer.detect_anomaly": flag,
-    "trainer.barebones": flag,
-    "trainer.plugins": anything,
-    "trainer.sync_batchnorm": flag,
     "trainer.reload_dataloaders_every_n_epochs": whole(0),
     "trainer.default_root_dir": filled | null,
-    "trainer.enable_autolog_hparams": flag,
     "trainer.model_registry": filled | null,
 }
