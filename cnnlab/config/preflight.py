@@ -226,19 +226,18 @@ def _changes(folder: Path, flags: argparse.Namespace, overrides: Sequence[Overri
     Raises:
         UnsafeError: The folder asks for something that only the person at the keyboard may.
     """
-    typed = [override for override in parse_all(flags.overrides)[0] if not sets(override, "resume")]
+    typed = set(map(text_of, parse_all(flags.overrides)[0]))
     harmless = (*LOCAL_LOGGERS, *tree.own_options("logger"))
     for override in overrides:
         value = override.value()
         names = value if isinstance(value, list) else [value]
-        is_typed = override.is_delete() or text_of(override) in map(text_of, typed)
+        is_typed = override.is_delete() or text_of(override) in typed
         if sets(override, "logger") and not is_typed and any(name not in harmless for name in names):
             raise UnsafeError(
                 f"{as_typed(text_of(override))}, as the run's folder has it, sends what it sees to others, or is none "
                 "of cnnlab's: if it is meant, give it again."
             )
-    texts = {text_of(override) for override in typed}
-    recorded = [other for other in overrides if not command.is_choice(other) and text_of(other) not in texts]
+    recorded = [other for other in overrides if not command.is_choice(other) and text_of(other) not in typed]
     check_origin(command.config, command.without(recorded))
     changed = changes(Record(folder).config, command.config)
     head = f"resume={folder}: a run keeps the config that it began with"

@@ -143,20 +143,10 @@ def check_origin(config: Mapping[str, Any], vouched: Mapping[str, Any]) -> None:
     """
     trusted = vouched.get("trusted") or []
     writes = get(config, "data", "source") != "npz"  # the data, where there is none
-
-    def walk(value: Any, other: Any, key: str) -> None:
-        if isinstance(value, Mapping):
-            others = other if isinstance(other, Mapping) else {}
-            for name in value:
-                walk(value[name], others.get(name), f"{key}.{name}" if key else str(name))
-        elif isinstance(value, list):
-            for index, element in enumerate(value):
-                within = isinstance(other, list) and index < len(other)
-                walk(element, other[index] if within else None, f"{key}.{index}")
-        elif value != other and key != "resume":
+    values_vouched = dict(flatten(vouched, lists=True))
+    for key, value in flatten(config, lists=True):
+        if key != "resume" and value != values_vouched.get(key):
             _check_value(value, key, trusted, writes)
-
-    walk(config, vouched, "")
 
 
 def _check_value(value: Any, key: str, trusted: list[str], writes: bool) -> None:

@@ -1,12 +1,11 @@
 """A JSON schema of the config, from the rules that check it: editors complete and check yaml files by it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cnnlab.config.checks import CLOSED, rule_of
-from cnnlab.config.project import folders
-from cnnlab.config.tree import OPTIONAL, content, groups, main_file, options
+from cnnlab.config.tree import OPTIONAL, content, find_file, groups, main_file, options
 from cnnlab.files import holds
 
 REFERENCE = {"type": "string", "pattern": r"\$\{|^\?\?\?$"}
@@ -44,8 +43,7 @@ def _group(group: str, *, flat: bool = False) -> dict[str, Any]:
         comments |= _comments(f"{group}/{option}")
     values = [content(group, option) for option in options(group)]
     schema = _section((group,), values, comments)
-    several = groups()[group]
-    if not several and not flat:
+    if not groups()[group] and not flat:
         schema["description"] = f"options: {', '.join(options(group))}"
     return schema
 
@@ -54,20 +52,19 @@ def _section(key: tuple[str, ...], values: list[Any], comments: Mapping[str, str
     """Return the schema of what stands at a key in any of the values."""
     sections = [value for value in values if isinstance(value, Mapping)]
     if not sections or any(not isinstance(value, Mapping) and value is not None for value in values):
-        return _leaf(key, sections)
+        return _leaf(key)
     names = list(dict.fromkeys(str(name) for section in sections for name in section))
     properties = {}
     for name in names:
         inner = [section[name] for section in sections if name in section]
         properties[name] = _section((*key, name), inner, comments) | _description(name, comments)
-    closed = key[0] in CLOSED and len(key) == 1 and key[0] != "data"
     schema: dict[str, Any] = {"type": "object", "properties": properties}
-    if closed:
+    if key[0] in CLOSED and len(key) == 1 and key[0] != "data":
         schema["additionalProperties"] = False
     return schema if len(key) == 1 else {"anyOf": [schema, {"type": "null"}, REFERENCE]}
 
 
-def _leaf(key: tuple[str, ...], sections: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _leaf(key: tuple[str, ...]) -> dict[str, Any]:
     """Return the schema of a value, by the rules of all classes whose option has the key."""
     if key[-1] == "_target_":
         return {"type": "string"}
@@ -89,22 +86,14 @@ def _description(name: str, comments: Mapping[str, str]) -> dict[str, str]:
 
 def _comments(name: str) -> dict[str, str]:
     """Return the sentences beside the keys of a file."""
-    path = next(path for folder in folders() if (path := folder / f"{name}.yaml").is_file())
-    return dict(_commented(path.read_text(encoding="utf-8", errors="replace")))
-
-
-def _commented(text: str) -> Iterator[tuple[str, str]]:
-    for line in text.splitlines():
-        if match := re.match(r"\s*(\w+):.*?\s# (.+)$", line):
-            yield match[1], match[2]
+    return dict(re.findall(r"^[^\S\n]*(\w+):.*?[^\S\n]# (.+)$", _text_of(name), flags=re.MULTILINE))
 
 
 def first_sentence(group: str, option: str) -> str:
     """Return what an option's file says of itself: its first line of comment that is no header of Hydra's."""
-    path = next(
-        folder / group / f"{option}.yaml" for folder in folders() if (folder / group / f"{option}.yaml").is_file()
-    )
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if match := re.match(r"(?:\w+:\s*)?# (?!@package)(.+)$", line):
-            return match[1]
-    return ""
+    match = re.search(r"^(?:\w+:[^\S\n]*)?# (?!@package)(.+)$", _text_of(f"{group}/{option}"), flags=re.MULTILINE)
+    return match[1] if match else ""
+
+
+def _text_of(name: str) -> str:
+    return find_file(name).read_text(encoding="utf-8", errors="replace")

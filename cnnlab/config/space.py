@@ -56,10 +56,8 @@ class Dimension:
         if not self.steps:
             raise refusal(f"search.space.{self.key} needs steps for a grid: how many values between low and high")
         shares = [index / max(self.steps - 1, 1) for index in range(self.steps)]
-        if self.log:
-            values = [math.exp(math.log(self.low) + s * (math.log(self.high) - math.log(self.low))) for s in shares]
-        else:
-            values = [self.low + s * (self.high - self.low) for s in shares]
+        low, high = self.low, self.high
+        values = [low ** (1 - s) * high**s if self.log else low + s * (high - low) for s in shares]
         # Three digits are as many as a name can show, and more than a grid needs.
         rounded = [round(value) if self.is_whole else float(f"{value:.3g}") for value in values]
         for value in dict.fromkeys(rounded):

@@ -71,9 +71,12 @@ def content(group: str, option: str) -> dict[str, Any]:
 
     An own file that is no YAML contributes nothing: whoever composes it says what is wrong.
     """
-    paths = [folder / group / f"{option}.yaml" for folder in folders()]
-    path = next(path for path in paths if path.is_file())
-    return _content(path, group, _state())
+    return _content(find_file(f"{group}/{option}"), group, _state())
+
+
+def find_file(name: str) -> Path:
+    """Return the file of an option, `group/option`, or of a main config: the user's own before the package's."""
+    return next(path for folder in folders() if (path := folder / f"{name}.yaml").is_file())
 
 
 @cache
@@ -102,12 +105,8 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def _samples() -> list[dict[str, Any]]:
-    return _samples_of(_state())
-
-
 @cache
-def _samples_of(state: tuple[tuple[str, int], ...]) -> list[dict[str, Any]]:
+def _samples(state: tuple[tuple[str, int], ...]) -> list[dict[str, Any]]:
     """List what the files of the tree contribute to a config, each as the part of a config that it is."""
     samples = [{key: value for key, value in main_file().items() if key != "defaults"}]
     samples.append({group: {} for group in groups() if group not in OPTIONAL})
@@ -117,13 +116,9 @@ def _samples_of(state: tuple[tuple[str, int], ...]) -> list[dict[str, Any]]:
     return samples
 
 
+@cache
 def package_targets() -> frozenset[str]:
     """Return the classes that the package's own files name."""
-    return _targets()
-
-
-@cache
-def _targets() -> frozenset[str]:
     contents = [_content(path, path.parent.name, ()) for group in groups() for path in (CONF / group).glob("*.yaml")]
     return frozenset(
         target for part in contents for _, target in trust.targets(part) if isinstance(target, str) and target != "???"
@@ -132,7 +127,7 @@ def _targets() -> frozenset[str]:
 
 def values_of(key: Key, config: Mapping[str, Any]) -> Iterator[Any]:
     """Yield the values of a key in the files of the tree that are about the class which `config` names."""
-    for sample in _samples():
+    for sample in _samples(_state()):
         value: Any = sample
         within: Any = config
         for part in key:
