@@ -39,7 +39,7 @@ class Local(PoolLauncher):
 
     Args:
         n_jobs: Trials at a time. By default one for each GPU, or for each core as far as the memory goes.
-        threads: Threads of each trial; by default an equal share of the cores.
+        threads: Threads of each trial; by default as many as OMP_NUM_THREADS says, or else an equal share of the cores.
         start: `fork` imports PyTorch once and starts a trial in a moment; `spawn` starts each from nothing; `auto`
             forks on Linux, where that is safe.
     """
@@ -63,7 +63,8 @@ class Local(PoolLauncher):
         else:
             room = min(cores // (devices or 1), available_mib() // TRIAL_MIB)
         jobs = max(1, min(self.n_jobs or room, trials))
-        threads = self.threads or max(1, cores // (jobs * (devices or 1)))
+        share = max(1, cores // (jobs * (devices or 1)))
+        threads = str(self.threads or os.environ.get("OMP_NUM_THREADS") or share)
         return ProcessPool(self, jobs, threads, gpus, devices or len(gpus))
 
 
@@ -90,14 +91,14 @@ class ProcessPool:
     Args:
         launcher: Says how they start.
         size: How many at a time.
-        threads: Threads of each.
+        threads: Threads of each, as OMP_NUM_THREADS says it.
         gpus: The machine's, as `CUDA_VISIBLE_DEVICES` names them.
         per_trial: GPUs of each.
     """
 
     launcher: Local
     size: int
-    threads: int
+    threads: str
     gpus: list[str]
     per_trial: int
     _running: dict[str, Running] = field(default_factory=dict, init=False)
@@ -138,16 +139,9 @@ class ProcessPool:
                 sent = signal.SIGKILL
         return ended
 
-    def _threads(self) -> dict[str, str]:
-        """Return how many threads a trial has: as `threads` says, or else the user's shell."""
-        is_set = self.launcher.threads is not None
-        return {
-            "OMP_NUM_THREADS": str(self.threads) if is_set else os.environ.get("OMP_NUM_THREADS", str(self.threads))
-        }
-
     def _fork(self, argv: list[str], folder: Path, environment: dict[str, str], handle: int | None) -> Any:
         # Set before the libraries that read them are loaded. numpy's own threads would be in the way of a fork.
-        os.environ |= self._threads()
+        os.environ["OMP_NUM_THREADS"] = self.threads
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asks for GPUs without waking CUDA
         import cnnlab.fit  # noqa: F401 - PyTorch and Lightning, once for all trials
@@ -163,11 +157,11 @@ class ProcessPool:
         return process
 
     def _spawn(self, argv: list[str], folder: Path, environment: dict[str, str], handle: int | None) -> Any:
-        environment = environment | self._threads() | search_path()
+        environment = {**os.environ, **environment, "OMP_NUM_THREADS": self.threads, **search_path()}
         with (folder / OUTPUT).open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, sys.argv[0], *argv], stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, env=os.environ | environment, process_group=0,
+                stderr=subprocess.STDOUT, env=environment, process_group=0,
                 pass_fds=() if handle is None else (handle,),
             )  # fmt: skip
 

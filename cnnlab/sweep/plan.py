@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config import space
+from cnnlab.config.references import without_hydra
 from cnnlab.errors import ConfigError
 from cnnlab.sweep.trial import Trial, grid_trials, split_override
 
@@ -57,10 +58,7 @@ class Plan:
         self.keys = list(dict.fromkeys(keys))
         first = [next(iter(_values(axis))) for axis in self._axes if not isinstance(axis.value(), IntervalSweep)]
         whole = loader.load_configuration(config.hydra.job.config_name, [*self.base, *first], RunMode.RUN)
-        content: Any = OmegaConf.to_container(
-            OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), resolve=False
-        )
-        self.config: dict[str, Any] = {str(key): value for key, value in content.items()}
+        self.config = without_hydra(whole)
 
     @property
     def proposes(self) -> bool:

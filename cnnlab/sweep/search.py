@@ -169,7 +169,7 @@ class Search:
             self.study.tell(number, state=TrialState.PRUNED)
         else:
             self._values[number].append(value)
-            self._queued += [further for further in self._open[number] if further not in self._queued]
+            self._queued += self._open[number]
             self._open[number] = []
             if len(self._values[number]) == self._each:
                 self._open.pop(number)

@@ -229,12 +229,10 @@ def _markdown(summary: Summary) -> str:
         parts.append(f"The winner again:\n\n```bash\n{table.winner}\n```")
     if table.has_means:
         parts.append(f"## Over {', '.join(table.over)}\n\n" + "\n".join(_markdown_table(*_group_lines(table))))
-    parts += [f"{summary.lead}."] if summary.lead else []
-    parts += (
-        [f"What decided whether a trial is among the best quarter: {_importance_line(summary)}."]
-        if summary.importance
-        else []
-    )
+    if summary.lead:
+        parts.append(f"{summary.lead}.")
+    if summary.importance:
+        parts.append(f"What decided whether a trial is among the best quarter: {_importance_line(summary)}.")
     parts.append("## Trials\n\n" + "\n".join(_markdown_table(*_row_lines(table))))
     parts += _incomparable_lines(table)
     if table.failed:

@@ -146,17 +146,16 @@ class TrialFolder:
             cause: What killed it, if anything did.
             limits: Those of the sweep (epochs, steps, time).
         """
-        run = self.run
-        status = run.get("status")
+        status = self.run.get("status")
         self.write(starts=0, **({"limits": limits} if status == "completed" and cause is None else {}))
         if status in (None, "running"):
-            self.fail(cause or "ended without a result", run)
+            self.fail(cause or "ended without a result")
             return "failed"
         return str(status)
 
-    def fail(self, error: str, run: dict[str, Any] | None = None) -> None:
+    def fail(self, error: str) -> None:
         """Mark the trial as failed."""
-        write_json(self.path / "run.json", (self.run if run is None else run) | {"status": "failed", "error": error})
+        write_json(self.path / "run.json", self.run | {"status": "failed", "error": error})
 
     def _read(self, name: str, kind: Any = None) -> dict[str, Any]:
         try:
