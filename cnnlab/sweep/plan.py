@@ -56,7 +56,7 @@ class Plan:
         keys += [key for dimension in self.space for key in _keys(dimension)]
         keys += ["seed"] if search and search["seeds"] else []
         self.keys = list(dict.fromkeys(keys))
-        first = [next(iter(_values(axis))) for axis in self._axes if not isinstance(axis.value(), IntervalSweep)]
+        first = [_values(axis)[0] for axis in self._axes if not isinstance(axis.value(), IntervalSweep)]
         whole = loader.load_configuration(config.hydra.job.config_name, [*self.base, *first], RunMode.RUN)
         self.config = without_hydra(whole)
 
@@ -100,7 +100,7 @@ class Plan:
         swept = [split_override(value)[1] for axis in self._axes if _key(axis) == "seed" for value in _values(axis)]
         if swept:
             return [int(value) for value in swept] if self.proposes else []
-        return [seed + index for index in range(self.search["seeds"] or 0)]
+        return list(range(seed, seed + (self.search["seeds"] or 0)))
 
 
 def _is_about_the_sweep(override: Override) -> bool:

@@ -9,6 +9,7 @@ from hydra.plugins.launcher import Launcher
 
 from cnnlab import signals
 from cnnlab.config import quote
+from cnnlab.config.loader import read_flags
 from cnnlab.errors import Stopped
 from cnnlab.record import TRIAL, is_run
 from cnnlab.sweep.board import Board
@@ -126,12 +127,8 @@ def _hydra_words() -> list[str]:
 
     The flags come last: between two overrides argparse takes them for the end of these.
     """
-    words = iter(sys.argv[1:])
-    settings: list[str] = []
-    flags: list[str] = []
-    for word in words:
-        if word.startswith(("--config-dir", "--config-name", "--config-path", "-cd", "-cn", "-cp")):
-            flags += [word] if "=" in word else [word, next(words, "")]
-        elif word.startswith(("hydra.job_logging", "hydra/job_logging", "hydra.verbose", "hydra.searchpath")):
-            settings.append(word)
-    return [*settings, *flags]
+    flags, _ = read_flags(sys.argv[1:])
+    kinds = ("hydra.job_logging", "hydra/job_logging", "hydra.verbose", "hydra.searchpath")
+    files = {"--config-dir": flags.config_dir, "--config-name": flags.config_name, "--config-path": flags.config_path}
+    settings = [line for line in flags.overrides if line.startswith(kinds)]
+    return [*settings, *(word for flag, value in files.items() if value for word in (flag, value))]

@@ -1,7 +1,6 @@
 """The sweeper: runs what is left of a sweep, and ends in a table."""
 
 import importlib.util
-import re
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from typing_extensions import override
 
 from cnnlab import run as runs
 from cnnlab import signals
-from cnnlab.config import quote
+from cnnlab.config.lines import as_text
 from cnnlab.console import say
 from cnnlab.errors import ConfigError, PartialError, Stopped
 from cnnlab.objective import objective_of
@@ -134,7 +133,5 @@ def _command(plan: Plan, folder: SweepFolder | None) -> str:
     if folder is not None:
         words = [word for word in words if not word.startswith(("resume=", "hydra.sweep.dir="))]
         path, here = folder.path, Path.cwd()
-        place = str(path.relative_to(here) if path.is_relative_to(here) else path)
-        is_plain = re.fullmatch(r"[\w./+-]+", place)
-        words.append(f"resume={place if is_plain else quote(place)}")
+        words.append(f"resume={as_text(str(path.relative_to(here) if path.is_relative_to(here) else path))}")
     return f"{program()} {typed([*flags, *words])}"
