@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cnnlab import plots
 from cnnlab.files import write_json
 from cnnlab.stats import welch, wilson
 from cnnlab.sweep import summary, verdict
@@ -144,6 +145,22 @@ def test_a_trial_of_another_length_is_named_and_left_out_unless_asked(make: Make
     assert [trial["is_comparable"] for trial in trials] == [True, True, True, False]
     counted = read(tmp_path, any_length=True)
     assert [(group.settings["lr"], len(group.rows)) for group in counted.groups] == [("0.1", 2), ("0.2", 2)]
+
+
+@pytest.mark.parametrize("metric", ["val/f1", "test/f1"])
+def test_the_curves_show_the_objective_or_what_validation_has_of_it(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str
+):
+    make({"lr": [0.1, 0.2]}, lambda lr: lr, objective={"metric": metric, "mode": "max"})
+    for trial in ("trial-0", "trial-1"):
+        (tmp_path / trial / "history.csv").write_text("epoch,val/accuracy,val/f1\n0,0.9,0.25\n1,0.9,0.5\n")
+    drawn: list[Any] = []
+    draw = plots.trial_curves
+    monkeypatch.setattr(plots, "trial_curves", lambda *arguments: drawn.append(arguments) or draw(*arguments))
+    summary.write(tmp_path)
+    ((curves, name, _),) = drawn
+    assert name == "val/f1"
+    assert curves == {"trial-0": ([1, 2], [0.25, 0.5]), "trial-1": ([1, 2], [0.25, 0.5])}
 
 
 def test_lengths_that_the_sweep_varies_are_no_reason_to_leave_a_trial_out(make: Make):

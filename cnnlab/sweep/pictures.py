@@ -34,10 +34,11 @@ def draw(table: Table, importance: Mapping[str, float]) -> None:
     if len(varied) > 1 and len(ends) > 2:
         figures["parallel_coordinates"] = plots.parallel_coordinates(lines, ends, table.metric)
     best = groups[0].rows if groups else ranked
-    curves = {row.name: _curve(row, table.metric) for row in ranked[:MAX_CURVES]}
+    column = table.metric.replace("test/", "val/")  # the test comes once, after the last epoch
+    curves = {row.name: _curve(row, column) for row in ranked[:MAX_CURVES]}
     curves = {name: curve for name, curve in curves.items() if curve[0]}
     if curves:
-        figures["learning_curves"] = plots.trial_curves(curves, _column(table.metric), [row.name for row in best[:4]])
+        figures["learning_curves"] = plots.trial_curves(curves, column, [row.name for row in best[:4]])
     timed = [row for row in ranked if row.started is not None]
     if len(timed) > 1:
         begin = min(row.started or 0 for row in timed)
@@ -50,12 +51,7 @@ def draw(table: Table, importance: Mapping[str, float]) -> None:
         (folder / f"{name}.png").write_bytes(plots.to_png(figure))
 
 
-def _column(metric: str) -> str:
-    """Return the column of `history.csv` that shows how an objective came about."""
-    return metric if metric in ("val/accuracy", "val/loss", "train/loss", "train/accuracy") else "val/accuracy"
-
-
-def _curve(row: Row, metric: str) -> tuple[list[float], list[float]]:
-    points = [(line.get("epoch", math.nan) + 1, line.get(_column(metric), math.nan)) for line in row.history]
+def _curve(row: Row, column: str) -> tuple[list[float], list[float]]:
+    points = [(line.get("epoch", math.nan) + 1, line.get(column, math.nan)) for line in row.history]
     numbers = [point for point in points if all(map(math.isfinite, point))]
     return [epoch for epoch, _ in numbers], [value for _, value in numbers]
