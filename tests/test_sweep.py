@@ -161,6 +161,14 @@ def test_winners_command_repeats_the_winner_to_the_bit(sweep, tmp_path, monkeypa
     assert read(tmp_path / "again" / "metrics.json") == read(folder / "lr-0.1" / "metrics.json")
 
 
+def test_winners_command_finds_the_users_own_configs(sweep, tmp_path):
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text("# @package _global_\ntrainer:\n  max_epochs: 1\n")
+    folder = sweep("--config-dir=own", "experiment=mine", "seed=0,1", "trainer.limit_train_batches=1")
+    words = shlex.split(read(folder / "sweep.json")["winner"])
+    assert preflight([*words[words.index("train") + 1 :], "hydra.sweep.dir=again"])
+
+
 def test_failed_trials_are_named_and_run_again(sweep, tmp_path):
     with pytest.raises(PartialError, match=r"1 of 2 trials failed: lr-1000000\nrun them again with: .* resume="):
         sweep("optimizer.lr=0.01,1000000")

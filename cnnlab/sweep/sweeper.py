@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from cnnlab import run as runs
 from cnnlab import signals
+from cnnlab.config import project
 from cnnlab.config.lines import as_text
 from cnnlab.console import say
 from cnnlab.errors import ConfigError, PartialError, Stopped
@@ -72,7 +73,7 @@ class Sweeper(HydraSweeper):
         hold = folder.hold(shared=plan.proposes)
         folder.write(
             command=_command(plan, folder if self.config.resume else None),
-            program=program(),
+            program=f"{program()} {typed(project.words())}".strip(),
             base=plan.base,
             keys=list(dict.fromkeys([*plan.keys, *folder.record.get("keys", [])])),
             config=plan.config,
