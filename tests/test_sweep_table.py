@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -154,12 +155,11 @@ def test_the_curves_show_the_objective_or_what_validation_has_of_it(
     make({"lr": [0.1, 0.2]}, lambda lr: lr, objective={"metric": metric, "mode": "max"})
     for trial in ("trial-0", "trial-1"):
         (tmp_path / trial / "history.csv").write_text("epoch,val/accuracy,val/f1\n0,0.9,0.25\n1,0.9,0.5\n")
-    drawn: list[Any] = []
-    draw = plots.trial_curves
-    monkeypatch.setattr(plots, "trial_curves", lambda *arguments: drawn.append(arguments) or draw(*arguments))
+    draw = Mock(wraps=plots.trial_curves)
+    monkeypatch.setattr(plots, "trial_curves", draw)
     summary.write(tmp_path)
-    ((curves, name, _),) = drawn
-    assert name == "val/f1"
+    ((curves, column, _), _) = draw.call_args
+    assert column == "val/f1"
     assert curves == {"trial-0": ([1, 2], [0.25, 0.5]), "trial-1": ([1, 2], [0.25, 0.5])}
 
 
