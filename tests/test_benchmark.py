@@ -4,18 +4,20 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from cnnlab import benchmark, plots
-from cnnlab.benchmark.sides import separate_relu
+from cnnlab.benchmark.sides import LabSide, separate_relu
 from cnnlab.config import composed
 from cnnlab.errors import ConfigError, DataError
 from cnnlab.model import ConvNet
-from tests.conftest import ROOT
+from tests.conftest import ROOT, drawn
 
 
 @pytest.fixture
@@ -68,6 +70,15 @@ def test_the_sweep_recommends_what_is_faster_and_sound(config: list[str], tmp_pa
     assert {"trainer.precision=bf16-mixed", "model.channels_last=false"} < set(verdicts)
     assert all(line in verdicts and verdicts[line] == "faster" for line in content["best"])
     assert "Fastest: " + (" ".join(content["best"]) or "nothing") in ended.stdout
+
+
+def test_data_without_a_test_are_evaluated_by_their_training_images(tmp_path: Path):
+    images, labels = drawn(200, 10, seed=0)
+    np.savez(tmp_path / "untested.npz", X_train=images, y_train=labels)
+    lines = ["data=npz", f"data.path='{tmp_path}/untested.npz'", "data.test_size=0", "trainer.accelerator=cpu"]
+    speeds = LabSide(lines, tmp_path, time.perf_counter()).inference(0.01)
+    assert speeds["evaluation_images_per_second"] > 0
+    assert set(speeds["prediction_ms"]) == {"1", "180"}  # all that are left of 200 beside a tenth for validation
 
 
 def test_each_switch_is_judged_against_the_baseline_of_its_own_rounds(

@@ -31,6 +31,7 @@ from cnnlab.build import Lab, build_data, build_lab, build_network, build_optimi
 from cnnlab.classifier import require_parts
 from cnnlab.config import composed
 from cnnlab.data import DataModule
+from cnnlab.data.protocol import Split
 from cnnlab.evaluation import answer, fabric_for
 from cnnlab.machine import describe_device, peak_memory
 
@@ -181,13 +182,14 @@ class LabSide:
             seconds: About how long each is measured.
         """
         data, device = self.lab.data, self.device
+        split: Split = "test" if data.count("test") else "train"
         classifier = require_parts(self.lab.classifier, "benchmark")
         network = classifier.network.to(device).eval()
         fabric = fabric_for(device.type, str(self.lab.trainer.precision))
 
         def evaluate(batches: int) -> tuple[int, float]:
-            split = islice(data.batches("test"), batches)
-            answers = answer(copy.deepcopy(classifier.network), split, data.num_classes, fabric=fabric)
+            some = islice(data.batches(split), batches)
+            answers = answer(copy.deepcopy(classifier.network), some, data.num_classes, fabric=fabric)
             return len(answers.targets), answers.seconds
 
         _, first = evaluate(1)
@@ -196,7 +198,7 @@ class LabSide:
         prediction_ms = {}
         with torch.inference_mode():
             for size in (1, 256):
-                images = data.images("test", slice(size)).permute(0, 3, 1, 2).to(device)
+                images = data.images(split, slice(size)).permute(0, 3, 1, 2).to(device)
                 times: list[float] = []
                 while len(times) < 3 or (len(times) < 30 and sum(times) < seconds):
                     start = now(device)
