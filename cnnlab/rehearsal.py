@@ -115,7 +115,14 @@ def examine(lab: Lab, folder: Path, max_time: str | None = None) -> Iterator[Fin
 
     yield from _first_step(copy.deepcopy(network), batch, lab.data.num_classes, loss_of)
     yield _by_heart(copy.deepcopy(network), lab, device)
-    yield from _timed(copy.deepcopy(network), lab, device, loss_of, folder, max_time, time_left)
+    cost = _measure(copy.deepcopy(network), lab, device, loss_of)
+    if budget is None:
+        yield _time(lab, cost, max_time)
+    else:
+        yield _time_in_budget(lab, cost, budget, time_left)
+    yield _memory(device)
+    # best, last, and the checkpoint that is being written.
+    yield _disk(folder, 3 * cost.checkpoint_bytes + LOG_BYTES)
 
 
 def _data(lab: Lab) -> Iterator[Finding]:
@@ -197,16 +204,22 @@ def _by_heart(network: nn.Module, lab: Lab, device: torch.device) -> Finding:
     )  # fmt: skip
 
 
-def _timed(
-    network: nn.Module,
-    lab: Lab,
-    device: torch.device,
-    loss_of: Callable[[nn.Module, Batch], Tensor],
-    folder: Path,
-    max_time: str | None,
-    time_left: float,
-) -> Iterator[Finding]:
-    """Time some of the run's own steps, and estimate time, memory and disk of all of them."""
+class Cost(NamedTuple):
+    """What the parts of a run take.
+
+    Attributes:
+        step_seconds: A training step.
+        image_seconds: The evaluation of an image.
+        checkpoint_bytes: Weights, and what the optimizer keeps of them.
+    """
+
+    step_seconds: float
+    image_seconds: float
+    checkpoint_bytes: int
+
+
+def _measure(network: nn.Module, lab: Lab, device: torch.device, loss_of: Callable[[nn.Module, Batch], Tensor]) -> Cost:
+    """Time some of the run's own steps and the evaluation of a batch."""
     network.train()
     optimizer = require_parts(lab.classifier, "check").optimizer(network)
     times: list[float] = []
@@ -229,20 +242,12 @@ def _timed(
             evaluation_start = time.perf_counter()
             float(network(images).sum())
             evaluation = (time.perf_counter() - evaluation_start) / len(images)
-    budget = find_budget(lab.trainer)
-    if budget is None:
-        yield _time(lab, step, evaluation, max_time)
-    else:
-        yield _time_in_budget(lab, step, evaluation, budget, time_left)
-    yield _memory(device)
     moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    saved = sum(value.nbytes for value in (*network.state_dict().values(), *moments))
-    # best, last, and the checkpoint that is being written.
-    yield _disk(folder, 3 * saved + LOG_BYTES)
+    return Cost(step, evaluation, sum(value.nbytes for value in (*network.state_dict().values(), *moments)))
 
 
-def _time(lab: Lab, step: float, evaluation: float, max_time: str | None) -> Finding:
-    trainer, data = lab.trainer, lab.data
+def _time(lab: Lab, cost: Cost, max_time: str | None) -> Finding:
+    trainer, data, step = lab.trainer, lab.data, cost.step_seconds
     batches, _ = count_batches(data, trainer.world_size, trainer.limit_train_batches)
     epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
     total = batches * epochs
@@ -252,7 +257,7 @@ def _time(lab: Lab, step: float, evaluation: float, max_time: str | None) -> Fin
         return Finding("time", f"{1000 * step:.1f} ms a step; the run has no end", note="give trainer.max_epochs")
     passes = total / max(batches, 1) / (trainer.check_val_every_n_epoch or 1)
     images = data.count("val") * passes + data.count("test")
-    seconds = total * step + images * evaluation
+    seconds = total * step + images * cost.image_seconds
     note = f"trainer.max_time={max_time} may end it before" if max_time else ""
     return Finding(
         "time", f"about {timedelta(seconds=round(seconds))} for {total:,.0f} steps of {1000 * step:.1f} ms "
@@ -260,11 +265,11 @@ def _time(lab: Lab, step: float, evaluation: float, max_time: str | None) -> Fin
     )  # fmt: skip
 
 
-def _time_in_budget(lab: Lab, step: float, evaluation: float, budget: Budget, time_left: float) -> Finding:
+def _time_in_budget(lab: Lab, cost: Cost, budget: Budget, time_left: float) -> Finding:
     """Forecast what a run makes of the time that is left once it has started up."""
     if math.isinf(budget.seconds):
         return Finding("time", f"that of {budget.name}, if this machine is as fast")
-    trainer, data = lab.trainer, lab.data
+    trainer, data, (step, evaluation, _) = lab.trainer, lab.data, cost
     batches, _ = count_batches(data, trainer.world_size, trainer.limit_train_batches)
     pause = (data.count("val") * evaluation + SAVING_SECONDS) / step
     views = VIEWS.get(getattr(lab.classifier, "tta", "none"), 1)

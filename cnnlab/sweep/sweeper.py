@@ -111,7 +111,7 @@ def _check_complete(table: Table, again: str) -> None:
     if table.rows and all(row.objective is None for row in table.rows) and not table.failed:
         measured = ", ".join(dict.fromkeys(name for row in table.rows for name in row.metrics)) or "nothing"
         raise PartialError(f"no trial measured the objective, {table.metric}; measured: {measured}.")
-    if missing := table.failed + table.interrupted:
+    if missing := table.failed + [row for row in table.rows if row.status == "interrupted"]:
         names = ", ".join(row.name for row in missing)
         raise PartialError(f"{len(missing)} of {len(table.rows)} trials failed: {names}{again}")
 

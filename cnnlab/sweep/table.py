@@ -104,11 +104,6 @@ class Table:
         return [row for row in self.rows if row.status == "failed"]
 
     @property
-    def interrupted(self) -> list[Row]:
-        """The trials that a signal stopped."""
-        return [row for row in self.rows if row.status == "interrupted"]
-
-    @property
     def incomparable(self) -> list[Row]:
         """The trials with a result that were trained to other limits than the sweep's."""
         return [row for row in self.rows if row.objective is not None and not row.is_comparable]
