@@ -45,6 +45,7 @@ from cnnlab.callbacks import (
 )
 from cnnlab.checkpoint import read_checkpoint
 from cnnlab.classifier import Classifier
+from cnnlab.config.checks import ASKING_NOTHING
 from cnnlab.data import DataModule
 from cnnlab.data.datasets import adopt
 from cnnlab.errors import CnnlabError, ConfigError, MachineError, first_line
@@ -149,6 +150,10 @@ def build_lab(
     if cfg.trainer.precision == "auto":
         cfg.trainer.precision = fast_precision(device_for(cfg.trainer.accelerator))
         log.info(f"trainer.precision=auto is {cfg.trainer.precision} on this machine")
+    for place, target in trust.targets(OmegaConf.to_container(cfg, resolve=True)):
+        if not str(target).startswith(trust.KNOWN):
+            part = place.removesuffix("._target_")
+            log.info(f"{part} is {target}, which is none of cnnlab's, torch's or Lightning's classes")
     seed_everything(cfg.seed, workers=True, verbose=False)
     session = _session.get() or Session({})
     images = images or build_data(cfg, session.objects.get("data"))
@@ -327,12 +332,7 @@ def build_loss(cfg: DictConfig, images: DataModule) -> Callable[[Tensor, Tensor]
             f"the largest class has {most:,} training images, the smallest {least:,}: accuracy will hide the small "
             "ones. loss.class_weights=balanced weighs them, metrics=[default,balanced_accuracy] shows them."
         )
-    section = dict(cast(dict[str, Any], OmegaConf.to_container(cfg.loss, resolve=True)))
-    # What the option asks nothing with is not for a loss of the user's own, which stands in its place.
-    accepted = trust.accepted_arguments(locate("loss", section["_target_"]))
-    neutral = {name for name, value in section.items() if name in ("label_smoothing", "class_weights") and not value}
-    without = tuple(neutral - accepted)
-    return instantiate_part(section, "loss", without, num_classes=images.num_classes, class_counts=counts)
+    return instantiate_part(cfg.loss, "loss", num_classes=images.num_classes, class_counts=counts)
 
 
 def build_metrics(section: DictConfig | Mapping[str, Any] | None) -> dict[str, MetricBuilder]:
@@ -377,12 +377,12 @@ def build_optimizer(cfg: DictConfig, network: nn.Module, *, quick: bool = True) 
     for name in ("lr", "weight_decay"):
         default = accepted[name].default if name in accepted else None
         grouping[name] = options.get(name, None if default is inspect.Parameter.empty else default)
-    if options.get("fused", False) is None and "fused" not in accepted:
+    if options.get("fused", False) is None:
         del options["fused"]
-    elif options.get("fused", False) is None:
-        # Lightning refuses to clip in mixed precision where the optimizer unscales the gradients itself.
-        clipped = precision_of(cfg).endswith("-mixed") and cfg.trainer.gradient_clip_val
-        options["fused"] = may_fuse(network) and not clipped
+        if "fused" in accepted:
+            # Lightning refuses to clip in mixed precision where the optimizer unscales the gradients itself.
+            clipped = precision_of(cfg).endswith("-mixed") and cfg.trainer.gradient_clip_val
+            options["fused"] = may_fuse(network) and not clipped
     if optimizer is SGD and options.get("fused") and quick:
         optimizer = FusedSGD
     groups = parameter_groups(network, **grouping)
@@ -561,8 +561,10 @@ def instantiate_part(
         ConfigError: The class cannot be imported, or does not take the arguments.
     """
     node: Any = OmegaConf.to_container(section, resolve=True) if isinstance(section, DictConfig) else section
-    node = {name: value for name, value in node.items() if name not in without}
     accepted = trust.accepted_arguments(locate(key, node["_target_"]))
+    # What an option asks nothing with is not for a class of the user's own, which stands in its place.
+    neutral = {name for name, value in ASKING_NOTHING.get(key, {}).items() if node.get(name, ...) == value}
+    node = {name: value for name, value in node.items() if name not in {*without, *(neutral - accepted)}}
     try:
         # Hydra builds what stands in the config; what is offered are objects, which it would copy.
         construct = instantiate(node, _partial_=True, _convert_="all")
@@ -585,8 +587,6 @@ def locate(key: str, target: str) -> Callable[..., Any]:
     Raises:
         ConfigError: There is no such thing.
     """
-    if not target.startswith(trust.KNOWN):
-        log.info(f"{key} is {target}, which is none of cnnlab's, torch's or Lightning's classes")
     try:
         return get_object(target)
     except (ImportError, AttributeError, ValueError) as error:

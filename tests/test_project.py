@@ -169,6 +169,8 @@ def test_a_new_project_trains_and_passes_its_own_test_as_it_is_made(tmp_path: Pa
     folder = tmp_path / "my-project"
     run = cnnlab("train", "experiment=first", "trainer.max_epochs=1", "~callbacks.figures", cwd=folder)
     assert run.returncode == 0, run.stderr
+    own_classes = re.findall(r"([\w.]+) is my_project\.\S+, which is none of cnnlab's", run.stdout)
+    assert sorted(own_classes) == ["data.test", "data.train", "loss", "model"]  # each once
     listed = cnnlab("options", "--json", cwd=folder)
     own = {f"{row['group']}={row['option']}" for row in json.loads(listed.stdout) if row["own"]}
     assert own == {"data=my_project", "loss=my_project", "model=my_project", "experiment=first"}

@@ -213,19 +213,17 @@ def _wrong_arguments(key: Key, content: Any, choices: Mapping[str, Any]) -> Iter
     called = _signature(target)
     if called and not called.is_open and "_args_" not in content:
         names = called.parameters.keys()
-        elsewhere = TAKEN_BY_BUILD.get(key[0], set()) if len(key) == 1 else set()
-        for name in content.keys() - names - set(trust.SPECIAL) - elsewhere:
-            if len(key) == 1 and content[name] == ASKING_NOTHING.get(key[0], {}).get(name, ...):
+        group = ".".join(key)
+        elsewhere, neutral = TAKEN_BY_BUILD.get(group, ()), ASKING_NOTHING.get(group, {})
+        for name, value in content.items():
+            if name in (*names, *trust.SPECIAL, *elsewhere) or value == neutral.get(name, ...):
                 continue
-            dotted = ".".join((*key, str(name)))
-            near = nearest(name, list(names - content.keys()))
-            source = origin((*key, str(name)), choices)
-            yield f"{dotted} is no argument of {target}" + (
-                f"; did you mean {'.'.join((*key, near))}?"
-                if near and not source
-                else f", but {source} sets it: take it out by ~{dotted}"
-                if source
-                else f", which takes {', '.join(names) or 'none'}: take it out by ~{dotted}"
-            )
+            message = f"{group}.{name} is no argument of {target}"
+            if source := origin((*key, str(name)), choices):
+                yield f"{message}, but {source} sets it: take it out by ~{group}.{name}"
+            elif near := nearest(name, list(names - content.keys())):
+                yield f"{message}; did you mean {group}.{near}?"
+            else:
+                yield f"{message}, which takes {', '.join(names) or 'none'}: take it out by ~{group}.{name}"
     for name, value in content.items():
         yield from _wrong_arguments((*key, str(name)), value, choices)
