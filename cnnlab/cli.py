@@ -56,18 +56,16 @@ def main(
     ] = False,
 ) -> None:
     context.obj = debug
+    lock.forget_stale_ranks()
 
 
 @app.command(cls=_Verbatim, help="Train a network: all that follows goes to train.py (`cnnlab train --help`).")
 def train(context: typer.Context) -> None:
     """Run train.py, which lies beside the configs."""
-
-    def run() -> None:
+    with exit_on_error(debug=context.obj, last=True, hint=HINT, waiting="cnnlab train: starting"):
         script = str(_train_script())
         sys.argv = [script, *context.args]
         runpy.run_path(script, run_name="__main__")
-
-    _run(run, context.obj, "cnnlab train: starting")
 
 
 def _train_script() -> Path:
@@ -84,30 +82,19 @@ def _forward_to(name: str) -> Callable[[typer.Context], None]:
 
     def forward(context: typer.Context) -> None:
         debug = context.obj or "--debug" in context.args
-        args = [arg for arg in context.args if arg != "--debug"]
-
-        def run() -> None:
-            words = args
+        words = [word for word in context.args if word != "--debug"]
+        with exit_on_error(debug=debug, last=True, hint=HINT, waiting=f"cnnlab {name}: starting"):
             folder = Path("conf")
             is_project = folder.is_dir() and not folder.samefile(_train_script().parent / "conf")
-            if name in COMPOSE or "--trust" in args or (name in RESTORE and is_project):
+            if name in COMPOSE or "--trust" in words or (name in RESTORE and is_project):
                 from cnnlab.config import own_classes, take_flags  # not before: Hydra takes a fifth of a second
 
-                words = take_flags(args)
+                words = take_flags(words)
                 trust.vouch(own_classes())
             importlib.import_module(f"cnnlab.commands.{name}").app(words, prog_name=f"cnnlab {name}")
-
-        _run(run, debug, f"cnnlab {name}: starting")
 
     return forward
 
 
 for _name, _help in COMMANDS.items():
     app.command(_name, cls=_Verbatim, help=_help)(_forward_to(_name))
-
-
-def _run(command: Callable[[], object], debug: bool, waiting: str) -> None:
-    """Run a command and end the process with the exit code that its outcome has."""
-    lock.forget_stale_ranks()
-    with exit_on_error(debug=debug, last=True, hint=HINT, waiting=waiting):
-        command()

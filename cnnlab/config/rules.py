@@ -44,15 +44,11 @@ def whole(low: int | None = None, high: int | None = None) -> Rule:
         name += f" from {low} to {high}"
     elif low is not None:
         name += f" of at least {low}"
+    number = real(low, high)
     return Rule(
         name,
-        lambda value: (
-            isinstance(value, int)
-            and not isinstance(value, bool)
-            and (low is None or value >= low)
-            and (high is None or value <= high)
-        ),
-        schema=_bounded("integer", minimum=low, maximum=high),
+        lambda value: isinstance(value, int) and number.accepts(value),
+        schema={**number.schema, "type": "integer"},
     )
 
 
@@ -65,6 +61,7 @@ def real(
     """Allow finite numbers; `low` and `high` are included, `above` and `below` are not."""
     bounds = {"of at least": low, "above": above, "of at most": high, "below": below}
     name = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+    limits = {"minimum": low, "maximum": high, "exclusiveMinimum": above, "exclusiveMaximum": below}
     return Rule(
         f"a number {name}".rstrip(),
         lambda value: (
@@ -76,12 +73,8 @@ def real(
             and (above is None or value > above)
             and (below is None or value < below)
         ),
-        schema=_bounded("number", minimum=low, maximum=high, exclusiveMinimum=above, exclusiveMaximum=below),
+        schema={"type": "number"} | {name: bound for name, bound in limits.items() if bound is not None},
     )
-
-
-def _bounded(kind: str, **bounds: float | None) -> dict[str, Any]:
-    return {"type": kind} | {name: bound for name, bound in bounds.items() if bound is not None}
 
 
 def one_of(*values: str | int, note: str = "") -> Rule:
