@@ -22,7 +22,7 @@ app = typer.Typer(
     help="A laboratory for convolutional networks: train, then look at what came out.",
 )
 
-COMPOSE = ("check", "benchmark", "show", "options", "schema")
+COMPOSE = ("check", "benchmark", "show", "options", "schema", "decide", "ablate")
 """Verbs that read configs, and so see those of a project of the user's own."""
 RESTORE = ("evaluate", "predict", "export", "compare", "report")
 """Verbs that build what a run's folder names: in a project's folder they know its classes."""

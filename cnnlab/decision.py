@@ -32,7 +32,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from cnnlab.config import composed, quote, unjudged
+from cnnlab.config import composed, project, quote, unjudged
 from cnnlab.config.resume import changes
 from cnnlab.console import Waiting
 from cnnlab.errors import CnnlabError, ConfigError, DamagedError, DivergedError, MachineError
@@ -352,7 +352,7 @@ def _train(overrides: Sequence[str], folder: Path) -> None:
         return
     begun = is_run(folder) and bool(record.run)
     arguments = [f"resume={quote(folder)}"] if begun else [*overrides, "reuse=true", f"hydra.run.dir={quote(folder)}"]
-    command = [sys.executable, "-c", "from cnnlab.cli import app; app()", "train", *arguments]
+    command = [sys.executable, "-c", "from cnnlab.cli import app; app()", "train", *arguments, *project.words()]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
     try:
         with Waiting.start(f"training {folder.name}"):

@@ -181,11 +181,16 @@ def test_damaged_answers_are_made_again(trained: Path, tmp_path: Path):
 @pytest.mark.slow
 def test_real_runs_are_decided_resumed_and_not_run_twice(small: list[str], tmp_path: Path):
     common = [*small, "~callbacks.figures", "~callbacks.dashboard", "logger=none", "trainer.max_epochs=1"]
+    common.append(f"--config-dir={tmp_path}/own")
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\noptimizer:\n  lr: 0.1\n  nesterov: true\n"
+    )
     # Two seeds are there already, trained in this process.
     for seed in (0, 1):
         for name, words in (
             ("first", ["optimizer.lr=1e-6"]),
-            ("second", ["optimizer.lr=0.1", "optimizer.nesterov=true"]),
+            ("second", ["experiment=mine"]),
         ):
             place = tmp_path / "decision" / f"{name}-seed={seed}"
             cnnlab.train([*common, *words, f"seed={seed}", f"hydra.run.dir='{place}'"])
@@ -193,7 +198,7 @@ def test_real_runs_are_decided_resumed_and_not_run_twice(small: list[str], tmp_p
     assert len(before) == 4
     command = [
         sys.executable, "-c", "from cnnlab.cli import app; app()", "decide", *common, "--a", "optimizer.lr=1e-6",
-        "--b", "optimizer.lr=0.1 optimizer.nesterov=true", "--max-seeds", "3", "--folder", "decision",
+        "--b", "experiment=mine", "--max-seeds", "3", "--folder", "decision",
     ]  # fmt: skip
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=280)
