@@ -14,7 +14,7 @@ from torch import nn
 
 from cnnlab import benchmark, plots
 from cnnlab.benchmark.sides import LabSide, separate_relu
-from cnnlab.config import composed
+from cnnlab.config import composed, project
 from cnnlab.errors import ConfigError, DataError
 from cnnlab.model import ConvNet
 from tests.conftest import ROOT, drawn
@@ -124,8 +124,14 @@ def test_each_switch_is_judged_against_the_baseline_of_its_own_rounds(
 def test_what_is_wrong_is_said_before_anything_runs(config: list[str]):
     with pytest.raises(ConfigError, match="precision, channels_last, compile, batch_size"):
         benchmark.try_switches(config, ["speed"])
+
+
+def test_a_side_composes_with_the_users_own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("defaults: [npz]\npath: nowhere.npz\n")
+    monkeypatch.setattr(project._Flags, "config_dir", tmp_path)
     with pytest.raises(DataError, match="nowhere"):
-        benchmark.Side("lab", ["data=npz", "data.path=nowhere.npz"])
+        benchmark.Side("lab", ["data=mine"])
 
 
 def test_a_config_is_composed_for_a_folder(config: list[str], tmp_path: Path):

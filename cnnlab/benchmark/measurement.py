@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+from cnnlab.config import project
 from cnnlab.errors import CnnlabError, ConfigError
 
 Kind = Literal["lab", "plain", "dataloader"]
@@ -49,7 +50,8 @@ class Side:
     def __post_init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self.kind, list(self.overrides)), daemon=True)
+        lines = [*self.overrides, *project.words()]
+        self._process = context.Process(target=_serve, args=(theirs, self.kind, lines), daemon=True)
         self._process.start()
         theirs.close()
         self.facts: dict[str, Any] = self._receive()
