@@ -154,6 +154,12 @@ def callbacks_of(trainer: Trainer, kind: type[Kind]) -> Iterator[Kind]:
     return (callback for callback in callbacks if isinstance(callback, kind))
 
 
+def first_group(trainer: Trainer) -> dict[str, Any]:
+    """Return the group of parameters whose `lr` stands for the run's; it is NaN where a module has no optimizer."""
+    groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    return next(groups, {"lr": math.nan})
+
+
 def find_pace(trainer: Trainer) -> Pace | None:
     """Return how far the run is at each step, where it has a budget of time."""
     paces = (getattr(callback, "pace", None) for callback in callbacks_of(trainer, Callback))

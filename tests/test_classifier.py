@@ -112,6 +112,37 @@ class Headless(LightningModule):
         return self.build(self.net)
 
 
+class Odd(Plain):
+    """Optimizes by itself, skips batches, or learns nothing by gradients; all of which Lightning allows."""
+
+    def __init__(self, step: str, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.step = step
+        self.automatic_optimization = step != "manual"
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        if self.step == "skipping" and batch_idx % 3 == 1:
+            return None
+        loss = nn.functional.cross_entropy(self.network(batch.images), batch.targets)
+        self.log("train/seen_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.targets))
+        if self.step != "manual":
+            return loss
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        return None
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        pass
+
+    @override
+    def configure_optimizers(self) -> Any:
+        return None if self.step == "none" else super().configure_optimizers()
+
+
 class Seldom(Plain):
     """Logs a value in every second epoch only, in training or in validation."""
 
@@ -169,6 +200,33 @@ def test_a_lightning_module_of_the_users_own_trains_and_is_recorded_with_what_it
                  folder=tmp_path / "part")  # fmt: skip
     train(f"resume='{part}'", "trainer.max_steps=-1", "trusted=[tests]")
     assert [row["train/sharpness"] for row in history(part)] == [row["train/sharpness"] for row in history(folder)]
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned:UserWarning")
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned:UserWarning")
+@pytest.mark.parametrize(
+    ("step", "columns"), [("manual", []), ("skipping", ["lr", "train/loss"]), ("none", ["train/loss"])]
+)
+def test_a_step_without_a_loss_or_an_optimizer_is_recorded_as_far_as_it_goes(
+    train: Train, tmp_path: Path, step: str, columns: list[str]
+):
+    own = [f"classifier._target_={HERE}.Odd", f"+classifier.step={step}"]
+    folder = train(*own, folder=tmp_path / "whole", figures=True)
+    part = train(*own, "trainer.max_steps=5", folder=tmp_path / "part")
+    train(f"resume='{part}'", "trainer.max_steps=-1", "trusted=[tests]")
+    rows = history(folder)
+    recorded = ("lr", "train/loss", "train/seen_loss", "val/accuracy")
+    assert [[row[name] for name in recorded] for row in history(part)] == [
+        [row[name] for name in recorded] for row in rows
+    ]
+    for row in rows:
+        for name in ("lr", "train/loss"):
+            assert (row[name] not in ("", "nan")) == (name in columns or (step, name) == ("manual", "lr"))
+        if row["train/loss"]:
+            assert float(row["train/loss"]) == pytest.approx(float(row["train/seen_loss"]))
+        assert float(row["images_per_second"]) > 0
+    left, right = weights(folder), weights(part)
+    assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.mark.parametrize("metric", ["val/score", "train/score", "score"])

@@ -385,6 +385,17 @@ def test_value_still_to_be_given_is_asked_for(argv, key):
         (["data.val_size=0", "callbacks=[default,early_stopping]"], "data.val_size=0 leaves no validation"),
         (["trainer.max_epochs=-1"], "never ends"),
         (["optimizer.momentum=0"], "optimizer.nesterov=false"),
+        (["optimizer=adam", "optimizer._target_=torch.optim.SparseAdam", "~optimizer.weight_decay"], "use Adam"),
+        (
+            [
+                "optimizer=adam",
+                "optimizer._target_=torch.optim.LBFGS",
+                "~optimizer.betas",
+                "~optimizer.eps",
+                "~optimizer.weight_decay",
+            ],
+            "model.channels_last=false",
+        ),
         (["trainer.min_epochs=20"], "is more than trainer.max_epochs=10"),
         (["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn: use ddp"),
         (["-m", "seed=0,1", "trainer.strategy={_target_: s.S, start_method: fork}"], "use ddp"),

@@ -212,6 +212,8 @@ OTHERS = [
     ["optimizer=adam", "optimizer._target_=torch.optim.NAdam"],
     ["optimizer=adam", "optimizer._target_=torch.optim.Adafactor", "~optimizer.betas", "~optimizer.eps"],
     ["optimizer=sgd", "~optimizer.weight_decay", "~optimizer.lr", "optimizer.norm_bias_factor=2"],
+    ["optimizer=adam", "optimizer._target_=torch.optim.LBFGS", "~optimizer.betas", "~optimizer.eps",
+     "~optimizer.weight_decay", "model.channels_last=false"],
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from cnnlab.batch import Batch
+from cnnlab.classifier import first_group
 from cnnlab.data import DataModule
 from cnnlab.errors import DivergedError
 
@@ -36,26 +38,26 @@ class Divergence(Callback):
         self.flush_every = flush_every
         self.rollbacks = rollbacks
         self._rollbacks_before = 0
-        self._pending: list[tuple[int, Tensor, float, Tensor]] = []  # step, loss, lr, the batch's indices
+        self._pending: list[tuple[int, Tensor | None, float, Tensor]] = []  # step, loss, lr, the batch's indices
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         ratio = 0.5 ** (self.rollbacks - self._rollbacks_before)
-        for group in trainer.optimizers[0].param_groups:
+        for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
             for name in ("lr", "initial_lr", "max_lr", "min_lr"):  # the last two are OneCycleLR's
                 if name in group:
                     group[name] *= ratio
         for config in trainer.lr_scheduler_configs:
             scale_rates(config.scheduler, ratio)
         self._rollbacks_before = self.rollbacks
-        self._group = trainer.optimizers[0].param_groups[0]
+        self._group = first_group(trainer)
         self._lr = self._group["lr"]
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._pending.append((trainer.fit_loop.total_batch_idx, outputs["loss"], self._lr, batch.indices))
+        self._pending.append((trainer.fit_loop.total_batch_idx, outputs.get("loss"), self._lr, batch.indices))
         # The schedule has moved on already: what stands in the optimizer is the next step's.
         self._lr = self._group["lr"]
         if len(self._pending) >= self.flush_every:
@@ -91,8 +93,8 @@ class Divergence(Callback):
             return
         steps, losses, lrs, indices = zip(*self._pending, strict=True)
         self._pending.clear()
-        values = torch.stack(losses).tolist()
-        at = next((at for at, value in enumerate(values) if not math.isfinite(value)), None)
+        values = read_back(losses)
+        at = next((at for at, value in enumerate(values) if value is not None and not math.isfinite(value)), None)
         reason = f"the loss of step {steps[at]} is {values[at]}" if at is not None else ""
         if at is None and not is_finite(pl_module):
             # Had an earlier step's gradient done it, the next step's loss would say so.
@@ -113,6 +115,13 @@ class Divergence(Callback):
             f"training diverged: {reason}, at optimizer.lr={lrs[at]:.3g}, with training images {some}. Try a lower "
             "optimizer.lr, a warm-up (schedule=cosine), trainer.gradient_clip_val=1, or on_divergence=rollback."
         )
+
+
+def read_back(losses: Sequence[Tensor | None], factor: int = 1) -> list[float | None]:
+    """Return losses, times a factor, as numbers in float32, in one go; None where a step of the user's own has none."""
+    measured = [loss for loss in losses if loss is not None]
+    values = iter((torch.stack(measured).float() * factor).tolist() if measured else [])
+    return [None if loss is None else next(values) for loss in losses]
 
 
 def scale_rates(scheduler: Any, ratio: float) -> None:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from typing_extensions import override
 
 from cnnlab.batch import Batch
 from cnnlab.bounds import PositiveInt
+from cnnlab.callbacks.divergence import read_back
+from cnnlab.classifier import first_group
 from cnnlab.files import write_text
 from cnnlab.metrics import begun_states, set_begun_states
 from cnnlab.patches import add_logged, just_logged, logged_so_far, write_event
@@ -32,6 +34,9 @@ COLUMNS = (
     "epoch", "step", "lr", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "train_seconds",
     "images_per_second",
 )  # fmt: skip
+
+
+SUMS = 4  # over an epoch: loss times images, correct images, images, and those whose loss is known
 
 
 class History(Callback):
@@ -54,9 +59,9 @@ class History(Callback):
         self.losses: list[float] = []
         self.lrs: list[float] = []
         self.rows: list[dict[str, Any]] = []
-        self._pending: list[tuple[Tensor, Tensor, Tensor, float]] = []
+        self._pending: list[tuple[Tensor | None, Tensor | None, Tensor, float]] = []
         self._captured = False
-        self._sums = [0.0, 0.0, 0.0]  # over the epoch so far: loss times images, correct images, images
+        self._sums = [0.0] * SUMS
         self._seconds = 0.0
         self._validation: dict[str, float] = {}  # the metrics of this epoch's last validation
         self._logged: dict[str, tuple[float, int]] = {}  # what a resumed epoch had before
@@ -89,7 +94,7 @@ class History(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         config = pl_module.hparams.get("config") or {}
         self._captured = config.get("model", {}).get("compile") in ("reduce-overhead", "max-autotune")
-        self._group = trainer.optimizers[0].param_groups[0]
+        self._group = first_group(trainer)
         self._lr = self._group["lr"]
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
         if 0 < batches.ready < trainer.num_training_batches:  # else the epoch is over, and Lightning's reset with it
@@ -98,7 +103,7 @@ class History(Callback):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._sums = [0.0, 0.0, 0.0]
+        self._sums = [0.0] * SUMS
         self._seconds = 0.0
         self._validation = {}
         self._logged = {}
@@ -114,7 +119,7 @@ class History(Callback):
         logits = outputs.get("logits")
         if logits is not None and self._captured:
             logits = logits.clone()  # a captured network writes each step's where it wrote the last one's
-        self._pending.append((outputs["loss"], logits, batch.targets, self._lr))
+        self._pending.append((outputs.get("loss"), logits, batch.targets, self._lr))
         # The schedule has moved on already: what stands in the optimizer is the next step's.
         self._lr = self._group["lr"]
         if len(self._pending) >= self.flush_every:
@@ -138,12 +143,9 @@ class History(Callback):
         # Processes on GPUs have no way to add up what lies elsewhere; and not every single device has doubles.
         device = trainer.strategy.root_device if trainer.world_size > 1 else "cpu"
         sums = trainer.strategy.reduce(torch.tensor(self._sums, dtype=torch.float64, device=device), reduce_op="sum")
-        loss_sum, correct, images = sums.tolist()
-        train = {"train/loss": loss_sum / images}
-        if not math.isnan(correct):
-            train["train/accuracy"] = correct / images
+        train = {f"train/{name}": value for name, value in means(sums.tolist()).items()}
         pl_module.log_dict(train, logger=False)  # so that an objective or early stopping can be about them
-        self._measured = train, {"train_seconds": self._seconds, "images_per_second": images / self._seconds}
+        self._measured = train, {"train_seconds": self._seconds, "images_per_second": float(sums[2]) / self._seconds}
 
     def _end_epoch(self, trainer: Trainer) -> None:
         """Record the epoch, with what the LightningModule and other callbacks have logged."""
@@ -191,12 +193,13 @@ class History(Callback):
         # Checkpoints of before have none: a picture of the rest of the run would be taken for the whole.
         self.lrs = state_dict["lrs"].tolist() if "lrs" in state_dict else [math.nan] * len(self.losses)
         self.rows = list(state_dict["rows"])
-        sums = state_dict["sums"]
+        # Earlier versions had a loss of every image.
+        sums = [part if len(part) == SUMS else [*part, part[2]] for part in state_dict["sums"]]
         rank, world_size = self._trainer.global_rank, self._trainer.world_size
         if len(sums) == world_size:
             self._sums = list(sums[rank])
         else:  # on another number of processes, the first one has what all of them had
-            self._sums = [sum(column) for column in zip(*sums, strict=True)] if rank == 0 else [0.0, 0.0, 0.0]
+            self._sums = [sum(column) for column in zip(*sums, strict=True)] if rank == 0 else [0.0] * SUMS
         self._seconds = state_dict["seconds"]
         self._validation = dict(state_dict["validation"])
         self._logged = dict(state_dict.get("logged", {}))
@@ -204,9 +207,7 @@ class History(Callback):
 
     def so_far(self) -> dict[str, float]:
         """Return the epoch's mean `loss` and `accuracy` over the steps that were read back; empty before the first."""
-        loss_sum, correct, images = self._sums
-        measured = {"loss": loss_sum / images, "accuracy": correct / images} if images else {}
-        return {name: value for name, value in measured.items() if not math.isnan(value)}
+        return means(self._sums)
 
     def _pause(self) -> None:
         now = time.perf_counter()
@@ -220,7 +221,7 @@ class History(Callback):
         losses, logits, targets, lrs = zip(*self._pending, strict=True)
         self._pending.clear()
         # Lightning hands out the loss divided for accumulation.
-        values = (torch.stack(losses).float() * self._trainer.accumulate_grad_batches).tolist()
+        values = read_back(losses, self._trainer.accumulate_grad_batches)
         sizes = [len(part) for part in targets]
         labels = torch.cat([part.argmax(1) if part.is_floating_point() else part for part in targets])
         # A LightningModule of the user's own may keep its logits to itself.
@@ -228,33 +229,37 @@ class History(Callback):
             math.nan if any(part is None for part in logits) else int((torch.cat(logits).argmax(1) == labels).sum())
         )
         first = len(self.losses)
-        self.losses.extend(values)
+        self.losses.extend(math.nan if value is None else value for value in values)
         self.lrs.extend(lrs)
-        self._sums[0] += sum(value * size for value, size in zip(values, sizes, strict=True))
+        lost = [(value, size) for value, size in zip(values, sizes, strict=True) if value is not None]
+        self._sums[0] += sum(value * size for value, size in lost)
         self._sums[1] += correct
         self._sums[2] += sum(sizes)
+        self._sums[3] += sum(size for _, size in lost)
         self._log_steps(first, values, lrs[-1])
 
-    def _log_steps(self, first: int, losses: list[float], lr: float) -> None:
+    def _log_steps(self, first: int, losses: list[float | None], lr: float) -> None:
         """Give the loggers the steps' losses and the learning rate."""
         if not self._trainer.is_global_zero:
             return
         every: int = self._trainer.log_every_n_steps  # type: ignore[attr-defined]
+        measured = [(step, loss) for step, loss in enumerate(losses, first) if loss is not None]
         for logger in self._trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 writer = logger.experiment
-                for step, loss in enumerate(losses, first):
+                for step, loss in measured:
                     writer.add_scalar("train/loss", loss, step)
-                writer.add_scalar("lr", lr, first + len(losses) - 1)
+                if not math.isnan(lr):
+                    writer.add_scalar("lr", lr, first + len(losses) - 1)
             else:
-                for step, loss in enumerate(losses, first):
+                for step, loss in measured:
                     if every and step % every == 0:
                         logger.log_metrics({"train/loss": loss, "lr": lr}, step=step)
 
     def _log_epoch(self, metrics: dict[str, float]) -> None:
         """Give the loggers an epoch's metrics; on an epoch axis where the logger can have several axes."""
-        metrics = dict(metrics)
-        metrics["train/loss_epoch"] = metrics.pop("train/loss")
+        # A step's loss has the other name.
+        metrics = {"train/loss_epoch" if name == "train/loss" else name: value for name, value in metrics.items()}
         for logger in self._trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_metrics(metrics, step=self._trainer.current_epoch)
@@ -271,6 +276,13 @@ class History(Callback):
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
+
+
+def means(sums: Sequence[float]) -> dict[str, float]:
+    """Return the mean `loss` and `accuracy` that an epoch's sums give, as far as they were measured."""
+    loss, correct, images, images_with_loss = sums
+    measured = {"loss": loss / images_with_loss} if images_with_loss else {}
+    return measured | ({"accuracy": correct / images} if images and not math.isnan(correct) else {})
 
 
 def writers(trainer: Trainer) -> Iterator[SummaryWriter]:

@@ -17,6 +17,11 @@ def conflicts(config: Mapping[str, Any]) -> Iterator[str]:
     yield from _metrics(config)
     if get(config, "optimizer", "nesterov") is True and get(config, "optimizer", "momentum") == 0:
         yield "optimizer.momentum=0 leaves nothing for optimizer.nesterov=true: give optimizer.nesterov=false"
+    optimizer = get(config, "optimizer", "_target_")
+    if optimizer == "torch.optim.SparseAdam":
+        yield "optimizer: torch.optim.SparseAdam takes sparse gradients only, a network of images has none: use Adam"
+    if optimizer == "torch.optim.LBFGS" and get(config, "model", "channels_last") is True:
+        yield "optimizer: torch.optim.LBFGS can't read filters stored channels last: give model.channels_last=false"
     trainer = get(config, "trainer")
     if not isinstance(trainer, Mapping):
         return

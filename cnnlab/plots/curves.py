@@ -69,6 +69,8 @@ def learning_rate_curve(rates: Float[np.ndarray, "n"] | Sequence[float], network
         network: The network's name, for the title.
     """
     rates = np.asarray(rates, dtype=float)
+    if not np.isfinite(rates).any():
+        return message("No learning rate recorded.", (6, 3))
     figure = new_figure((6, 3))
     axes = named_axes(figure.subplots(), "Iteration", "Learning rate")
     _title(figure, "Learning rate", network)
