@@ -121,7 +121,7 @@ class Odd(Plain):
         self.automatic_optimization = step != "manual"
 
     @override
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
         if self.step == "skipping" and batch_idx % 3 == 1:
             return None
         loss = nn.functional.cross_entropy(self.network(batch.images), batch.targets)
