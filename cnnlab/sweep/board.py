@@ -30,12 +30,11 @@ class Board:
 
     def __init__(self, folder: Path, objective: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.objective = objective
-        self.planned = 0
-        self.done = 0
-        self.failed: list[str] = []
+        self.planned = self.done = self.failed = 0
         self.best: tuple[float, str] | None = None
-        self._running: dict[str, float] = {}
+        self._metric = str(objective["metric"])
+        self._sign = 1 if objective["mode"] == "max" else -1
+        self._running: dict[str, float] = {}  # when each started
         self._started = time.monotonic()
         ConsoleHandler.pause_seconds = PAUSE_SECONDS
         self._ended = 0
@@ -57,17 +56,14 @@ class Board:
         started = self._running.pop(name, time.monotonic())
         row = read_row(self.folder / name)
         self._ended += 1
-        if row.status == "failed":
-            self.failed.append(name)
-        elif row.status in ("completed", "pruned"):
-            self.done += 1
-        sign = 1 if self.objective["mode"] == "max" else -1
-        if row.objective is not None and (self.best is None or sign * row.objective > sign * self.best[0]):
-            self.best = (row.objective, name)
+        self.failed += row.status == "failed"
+        self.done += row.status in ("completed", "pruned")
         facts = [row.status, row.error or "", f"{time.monotonic() - started:.0f} s"]
         if row.objective is not None:
             facts.insert(1, f"{self._metric} {format_metric(self._metric, row.objective)}")
-        count = f"{self.done + len(self.failed)} of {self.planned}"
+            if self.best is None or self._sign * row.objective > self._sign * self.best[0]:
+                self.best = (row.objective, name)
+        count = f"{self.done + self.failed} of {self.planned}"
         self.show(printable(f"[{count}] {name}: {', '.join(filter(None, [*facts, *self._time_left()]))}"))
 
     def show(self, text: str) -> None:
@@ -93,18 +89,14 @@ class Board:
             if history and math.isfinite(value := history[-1].get(self._metric, math.nan)):
                 epoch += f", {self._metric} {format_metric(self._metric, value)}"
             table.add_row("running", shorten(name), f"{time.monotonic() - started:.0f} s", epoch)
-        parts = [f"{self.done} of {self.planned} done", f"{len(self._running)} running", f"{len(self.failed)} failed"]
+        parts = [f"{self.done} of {self.planned} done", f"{len(self._running)} running", f"{self.failed} failed"]
         parts += self._time_left()
         if self.best:
             parts.append(f"best {self._metric} {format_metric(self._metric, self.best[0])} ({shorten(self.best[1])})")
         self._live.update(Group(table, Text(" · ".join(parts), no_wrap=True, overflow="ellipsis")), refresh=True)
 
-    @property
-    def _metric(self) -> str:
-        return str(self.objective["metric"])
-
     def _time_left(self) -> list[str]:
-        left = self.planned - self.done - len(self.failed)
+        left = self.planned - self.done - self.failed
         if not self._ended or left <= 0:
             return []
         half_done = len(self._running) / 2  # on average
