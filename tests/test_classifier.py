@@ -63,7 +63,7 @@ class Plain(LightningModule):
         self.wrong, self.seen = Wrong(), SumMetric()
 
     @override
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         logits = self.network(batch.images)
         sharpness = logits.square().mean()
         self.log("train/sharpness", sharpness, on_step=False, on_epoch=True)
