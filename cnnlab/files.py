@@ -295,12 +295,9 @@ def read_yaml(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> DamagedError:
-    # DamagedError is a ValueError itself.
-    return (
-        error
-        if isinstance(error, DamagedError)
-        else DamagedError(f"{path} can't be read: it is damaged ({type(error).__name__}).")
-    )
+    if isinstance(error, DamagedError):  # a ValueError itself
+        return error
+    return DamagedError(f"{path} can't be read: it is damaged ({type(error).__name__}).")
 
 
 def plain(content: Any, place: str) -> Any:

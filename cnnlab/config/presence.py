@@ -8,7 +8,7 @@ from cnnlab import trust
 from cnnlab.config.references import get
 from cnnlab.config.tree import package_targets
 from cnnlab.config.words import as_typed
-from cnnlab.errors import DataError
+from cnnlab.errors import DataError, first_line
 
 
 def unimportable(config: Mapping[str, Any]) -> Iterator[str]:
@@ -23,8 +23,7 @@ def unimportable(config: Mapping[str, Any]) -> Iterator[str]:
         try:
             trust.import_target(target)
         except Exception as error:  # an import runs whatever its author wrote
-            lines = str(error).splitlines() or [""]
-            yield f"{key}={as_typed(target)} cannot be imported: {type(error).__name__}: {as_typed(lines[0])}"
+            yield f"{key}={as_typed(target)} cannot be imported: {type(error).__name__}: {as_typed(first_line(error))}"
 
 
 def check_data(paths: Iterable[Any], config: Mapping[str, Any]) -> None:

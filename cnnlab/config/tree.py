@@ -83,7 +83,7 @@ def find_file(name: str) -> Path:
 def _content(path: Path, group: str, state: tuple[tuple[str, int], ...]) -> dict[str, Any]:
     try:
         values = dict(_read(path)[1])
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError):
+    except (yaml.YAMLError, ValueError, TypeError):
         return {}
     merged: dict[str, Any] = {}
     for base in values.pop("defaults", None) or ():
