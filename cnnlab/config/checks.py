@@ -2,16 +2,15 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import reduce
-from operator import or_
 from typing import Any
 
 from cnnlab import trust
 from cnnlab.config.conflicts import conflicts
 from cnnlab.config.references import REFERENCE, Unresolved, get, resolved
-from cnnlab.config.rules import RULES, Rule, anything, filled, like, null, of_type, section
+from cnnlab.config.rules import RULES, Rule, any_of, anything, filled, like, null, of_type, section
 from cnnlab.config.tree import OPTIONAL, Key, groups, main_file, options, options_with, origin, values_of
 from cnnlab.config.words import as_typed, nearest, nearest_key
+from cnnlab.files import flatten
 from cnnlab.source import Signature, signature
 
 # To the classes of the other groups one may hand further arguments, and choose other classes.
@@ -100,11 +99,9 @@ def _known_keys(section: Key, content: Mapping[str, Any], config: Mapping[str, A
 
 
 def _missing(config: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in main_file().items():
-        if name != "defaults":
-            yield from _absent((name,), config)
-            for key in value if isinstance(value, Mapping) else ():
-                yield from _absent((name, key), config)
+    for dotted, _ in flatten(main_file(), sections=True):
+        if dotted != "defaults":
+            yield from _absent(tuple(dotted.split(".")), config)
     for group, names in READ_BY_NAME.items():
         section = config.get(group)
         absent = [key for key in names if isinstance(section, Mapping) and key not in section]
@@ -187,8 +184,7 @@ def rule_of(key: Key, config: Mapping[str, Any]) -> Rule:
         return RULES[".".join(key)]
     if (rule := _rule_of_argument(key, config)) is not anything:
         return rule
-    rules = {rule.name: rule for rule in map(like, defaults)}
-    return reduce(or_, rules.values()) if rules else anything
+    return any_of(map(like, defaults)) if defaults else anything
 
 
 def _rule_of_argument(key: Key, config: Mapping[str, Any]) -> Rule:

@@ -110,6 +110,11 @@ def each(rule: Rule, length: int | None = None) -> Rule:
     )
 
 
+def any_of(rules: Iterable[Rule]) -> Rule:
+    """Allow what one of the rules allows; those of one name count once."""
+    return reduce(or_, {rule.name: rule for rule in rules}.values())
+
+
 def names_run(value: object) -> bool:
     """Whether a value is the folder of a run."""
     try:
@@ -169,16 +174,13 @@ def of_type(kind: Any) -> Rule:
     if origin is Annotated:
         return _within(*arguments) if arguments[0] in (int, float) else of_type(arguments[0])
     if origin in (Union, UnionType):
-        rules = map(of_type, arguments)
         # An object that may stand in the place of a plain value can only be given by its class.
-        return reduce(
-            or_, {rule.name: rule for rule in (section if rule is anything else rule for rule in rules)}.values()
-        )
+        return any_of(section if rule is anything else rule for rule in map(of_type, arguments))
     if origin is Literal:
         words = [value for value in arguments if isinstance(value, str | int) and not isinstance(value, bool)]
         choices = [one_of(*words)] if words else []
         choices += [flag] if any(isinstance(value, bool) for value in arguments) else []
-        return reduce(or_, choices + ([null] if None in arguments else []))
+        return any_of(choices + ([null] if None in arguments else []))
     if not isinstance(origin, type) or origin in PLAIN:
         return PLAIN.get(origin, anything)
     if issubclass(origin, Mapping):
