@@ -8,11 +8,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from omegaconf import OmegaConf
 
 from cnnlab.config import preflight
 from cnnlab.errors import ConfigError
+from cnnlab.sweep import Local, Ray, Slurm
 from cnnlab.sweep.remote import Task
 from tests.conftest import ROOT, read, run_process
 
@@ -27,6 +30,13 @@ def test_presets_compose_and_take_their_keys(launcher: str):
     preflight(["-m", "seed=0,1", f"hydra/launcher={launcher}", "hydra.launcher.n_jobs=3"])
     with pytest.raises(ConfigError, match=r"hydra\.launcher\.n_job is no key"):
         preflight(["-m", "seed=0,1", f"hydra/launcher={launcher}", "hydra.launcher.n_job=3"])
+
+
+@pytest.mark.parametrize("launcher", [Local, Slurm, Ray])
+@pytest.mark.parametrize("n_jobs", [0, -1])
+def test_a_sweep_of_no_trials_at_a_time_is_refused_and_does_not_wait_forever(launcher, n_jobs: int):
+    with pytest.raises(ConfigError, match=rf"n_jobs must be at least 1, got {n_jobs}\."):
+        launcher(n_jobs=n_jobs).setup(hydra_context=Mock(), task_function=Mock(), config=OmegaConf.create())
 
 
 def grid(npz: Path, folder: Path, *launcher: str) -> dict:

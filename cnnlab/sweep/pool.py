@@ -42,9 +42,12 @@ class PoolLauncher(Launcher):
 
     config: DictConfig
     task: TaskFunction
+    n_jobs: int | None  # trials at a time
 
     @override
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if self.n_jobs is not None and self.n_jobs < 1:
+            raise ConfigError(f"hydra.launcher.n_jobs must be at least 1, got {self.n_jobs}.")
         self.config, self.task = config, task_function
 
     @override

@@ -90,9 +90,9 @@ class _Cluster(PoolLauncher):
 
     @override
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         if importlib.util.find_spec(self.package) is None:
             raise ConfigError(f"hydra/launcher={self.extra} needs {self.package}: pip install 'cnnlab[{self.extra}]'")
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
 
 @dataclass(eq=False)
