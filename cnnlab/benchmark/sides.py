@@ -52,7 +52,7 @@ class Clock(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.loss = outputs["loss"]
+        self.loss = outputs.get("loss")
         if trainer.global_step == WARM_UP:
             self.start = now(pl_module.device)
         elif trainer.global_step == WARM_UP + self.steps:
