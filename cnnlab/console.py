@@ -1,6 +1,6 @@
 """What a person at a terminal sees, and how a process ends that showed it.
 
-All texts pass through here on their way to a terminal: they may be a stranger's, and command nothing.
+Texts are cleaned on their way to a terminal: they may be a stranger's, and command nothing.
 """
 
 import contextlib
@@ -15,17 +15,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import Any, Self, TextIO
 
 from cnnlab import signals
 from cnnlab.errors import CnnlabError, MachineError, Stopped, translate
 from cnnlab.files import printable
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def say(*texts: object, sep: str = " ", file: TextIO | None = None, flush: bool = False) -> None:
@@ -39,21 +36,6 @@ def print_error(error: BaseException) -> None:
         sys.stdout.flush()  # or what was said before would stand after it
     for line in str(error).splitlines():
         say(f"cnnlab: error: {line}", file=sys.stderr)
-
-
-def rich_console(**options: Any) -> "Console":
-    """Return a console of Rich's for tables, with Rich's own options."""
-    from rich.console import Console
-    from rich.segment import Segment
-
-    class Cleaning(Console):
-        """Let no text command the terminal; what Rich itself sends are styles and control segments."""
-
-        def render(self, *arguments: Any, **keywords: Any) -> Iterable[Segment]:
-            for segment in super().render(*arguments, **keywords):
-                yield segment if segment.control else segment._replace(text=printable(segment.text))
-
-    return Cleaning(**options)
 
 
 @contextmanager

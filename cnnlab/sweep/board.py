@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cnnlab.console import ConsoleHandler, rich_console
+from cnnlab.console import ConsoleHandler
 from cnnlab.files import printable
 from cnnlab.sweep.table import read_row
 from cnnlab.wording import format_duration, format_metric, shorten
@@ -38,7 +38,7 @@ class Board:
         self._started = time.monotonic()
         ConsoleHandler.pause_seconds = PAUSE_SECONDS
         self._ended = 0
-        console = rich_console()
+        console = Console()
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def plan(self, planned: int, done: int, size: int) -> None:
@@ -88,12 +88,13 @@ class Board:
             epoch = f"epoch {len(history)}" if history else ""
             if history and math.isfinite(value := history[-1].get(self._metric, math.nan)):
                 epoch += f", {self._metric} {format_metric(self._metric, value)}"
-            table.add_row("running", shorten(name), f"{time.monotonic() - started:.0f} s", epoch)
+            table.add_row("running", shorten(name), f"{time.monotonic() - started:.0f} s", printable(epoch))
         parts = [f"{self.done} of {self.planned} done", f"{len(self._running)} running", f"{self.failed} failed"]
         parts += self._time_left()
         if self.best:
             parts.append(f"best {self._metric} {format_metric(self._metric, self.best[0])} ({shorten(self.best[1])})")
-        self._live.update(Group(table, Text(" · ".join(parts), no_wrap=True, overflow="ellipsis")), refresh=True)
+        line = Text(printable(" · ".join(parts)), no_wrap=True, overflow="ellipsis")
+        self._live.update(Group(table, line), refresh=True)
 
     def _time_left(self) -> list[str]:
         left = self.planned - self.done - self.failed
