@@ -235,7 +235,8 @@ def schedule(overrides: _Overrides = None, output: _Output = None, open: _Open =
             "see the shape, and look at a run's figures/learning_rate.png for its own."
         )
     names = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")
-    batches = math.ceil(_count_training_images(cfg) / cfg.data.batch_size)
+    batches = _count_training_images(cfg) / cfg.data.batch_size
+    batches = math.floor(batches) if cfg.data.get("drop_last") and batches >= 1 else math.ceil(batches)
     plan = plan_learning_rate(factor, cfg.optimizer.lr, batches, **{name: cfg.trainer[name] for name in names})
     title = f"{factor!r}, optimizer.lr={cfg.optimizer.lr:g}"
     figure = network.schedule(np.array(plan.epochs), np.array(plan.lrs), plan.steps, title)
