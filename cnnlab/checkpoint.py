@@ -13,12 +13,13 @@ import os
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cnnlab.errors import CheckpointError, MachineError, UnsafeError, first_line
-from cnnlab.files import remove_leftovers, rename_or_link, replacing
+from cnnlab.errors import CheckpointError, ConfigError, DamagedError, MachineError, UnsafeError, first_line
+from cnnlab.files import plain, remove_leftovers, rename_or_link, replacing
 from cnnlab.record import LAST, PREVIOUS, Record
 
 log = logging.getLogger(__name__)
@@ -45,17 +46,31 @@ class Loaded(NamedTuple):
 def write_checkpoint(content: dict[str, Any], path: Path, *, keep_previous: bool = True) -> None:
     """Write containers and tensors as a sealed checkpoint; at every moment a whole file stands at `path`.
 
+    Of `hyper_parameters`, what is no setting is left out: a LightningModule that calls `save_hyperparameters` has its
+    network and its optimizer's constructor among them, and gets new ones when it is built again.
+
     Args:
         content: The containers and tensors.
         path: The file.
         keep_previous: Whether the `last.ckpt` that is replaced becomes `previous.ckpt`.
 
     Raises:
+        ConfigError: There is something that no reader would load.
         MachineError: What arrived on the disk is not what was written.
         OSError: The disk is full, or the folder may not be written.
     """
     import torch
 
+    settings = {
+        name: {key: value for key, value in content[name].items() if _is_setting(value)}
+        for name in content.keys() & {"hyper_parameters", "datamodule_hyper_parameters"}
+    }
+    content = content | settings
+    for place, value in _refused(content):
+        raise ConfigError(
+            f"{type(value).__module__}.{type(value).__qualname__} can't be kept in a checkpoint, at {place}: save only "
+            "tensors, numbers, texts, and lists and dictionaries of them."
+        )
     # Into memory first: torch would turn a full disk into another error.
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -194,6 +209,36 @@ def load_plain(path: Path, map_location: Any = "cpu") -> Any:
         raise CheckpointError(f"{path} is damaged ({first_line(error)}). {_alternative(path)}") from error
     _check_tensors(content, path)
     return content
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether a value is a text, a number, or a list or mapping of such."""
+    try:
+        plain(value, "")
+    except DamagedError:
+        return False
+    return True
+
+
+def _refused(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what `load_plain` would refuse, and where it stands."""
+    import torch
+
+    if type(value) is dict:
+        for name, element in value.items():
+            yield from _refused(name, f"a key of {place}")
+            yield from _refused(element, f"{place}.{name}" if place else str(name))
+    elif type(value) in (list, tuple):
+        for number, element in enumerate(value):
+            yield from _refused(element, f"{place}.{number}")
+    elif type(value) not in (str, int, float, bool, type(None), torch.Tensor, torch.nn.Parameter):
+        buffer = io.BytesIO()
+        try:
+            torch.save(value, buffer)
+            buffer.seek(0)
+            torch.load(buffer, weights_only=True)
+        except Exception:  # whatever pickling a user's object raises
+            yield place, value
 
 
 def _load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """What a step computes: losses, metrics and LightningModules of a user's own, distillation, schedulers of torch's."""
 
 import csv
+import datetime
+import re
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,38 @@ class Headless(LightningModule):
         return self.build(self.net)
 
 
+class Saving(Plain):
+    """Keeps its arguments as Lightning's examples do."""
+
+    def __init__(self, network: nn.Module, optimizer: Any, weight: float) -> None:
+        super().__init__(network, optimizer, weight)
+        self.save_hyperparameters()
+
+    @override
+    def configure_optimizers(self) -> Any:
+        return self.hparams["optimizer"](self.network)
+
+
+PARTS = {
+    "number": [1, np.float64(2)],
+    "date": {"when": datetime.date(2026, 1, 1)},
+    "key": {Path: 1},
+    "function": lambda: 1,
+}
+
+
+class Keeping(Plain):
+    """Adds something of its own to a checkpoint."""
+
+    def __init__(self, part: str, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.part = part
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mine"] = PARTS[self.part]
+
+
 class Odd(Plain):
     """Optimizes by itself, skips batches, or learns nothing by gradients; all of which Lightning allows."""
 
@@ -202,6 +236,38 @@ def test_a_lightning_module_of_the_users_own_trains_and_is_recorded_with_what_it
     assert [row["train/sharpness"] for row in history(part)] == [row["train/sharpness"] for row in history(folder)]
 
 
+@pytest.mark.filterwarnings("ignore:Attribute 'network' is an instance:UserWarning")
+def test_a_module_that_saves_its_hyperparameters_is_kept_without_what_no_reader_loads(train: Train):
+    folder = train(f"classifier._target_={HERE}.Saving", "+classifier.weight=0.25")
+    assert "test/accuracy" in read(folder / "metrics.json")
+    for name in ("last", "best"):
+        kept = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["hyper_parameters"]
+        assert kept.keys() == {"weight", "config", "classes", "image_shape", "objects"}
+        assert kept["weight"] == 0.25
+    train(f"resume='{folder}'", "trainer.max_epochs=3", "trusted=[tests]")
+    assert len(history(folder)) == 3
+    evaluate(str(folder), figures=False, trusted=["tests"])
+
+
+@pytest.mark.parametrize(
+    ("part", "place"),
+    [
+        ("number", "numpy.float64 .* at mine.1"),
+        ("date", "datetime.date .* at mine.when"),
+        ("key", "type .* at a key of mine"),
+        ("function", "function .* at mine"),
+    ],
+)
+def test_what_no_reader_would_load_is_named_before_it_is_saved(
+    train: Train, tmp_path: Path, capfd: pytest.CaptureFixture, part: str, place: str
+):
+    with pytest.raises(SystemExit) as ended:
+        train(f"classifier._target_={HERE}.Keeping", f"+classifier.part={part}")
+    assert ended.value.code == 2
+    assert re.search(f"{place}: save only tensors", capfd.readouterr().err)
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+
+
 @pytest.mark.filterwarnings("ignore:`training_step` returned:UserWarning")
 @pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned:UserWarning")
 @pytest.mark.parametrize(
@@ -236,6 +302,7 @@ def test_the_best_state_is_one_whose_own_epoch_logged_the_objective(train: Train
         "objective.mode=max", "trainer.max_epochs=4",
     )  # fmt: skip
     assert read(folder / "run.json")["best"] == {"epoch": 2, "step": 30, "metric": metric, "value": 0.5}
+    assert read(folder / "metrics.json")["objective"] == read(folder / "metrics.json")[metric] == 0.5
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["epoch"] == 2
     assert [row[metric] for row in history(folder)] == ["0.25", "", "0.5", ""]

@@ -114,18 +114,16 @@ class Checkpoint(lightning_callbacks.Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._validation_seconds = time.monotonic() - self._validation_began
-        metrics = just_logged(trainer, trainer.fit_loop.epoch_loop.val_loop)
-        self._validation = {name: metrics[name] for name in metrics if name.startswith("val/")}
-        self._keep_if_best(trainer, metrics, self._validation)
+        self._validation = just_logged(trainer, trainer.fit_loop.epoch_loop.val_loop)
+        self._keep_if_best(trainer, self._validation, self._validation)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step_plateaus(trainer)
         self._epoch_ends = True
         try:
-            metrics = just_logged(trainer, trainer.fit_loop.epoch_loop)
-            train = {name: metrics[name] for name in metrics if name.startswith("train/")}
-            self._keep_if_best(trainer, metrics, train | self._validation)
+            train = just_logged(trainer, trainer.fit_loop.epoch_loop)
+            self._keep_if_best(trainer, train, train | self._validation)
             if self.best_score is None:
                 # Noted before the state is saved: a run that is resumed from it may have nothing left but the test.
                 self._note_best(trainer, None, train | self._validation)
