@@ -164,12 +164,15 @@ class Batches(Stream):
                 images = self.images.index_select(0, all_rows[number])
             else:
                 images = self.take(all_rows[number].tolist())
-            if images.dtype == torch.uint16:
-                images = images.float().div_(65535)
-            batch = Batch(images.permute(0, 3, 1, 2), batch_targets[number], all_indices[number])
+            batch = Batch(as_network_input(images).permute(0, 3, 1, 2), batch_targets[number], all_indices[number])
             if self.pin_memory:
                 batch = Batch(*(tensor.pin_memory() for tensor in batch))
             yield batch
+
+
+def as_network_input(images: Tensor) -> Tensor:
+    """Return images of 16 bits as floats from 0 to 1, others as they are."""
+    return images.float().div_(65535) if images.dtype == torch.uint16 else images
 
 
 def _balanced(targets: Int64[Tensor, "n"], seed: int, epoch: int) -> Int64[Tensor, "n"]:

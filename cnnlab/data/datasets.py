@@ -4,7 +4,7 @@ import contextlib
 import logging
 import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from cnnlab import lock
 from cnnlab.batch import PADDING, Batch, mix_seed
 from cnnlab.bounds import NonNegativeInt, PositiveFloat, PositiveInt, Seed, ShareBelowOne
 from cnnlab.data import archive, splits
-from cnnlab.data.batches import Sampler, Stream
+from cnnlab.data.batches import Sampler, Stream, as_network_input
 from cnnlab.data.protocol import Augment, DataModule, Split
 from cnnlab.errors import ConfigError, DataError, first_line
 
@@ -102,8 +102,7 @@ def _collate(samples: list[Any]) -> Batch | _Failure:
     if len({(image.dtype, image.shape) for image in images}) > 1:
         kinds = sorted({f"{image.dtype} {image.shape}" for image in images})
         return _Failure(f"the images of a dataset must be of one size and type, got {' and '.join(kinds)}")
-    pixels = torch.from_numpy(np.stack(images))
-    pixels = pixels.float().div_(65535) if pixels.dtype == torch.uint16 else pixels
+    pixels = as_network_input(torch.from_numpy(np.stack(images)))
     return Batch(pixels.permute(0, 3, 1, 2), torch.tensor(targets), torch.tensor(positions))
 
 
@@ -121,41 +120,30 @@ class _Batches(Stream):
         self, samples: _Samples, rows: Int64[Tensor, "n"], num_workers: int, pin_memory: bool = False, **order: Any
     ) -> None:
         super().__init__(len(rows), **order)
+        self.samples = samples
         self.rows = rows
-        self._keys: list[list[tuple[int, int, int]]] = []
-        self._loader = DataLoader(
-            samples,
-            batch_sampler=_Late(lambda: self._keys),
-            num_workers=num_workers,
-            collate_fn=_collate,
-            worker_init_fn=_begin_worker,
-            generator=torch.Generator(),  # the loader would draw from the global one
-            pin_memory=pin_memory,
-        )
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
 
     @override
     def read(self, positions: Int64[Tensor, "share"], first: int) -> Iterator[Batch]:
         epoch = self.epoch if self.shuffle else 0  # an evaluation draws the same in each epoch
         rows = self.rows[positions.clamp(min=0)]
         keys = [(epoch, position, row) for position, row in zip(positions.tolist(), rows.tolist(), strict=True)]
-        self._keys = [keys[start : start + self.batch_size] for start in range(0, len(keys), self.batch_size)][first:]
-        for batch in self._loader:
+        batches = [keys[start : start + self.batch_size] for start in range(0, len(keys), self.batch_size)]
+        loader = DataLoader(
+            self.samples,
+            batch_sampler=batches[first:],
+            num_workers=self.num_workers,
+            collate_fn=_collate,
+            worker_init_fn=_begin_worker,
+            generator=torch.Generator(),  # the loader would draw from the global one
+            pin_memory=self.pin_memory,
+        )
+        for batch in loader:
             if isinstance(batch, _Failure):
                 raise DataError(f"{batch.text}.")
             yield batch
-
-
-class _Late:
-    """Batches of keys that are known when they are asked for: the order of an epoch is no earlier."""
-
-    def __init__(self, keys: Callable[[], list[Any]]) -> None:
-        self._keys = keys
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._keys())
-
-    def __len__(self) -> int:
-        return len(self._keys())
 
 
 class Datasets(DataModule):
@@ -233,7 +221,7 @@ class Datasets(DataModule):
             test_size=0 if test is not None else test_size,
         )  # fmt: skip
         self._rows: dict[str, Tensor] = {}
-        for split, rows in zip(("train", "val", "test"), division, strict=True):
+        for split, rows in division._asdict().items():
             is_separate = split != "train" and split in self._samples
             self._rows[split] = torch.arange(len(self._targets[split])) if is_separate else torch.from_numpy(rows)
         self.batch_size = min(batch_size, self.count("train"))
@@ -286,8 +274,7 @@ class Datasets(DataModule):
     @override
     def images(self, split: Split, positions: Int64[Tensor, "n"] | slice) -> Tensor:
         rows = self._rows[split][positions].tolist()
-        images = torch.from_numpy(np.stack([self._sample(split, row)[0] for row in rows]))
-        return images.float().div_(65535) if images.dtype == torch.uint16 else images
+        return as_network_input(torch.from_numpy(np.stack([self._sample(split, row)[0] for row in rows])))
 
     @override
     def rows(self, split: Split) -> Int64[Tensor, "n"]:

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from cnnlab.bounds import Bounds, NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, Seed, ShareBelowOne
 from cnnlab.data import archive, cifar, folder, shapes, splits
-from cnnlab.data.batches import Batches, Sampler
+from cnnlab.data.batches import Batches, Sampler, as_network_input
 from cnnlab.data.pictures import Fit
 from cnnlab.data.protocol import Augment, DataModule, Split
 from cnnlab.errors import ConfigError, DataError
@@ -179,7 +179,7 @@ class ImageData(DataModule):
             images = part.images.index_select(0, part.rows[positions].to(part.images.device))
         else:
             images = torch.from_numpy(self._mapping.take(part.images.numpy(), part.rows[positions].tolist()))
-        return images.float().div_(65535) if images.dtype == torch.uint16 else images
+        return as_network_input(images)
 
     @override
     def rows(self, split: Split) -> Int64[Tensor, "n"]:
@@ -224,20 +224,14 @@ class ImageData(DataModule):
         return super().placement() | {"pin_memory": pin_memory}
 
 
-def _parts(data: archive.Archive, division: splits.Division, label_noise: float, seed: int) -> dict[Split, Part]:
+def _parts(data: archive.Archive, division: splits.Division, label_noise: float, seed: int) -> dict[str, Part]:
     """Return the splits; where the file has arrays for one, these, and else rows of the training array."""
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # a mapped array may not be written: it isn't
         images, targets = torch.from_numpy(data.images["train"]), torch.from_numpy(data.targets["train"])
-        parts: dict[Split, Part] = {
-            "train": Part(images, targets, torch.from_numpy(division.train)),
-            "val": Part(images, targets, torch.from_numpy(division.val)),
-            "test": Part(images, targets, torch.from_numpy(division.test)),
-        }
-        arrays: tuple[Split, ...] = ("val", "test")
-        for split in arrays:
-            if split in data.images:
-                arrays_of_split = torch.from_numpy(data.images[split]), torch.from_numpy(data.targets[split])
-                parts[split] = Part(*arrays_of_split, torch.arange(len(arrays_of_split[0])))
+        parts = {split: Part(images, targets, torch.from_numpy(rows)) for split, rows in division._asdict().items()}
+        for split in data.images.keys() - {"train"}:
+            arrays = torch.from_numpy(data.images[split]), torch.from_numpy(data.targets[split])
+            parts[split] = Part(*arrays, torch.arange(len(arrays[0])))
     if label_noise:
         # Of all rows of the array, so that an image has one label whichever of its folds is trained on.
         noisy, changed = splits.relabelled(data.targets["train"], label_noise, data.num_classes, seed)

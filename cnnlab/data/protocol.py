@@ -99,16 +99,14 @@ class DataModule(LightningDataModule):
         assert self.trainer is not None
         self._train = self.batches(
             "train",
-            **{
-                "shuffle": True,
-                "seed": self.seed,
-                "batch_size": self.batch_size,
-                "sampler": self.sampler,
-                "drop_last": self.drop_last,
-                # Lightning sees to this for samplers of torch's only.
-                "fixed": self.trainer.overfit_batches > 0,  # type: ignore[attr-defined]
-                **self.placement(),
-            },
+            shuffle=True,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            sampler=self.sampler,
+            drop_last=self.drop_last,
+            # Lightning sees to this for samplers of torch's only.
+            fixed=self.trainer.overfit_batches > 0,  # type: ignore[attr-defined]
+            **self.placement(),
         )
         if not len(self._train):
             raise ConfigError(
