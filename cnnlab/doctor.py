@@ -131,16 +131,16 @@ def take(data: DataModule, rows: Int64[Tensor, "n"]) -> Tensor:
     Raises:
         ConfigError: One does neither, as where runs of another division hold other images out.
     """
-    trained, validated = data.rows("train"), data.rows("val")
-    if not (known := torch.isin(rows, torch.cat([trained, validated]))).all():
+    present = torch.cat([data.rows("train"), data.rows("val")])
+    if (absent := ~torch.isin(rows, present)).any():
         raise ConfigError(
-            f"{data.path}: row {int(rows[~known][0])} of the training array neither trains nor validates in the first "
+            f"{data.path}: row {int(rows[absent][0])} of the training array neither trains nor validates in the first "
             "run: give runs with the same test images and the same data.exclude."
         )
-    rows_in_order, order = torch.cat([trained, validated]).sort()
-    places = order[torch.searchsorted(rows_in_order, rows)]
-    trains = places < len(trained)
-    first, second = data.images("train", places[trains]), data.images("val", places[~trains] - len(trained))
+    rows_in_order, order = present.sort()
+    places, count = order[torch.searchsorted(rows_in_order, rows)], data.count("train")
+    trains = places < count
+    first, second = data.images("train", places[trains]), data.images("val", places[~trains] - count)
     images = first.new_empty((len(rows), *first.shape[1:]))
     images[trains], images[~trains] = first, second
     return images

@@ -162,9 +162,8 @@ def _example(input: Input, metadata: Mapping[str, str]) -> Tensor:
 def _write_onnx(network: WithProbabilities, path: Path, input: Input, metadata: Mapping[str, str]) -> Predict:
     import onnx
 
-    logging.getLogger("torch.onnx").setLevel(
-        logging.ERROR
-    )  # it would warn that torchvision is missing, which is not needed
+    # It would warn that torchvision is missing, which is not needed.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):  # the exporter warns of its own code
         program = _trace(
             lambda: torch.onnx.export(
@@ -217,9 +216,7 @@ def _write_safetensors(network: WithProbabilities, path: Path, input: Input, met
     return lambda images: _predict(loaded, images)
 
 
-WRITERS: dict[
-    str, Callable[[WithProbabilities, Path, Input, Mapping[str, str]], Callable[[np.ndarray], np.ndarray]]
-] = {
+WRITERS: dict[str, Callable[[WithProbabilities, Path, Input, Mapping[str, str]], Predict]] = {
     "onnx": _write_onnx,
     "torch_export": _write_torch_export,
     "safetensors": _write_safetensors,

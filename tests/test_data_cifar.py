@@ -382,7 +382,7 @@ def test_server_that_falls_silent_is_given_up(server, npz, monkeypatch):
 
 
 def test_two_processes_that_need_the_file_download_it_once(server, npz):
-    code = "import sys; from cnnlab.data import cifar; cifar.fetch('cifar10', sys.argv[1], True, *sys.argv[2:])"
+    code = "import sys; from cnnlab.data import cifar; cifar.fetch('cifar10', *sys.argv[1:])"
     processes = [subprocess.Popen([sys.executable, "-c", code, npz, server.url, server.md5]) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert len(server.requests) == 1
@@ -397,7 +397,7 @@ def die(done, total):
         os.kill(os.getpid(), signal.SIGKILL)
 transfer = cifar._transfer
 cifar._transfer = lambda url, part, report: transfer(url, part, die)
-cifar.fetch('cifar10', sys.argv[1], True, *sys.argv[2:])
+cifar.fetch('cifar10', *sys.argv[1:])
 """
 
 

@@ -70,7 +70,7 @@ SOURCES: dict[Name, _Source] = {
 }
 
 
-def fetch(name: Name, path: Path | str, progress: bool = True, url: str | None = None, md5: str | None = None) -> Path:
+def fetch(name: Name, path: Path | str, url: str | None = None, md5: str | None = None) -> Path:
     """Make the data set's npz file, downloading the official archive; does nothing where the file exists.
 
     What arrives is kept in a folder `<path>.download`, so that a later call continues where an interrupted one
@@ -79,7 +79,6 @@ def fetch(name: Name, path: Path | str, progress: bool = True, url: str | None =
     Args:
         name: Which data set. CIFAR-100 gets its 100 fine labels.
         path: The npz file to make.
-        progress: Show a progress bar, if standard error is a terminal.
         url: A mirror of the archive.
         md5: Checksum of the archive, in hexadecimal.
 
@@ -104,7 +103,7 @@ def fetch(name: Name, path: Path | str, progress: bool = True, url: str | None =
                 return path
             work.mkdir(exist_ok=True)
             try:
-                _retrieve(name, path, tar, url or source.url, md5 or source.md5, progress)
+                _retrieve(name, path, tar, url or source.url, md5 or source.md5)
                 convert(name, tar, path)
             except (DataError, UnsafeError):
                 tar.unlink(missing_ok=True)  # so that the next try does not meet it again
@@ -205,7 +204,7 @@ class _BoundedGzip(gzip.GzipFile):
         return super().read(size)
 
 
-def _retrieve(name: Name, path: Path, tar: Path, url: str, md5: str, progress: bool) -> None:
+def _retrieve(name: Name, path: Path, tar: Path, url: str, md5: str) -> None:
     """Bring the archive to `tar`, whole and with the right checksum."""
     # Here and not above: every run imports this module, and few need the network.
     import pooch
@@ -222,7 +221,7 @@ def _retrieve(name: Name, path: Path, tar: Path, url: str, md5: str, progress: b
         TransferSpeedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        disable=not (progress and sys.stderr.isatty()),
+        disable=not sys.stderr.isatty(),
     )
 
     def downloader(url: str, output: str, _pooch: object) -> None:

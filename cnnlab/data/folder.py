@@ -24,7 +24,6 @@ _log = logging.getLogger(__name__)
 
 SIZES = (16, 24, 28, 32, 48, 64)
 """Sides that are proposed: larger ones cost a small network more time than they bring."""
-TEST_FRACTION = 0.2
 MOST_FILES = 1_000_000
 """That are looked at to find out whether a folder was packed before."""
 _SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -83,10 +82,9 @@ def pack(
     output: Path | str,
     size: int | None = None,
     fit: Fit = "crop",
-    test_fraction: float = TEST_FRACTION,
+    test_fraction: float = 0.2,
     seed: int = 0,
     overwrite: bool = False,
-    progress: bool = True,
 ) -> Packed:
     """Write the pictures of a folder as an npz file of square RGB images.
 
@@ -103,7 +101,6 @@ def pack(
         test_fraction: Share of each class that becomes the test set, at least one picture of any two.
         seed: Decides the split and the order.
         overwrite: Replace an existing `output`; it stays as it is until the new one is complete.
-        progress: Show a progress bar, if standard error is a terminal.
 
     Returns:
         Counts, and the pictures that could not be read; those are left out of the file.
@@ -131,7 +128,7 @@ def pack(
             for split in listing.splits:
                 images[split] = _Images(output.parent, size, fit)
                 stack.enter_context(images[split].rows.file)
-            with _progress(sum(map(len, listing.splits.values())), progress) as bar:
+            with _progress(sum(map(len, listing.splits.values()))) as bar:
                 for split, listed in listing.splits.items():
                     labels[split] = images[split].decode(listed, reasons, bar)
             listing.notes += _brighten(list(images.values()))
@@ -223,9 +220,7 @@ def _listed(folder: Path, test_fraction: float, random: np.random.Generator) -> 
     if not listing.splits["test"]:
         raise DataError(f"{folder}: no class has a picture for the test set; at least one class needs two pictures.")
     # Shuffled, so that the first ten images show more than the first class.
-    for split in ("train", "val", "test"):
-        if split in listing.splits:
-            listing.splits[split] = _shuffled(listing.splits[split], random)
+    listing.splits = {split: _shuffled(listed, random) for split, listed in listing.splits.items()}
     return listing
 
 
@@ -239,8 +234,8 @@ def _list_prepared(folder: Path, roots: Mapping[str, Path], listing: _Listing) -
         if split not in roots:
             continue
         names = _folders(roots[split])
-        if not names and any(map(pictures.is_picture, roots[split].iterdir())):
-            count = sum(map(pictures.is_picture, roots[split].iterdir()))
+        count = 0 if names else sum(map(pictures.is_picture, roots[split].iterdir()))
+        if count:
             listing.notes.append(
                 f"the {count} pictures of {roots[split]} have no classes and are left out; `cnnlab predict` is for them"
             )
@@ -379,13 +374,13 @@ def _brighten(parts: Sequence[_Images]) -> list[str]:
     return [f"the pictures of 16 bits reach {highest} at most: {white} became white"]
 
 
-def _progress(total: int, wanted: bool) -> Any:
+def _progress(total: int) -> Any:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
     bar = Progress(
         *Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True),
-        disable=not (wanted and sys.stderr.isatty()),
+        disable=not sys.stderr.isatty(),
     )  # fmt: skip
     bar.add_task("Packing", total=total)
     return bar

@@ -105,13 +105,12 @@ class Member:
         view = buffer.data
         with self.file.open(self.info) as stream:
             stream.read(self.offset)
-            position = 0
-            while position < len(view):
-                piece = stream.read(min(_PIECE_BYTES, len(view) - position))
-                if not piece:
-                    raise zipfile.BadZipFile(f"{self.name} ends after {position:,} of {len(view):,} bytes")
-                view[position : position + len(piece)] = piece
-                position += len(piece)
+            for start in range(0, len(view), _PIECE_BYTES):
+                size = min(_PIECE_BYTES, len(view) - start)
+                piece = stream.read(size)
+                if len(piece) < size:
+                    raise zipfile.BadZipFile(f"{self.name} ends after {start + len(piece):,} of {len(view):,} bytes")
+                view[start : start + size] = piece
         array = buffer.view(self.layout.dtype)
         if self.fortran_order:
             return array.reshape(self.layout.shape[::-1]).T
