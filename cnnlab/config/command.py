@@ -196,11 +196,10 @@ class Command:
             key = override.get_key_element()
             values = [parser.parse_override(f"{key}={text}") for text in islice(texts, most)]
         except Exception as error:
-            values = []
             mistakes.append(f"{line}: {first_cause(error)}")
-        else:
-            if not values:
-                mistakes.append(f"{line}: there is nothing to sweep over")
+            return []
+        if not values:
+            mistakes.append(f"{line}: there is nothing to sweep over")
         return values
 
     def _wrong_options(self, override: Override) -> Iterator[str]:
