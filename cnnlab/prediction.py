@@ -197,18 +197,15 @@ def list_pictures(inputs: Iterable[str], array: str, count: int) -> Iterator[_It
     """Yield the pictures that the inputs name."""
     for text in inputs:
         path = Path(text).expanduser()
-        if path.is_dir():
-            yield from _list_folder(path)
-        elif path.exists():
-            yield from _list_file(path, array, count)
-        elif any(letter in text for letter in "*?["):
-            matches = sorted(iglob(str(path), recursive=True))  # noqa: PTH207 - pathlib has none for absolute patterns
-            for match in matches:
-                yield from _list_folder(Path(match)) if Path(match).is_dir() else _list_file(Path(match), array, count)
-            if not matches:
-                yield _Item(text, error="nothing is called so")
-        else:
-            yield _Item(text, error="there is no such file")
+        matches = [path] if path.exists() else []
+        is_pattern = not matches and any(letter in text for letter in "*?[")
+        if is_pattern:
+            # pathlib has no search for absolute patterns.
+            matches = [Path(match) for match in sorted(iglob(str(path), recursive=True))]  # noqa: PTH207
+        for match in matches:
+            yield from _list_folder(match) if match.is_dir() else _list_file(match, array, count)
+        if not matches:
+            yield _Item(text, error="nothing is called so" if is_pattern else "there is no such file")
 
 
 def _list_folder(path: Path) -> Iterator[_Item]:
