@@ -86,7 +86,7 @@ def find_folds(folder: Path) -> dict[tuple[str, ...], list[Record]]:
     for record in runs(folder):
         data = record.config.get("data")
         if record.status == "completed" and isinstance(data, Mapping) and data.get("folds") is not None:
-            others = tuple(line for line in record.overrides if not line.startswith(f"{FOLD}="))
+            others = tuple(sorted(line for line in record.overrides if not line.startswith(f"{FOLD}=")))
             groups.setdefault(others, []).append(record)
     if not groups:
         raise ConfigError(f"{folder} holds no completed run with data.folds; give the folder of one of its runs.")

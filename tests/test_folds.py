@@ -46,6 +46,18 @@ def test_a_sweep_that_lacks_a_fold_is_refused(folds: Path, tmp_path: Path):
         find_folds(tmp_path / "nowhere")
 
 
+def test_overrides_in_another_order_are_the_same_settings(folds: Path, tmp_path: Path):
+    for run in sorted(folds.glob("*fold*")):
+        for name in ("first", "second"):
+            shutil.copytree(run, tmp_path / name / run.name)
+        overrides = tmp_path / "second" / run.name / ".hydra" / "overrides.yaml"
+        lines = overrides.read_text().splitlines()
+        assert len(lines) > 2
+        overrides.write_text("\n".join(reversed(lines)) + "\n")
+    with pytest.raises(ConfigError, match="once, it holds 0, 0, 1, 1, 2, 2"):
+        find_folds(tmp_path)
+
+
 def test_images_that_were_not_held_out_are_refused(folds: Path):
     (part,) = answer_runs([next(folds.glob("*fold*"))], ("val",))
     assert hold_out([part]).times.max() == 1
