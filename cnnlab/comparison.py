@@ -1,7 +1,6 @@
 """Compare runs: their settings, their results, and whether the difference is more than chance."""
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +42,7 @@ class ComparedRun:
         git = run.get("git") or {}
         commit = f"{str(git.get('commit'))[:10]}{' and changes' if git.get('dirty') else ''}" if git else None
         return {
-            "status": run.get("status"), "git commit": commit, **_mapping(run.get("versions")),
+            "status": run.get("status"), "git commit": commit, **run.get("versions", {}),
             "device": run.get("device"), "precision": run.get("precision"),
             "parameters": run.get("num_parameters"), "seconds": run.get("seconds"),
         }  # fmt: skip
@@ -139,12 +138,10 @@ def compare_metrics(compared: Sequence[ComparedRun]) -> dict[str, list[float | N
 
 def read_curves(compared: Sequence[ComparedRun]) -> dict[str, dict[str, list[float]]]:
     """Return each run's `history.csv` as columns."""
-    curves = {}
-    for run in compared:
-        rows = run.record.history
-        if rows:
-            curves[run.label] = {name: [_number(row[name]) for row in rows] for name in rows[0]}
-    return curves
+    return {
+        run.label: {name: run.record.column(name) for name in run.record.history[0]}
+        for run in compared if run.record.history
+    }  # fmt: skip
 
 
 def compare_with_first(
@@ -234,14 +231,3 @@ def _check_lengths(group: Sequence[ComparedRun]) -> None:
                 f"{run.label} was trained to other limits than the rest of its group ({changed}): leave it out, or "
                 "give --any-length."
             )
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {}
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan

@@ -141,6 +141,10 @@ class Record:
                     raise DamagedError(f"{path}: {column} must be a number, got {cell[:60]!r} in line {line}.")
         return rows
 
+    def column(self, name: str) -> list[float]:
+        """Return a column of `history.csv`, NaN where it holds nothing."""
+        return [float(row.get(name) or "nan") for row in self.history]
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """The composed config, references as they stand.

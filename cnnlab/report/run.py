@@ -252,20 +252,15 @@ def _settings(record: Record, content: Mapping[str, Any]) -> list[tuple[str, Any
 
 
 def _curves(record: Record, recorded: Mapping[str, np.ndarray] | None) -> list[Chart]:
-    rows = record.history
     epochs = epochs_of(record)
     best = best_of(record)
     mark = (float(best["epoch"] + 1), f"best: epoch {best['epoch'] + 1}") if best and epochs else None
-
-    def column(name: str) -> list[float]:
-        return [as_number(row.get(name)) for row in rows]
-
     charts = [
         draw(
             metric.capitalize(),
             [
-                Line("training", epochs, column(f"train/{metric}")),
-                Line("validation", epochs, column(f"val/{metric}"), "b"),
+                Line("training", epochs, record.column(f"train/{metric}")),
+                Line("validation", epochs, record.column(f"val/{metric}"), "b"),
             ],
             "epoch",
             percent=metric == "accuracy",
@@ -285,7 +280,7 @@ def _curves(record: Record, recorded: Mapping[str, np.ndarray] | None) -> list[C
         steps, extremes, _, _ = _condense(rates)
         charts.append(draw("Learning rate by step", [Line("lr", steps, extremes, dots=False)], "step"))
     else:
-        charts.append(draw("Learning rate, at each epoch's end", [Line("lr", epochs, column("lr"))], "epoch"))
+        charts.append(draw("Learning rate, at each epoch's end", [Line("lr", epochs, record.column("lr"))], "epoch"))
     return [chart for chart in charts if chart]
 
 
@@ -403,8 +398,7 @@ def _image(pixels: np.ndarray, alternative: str) -> dict[str, Any]:
 
 
 def _throughput(record: Record, content: Mapping[str, Any]) -> dict[str, Any]:
-    speeds = [as_number(row.get("images_per_second")) for row in record.history]
-    seconds = [as_number(row.get("train_seconds")) for row in record.history]
+    speeds, seconds = record.column("images_per_second"), record.column("train_seconds")
     finite = [speed for speed in speeds if math.isfinite(speed)]
     facts = []
     if finite:
@@ -427,17 +421,9 @@ def _environment(record: Record) -> list[tuple[str, Any]]:
     return [*rows, *(versions.items() if isinstance(versions, Mapping) else ())]
 
 
-def as_number(value: object) -> float:
-    """Return a csv file's cell as a number, NaN where it is none."""
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return math.nan
-
-
 def epochs_of(record: Record) -> list[float]:
     """Return the epochs of a run's history as people count them, from 1; the file counts from 0."""
-    return [as_number(row.get("epoch")) + 1 for row in record.history]
+    return [epoch + 1 for epoch in record.column("epoch")]
 
 
 def _get(config: Mapping[str, Any], section: str, key: str) -> Any:

@@ -9,7 +9,7 @@ from cnnlab.files import read_json, write_text
 from cnnlab.record import Record
 from cnnlab.report.chart import Chart, Line, draw
 from cnnlab.report.page import Page, embed_png, render
-from cnnlab.report.run import as_number, epochs_of
+from cnnlab.report.run import epochs_of
 from cnnlab.wording import count, format_end, format_metric, format_setting, is_share
 
 CURVES = 50
@@ -163,7 +163,7 @@ def _curves(
     back: list[Line] = []
     for trial in trials[:CURVES]:
         record = Record(folder / str(trial["name"]).rpartition("/")[2])
-        x, y = epochs_of(record), [as_number(row.get(metric)) for row in record.history]
+        x, y = epochs_of(record), record.column(metric)
         if trial["name"] in best:
             front.append(Line("best settings", x, y))
         else:
