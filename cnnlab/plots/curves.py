@@ -13,12 +13,14 @@ from matplotlib.ticker import PercentFormatter
 from cnnlab.plots.names import font, shorten_label, shorten_labels, text_width
 from cnnlab.plots.style import (
     BLUE,
+    DASHES,
     INK,
     PALE,
     SERIES,
     VERMILION,
     WIDTH,
     legend_above,
+    legend_below,
     message,
     named_axes,
     new_figure,
@@ -92,24 +94,13 @@ def learning_curves(
     """
     figure = new_figure((WIDTH, 3.4))
     _title(figure, "Learning curves", network)
-    epochs = np.asarray(history["epoch"], dtype=float) + 1
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         named_axes(axes, "Epoch", metric.capitalize())
         for split, label, style in (
             ("train", "training", {"color": BLUE, "marker": "o"}),
             ("val", "validation", {"color": VERMILION, "marker": "s", "linestyle": "--"}),
         ):
-            values = np.asarray(history.get(f"{split}/{metric}", []), dtype=float)
-            measured = np.isfinite(values)
-            if measured.any():
-                axes.plot(
-                    epochs[measured],
-                    values[measured],
-                    label=label,
-                    linewidth=1.8,
-                    markersize=4 if measured.sum() <= 40 else 0,
-                    **style,
-                )
+            _plot_by_epoch(axes, history, f"{split}/{metric}", label=label, linewidth=1.8, **style)
         if best and isinstance(best.get("epoch"), int):
             epoch = best["epoch"] + 1
             axes.axvline(epoch, color=INK, linewidth=1, linestyle=":", zorder=0, label=f"best: epoch {epoch}")
@@ -117,10 +108,7 @@ def learning_curves(
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         else:
             _from_zero(axes)
-    # One for both: it may be wider than either.
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
+    legend_below(figure, 3)
     return figure
 
 
@@ -138,30 +126,26 @@ def compared_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], grou
     columns = min(3, max(1, 105 // (max(map(text_width, labels), default=0) + 8)))
     rows = math.ceil(len(histories) / columns)
     figure = new_figure((WIDTH, 3.2 + 0.22 * rows))
-    panels = figure.subplots(1, 2)
-    for axes, metric in zip(panels, ("loss", "accuracy"), strict=True):
+    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         named_axes(axes, "Epoch", f"{word} {metric}")
         for label, history, group in zip(labels, histories.values(), groups, strict=True):
-            values = np.asarray(history.get(f"{split}/{metric}", []), dtype=float)
-            if not np.isfinite(values).any():
-                continue
-            measured = np.isfinite(values)
-            epochs = np.asarray(history["epoch"], dtype=float) + 1
-            axes.plot(
-                epochs[measured], values[measured], label=label, linewidth=1.6,
-                color=SERIES[group % len(SERIES)], linestyle=("-", "--", "-.", ":")[group % 4],
-                marker="osD^v"[group % 5], markersize=4 if measured.sum() <= 40 else 0,
+            _plot_by_epoch(
+                axes, history, f"{split}/{metric}", label=label, linewidth=1.6, marker="osD^v"[group % 5],
+                color=SERIES[group % len(SERIES)], linestyle=DASHES[group % len(DASHES)],
             )  # fmt: skip
         if metric == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    handles, names = panels[0].get_legend_handles_labels()
-    if handles:
-        legend = figure.legend(
-            handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK
-        )
-        for text in legend.get_texts():
-            text.set(**font())
+    legend_below(figure, columns)
     return figure
+
+
+def _plot_by_epoch(axes: Axes, history: Mapping[str, Sequence[float]], column: str, **style: Any) -> None:
+    """Draw what was measured of a column by epoch, counted from 1; marked where the points are few."""
+    values = np.asarray(history.get(column, []), dtype=float)
+    measured = np.isfinite(values)
+    if measured.any():
+        epochs = np.asarray(history["epoch"], dtype=float) + 1
+        axes.plot(epochs[measured], values[measured], markersize=4 if measured.sum() <= 40 else 0, **style)
 
 
 def _title(figure: Figure, what: str, network: str) -> None:

@@ -18,7 +18,6 @@ from cnnlab.plots.style import (
     draw_image,
     named_axes,
     new_figure,
-    two_halves,
 )
 
 Maps = Float[np.ndarray, "channel height width"]
@@ -100,7 +99,7 @@ def activations(
     rows = len(layers)
     cell = 6.4 / columns
     figure = new_figure((8, 2.5 + rows * (cell + 0.06) + (0.3 if note else 0)))
-    above, below = two_halves(figure, (2.4, rows * (cell + 0.06)))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(2.4, rows * (cell + 0.06))).flat
     first, second, third = above.subplots(1, 3)
     draw_image(first, image)
     first.set_title("image", fontsize=10, color=INK)

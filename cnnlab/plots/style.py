@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.ticker import Formatter, MaxNLocator
+
+from cnnlab.plots.names import font
 
 BLUE = "#0072B2"
 VERMILION = "#D55E00"
@@ -16,6 +18,7 @@ INK = "#333333"
 PALE = "#BBBBBB"
 # For things of one kind side by side, such as runs.
 SERIES = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
+DASHES = ("-", "--", "-.", ":")
 
 WIDTH = 8.0  # inches
 DPI = 120
@@ -87,6 +90,17 @@ def legend_above(axes: Axes, columns: int = 3) -> None:
         )  # fmt: skip
 
 
+def legend_below(figure: Figure, columns: int) -> None:
+    """Name the curves of the first axes below the figure: one legend for all of them, which may be wider than each."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        legend = figure.legend(
+            handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK
+        )
+        for text in legend.get_texts():
+            text.set(**font())
+
+
 def bare(axes: Axes) -> None:
     """Take the numbers from a picture's frame."""
     axes.set(xticks=[], yticks=[])
@@ -98,9 +112,3 @@ def draw_image(axes: Axes, image: np.ndarray) -> None:
     axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     bare(axes)
     axes.spines[:].set_visible(False)
-
-
-def two_halves(figure: Figure, heights: tuple[float, float]) -> tuple[SubFigure, SubFigure]:
-    """Cut a figure in two, one half above the other."""
-    above, below = np.asarray(figure.subfigures(2, 1, height_ratios=heights)).flat
-    return above, below

@@ -10,14 +10,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cnnlab.plots.names import font, shorten_label, shorten_labels
-from cnnlab.plots.style import BLUE, INK, PALE, VERMILION, WIDTH, legend_above, named_axes, new_figure
+from cnnlab.plots.style import (
+    BLUE,
+    DASHES,
+    INK,
+    PALE,
+    SERIES,
+    VERMILION,
+    WIDTH,
+    legend_above,
+    legend_below,
+    named_axes,
+    new_figure,
+)
 from cnnlab.wording import format_metric
 
 # Numbers that stand side by side: so many of them at most, and of so many letters.
 _FEW = 8
 _DIGITS = 7
-_BEST = (BLUE, VERMILION, "#009E73", "#CC79A7")
-_STYLES = ("-", "--", "-.", ":")
 
 
 def objective_by_value(settings: Mapping[str, Sequence[str]], objective: Sequence[float], name: str) -> Figure:
@@ -71,7 +81,7 @@ def trial_curves(
         if trial not in best:
             axes.plot(epochs, values, color=PALE, linewidth=0.8, marker="." if len(epochs) == 1 else None)
     labels = dict(zip(best, shorten_labels(best, 60), strict=True))
-    for trial, colour, style in zip(best, _BEST, _STYLES, strict=False):
+    for trial, colour, style in zip(best, SERIES, DASHES, strict=False):
         if trial in curves:
             epochs, values = curves[trial]
             axes.plot(
@@ -83,9 +93,7 @@ def trial_curves(
         axes.plot([], [], color=PALE, linewidth=0.8, label=f"{others} other{'s' * (others > 1)}")
     if name.endswith("accuracy"):
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    legend = figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=9, labelcolor=INK)
-    for text in legend.get_texts():
-        text.set(**font())
+    legend_below(figure, 1)
     return figure
 
 

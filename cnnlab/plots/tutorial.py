@@ -136,7 +136,8 @@ def pooling(
         axes.imshow(np.zeros_like(values), cmap="Greys", vmin=0, vmax=1)
         for (row, column), value in np.ndenumerate(values):
             colour = _PATCHES[(row // step * halves[1] + column // step) % len(_PATCHES)]
-            axes.add_patch(_square(column, row, colour))
+            corner = (column - 0.46, row - 0.46)
+            axes.add_patch(Rectangle(corner, 0.92, 0.92, facecolor=colour, alpha=0.35, edgecolor=colour))
             axes.text(column, row, f"{value:g}", ha="center", va="center", fontsize=13, color=INK)
         if step == 1:
             title = f"{values.shape[0]} × {values.shape[1]}: {title}"
@@ -153,10 +154,6 @@ def pooling(
         draw_image(axes, _pixels(picture))
         axes.set_title(f"{title}\n{picture.shape[1]} × {picture.shape[0]} pixels", fontsize=10, color=INK)
     return figure
-
-
-def _square(column: int, row: int, colour: str) -> Rectangle:
-    return Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, facecolor=colour, alpha=0.35, edgecolor=colour)
 
 
 def _pixels(image: Plane) -> np.ndarray:
