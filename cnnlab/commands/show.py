@@ -288,19 +288,15 @@ def model(
 
 
 def _print_layers(layers: "list[anatomy.Layer]") -> None:
-    totals = _totals(layers)
+    rows = [(layer.name, _size(layer.shape), layer.parameters, layer.flops, layer.kind) for layer in layers]
+    names, sizes, parameters, flops, kinds = zip(*rows, ("all", "", *_totals(layers), ""), strict=True)
     print_table(
         [
-            Column("layer", [*(layer.name for layer in layers), "all"]),
-            Column("output", [*(_size(layer.shape) for layer in layers), ""]),
-            *(
-                Column(name, [f"{number:,}" if number else "" for number in (*numbers, total)], number=True)
-                for name, numbers, total in (
-                    ("parameters", [layer.parameters for layer in layers], totals[0]),
-                    ("FLOPs", [layer.flops for layer in layers], totals[1]),
-                )
-            ),
-            Column("kind", [*(layer.kind for layer in layers), ""]),
+            Column("layer", names),
+            Column("output", sizes),
+            Column("parameters", [f"{number:,}" if number else "" for number in parameters], number=True),
+            Column("FLOPs", [f"{number:,}" if number else "" for number in flops], number=True),
+            Column("kind", kinds),
         ],
         elsewhere="a wider terminal",
     )

@@ -5,6 +5,7 @@ Matplotlib's would have colours of their own, ten times the size, and cost the p
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 400, 230
@@ -77,7 +78,7 @@ def draw(
         return None
     values = [value for curve in curves for value in curve.y if math.isfinite(value)]
     places = [place for curve in curves for place in curve.x]
-    low, high = y_range or (min(0.0, *values, 0.0), max(0.0, *values, 0.0))
+    low, high = y_range or (min(0.0, *values), max(0.0, *values))
     high = high if high > low else low + 1
     first, last = min(places), max(places)
     if first == last:  # a single place stands in the middle
@@ -146,10 +147,5 @@ def number(value: float) -> str:
 
 
 def _pieces(curve: Line) -> list[list[tuple[float, float]]]:
-    pieces: list[list[tuple[float, float]]] = [[]]
-    for place, value in zip(curve.x, curve.y, strict=True):
-        if math.isfinite(value):
-            pieces[-1].append((place, value))
-        elif pieces[-1]:
-            pieces.append([])
-    return [piece for piece in pieces if piece]
+    points = zip(curve.x, curve.y, strict=True)
+    return [list(piece) for finite, piece in groupby(points, key=lambda point: math.isfinite(point[1])) if finite]
