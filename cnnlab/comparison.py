@@ -181,8 +181,8 @@ def compare_groups(
         any_length: Whether the runs of a group may have been trained to different limits.
 
     Raises:
-        ConfigError: A run did not measure the metric; or is in both groups; or a group has a single run, or two of the
-            same seed, or one that was trained to other limits.
+        ConfigError: A run did not measure the metric; or is in both groups; or a group has two of the same seed, or one
+            that was trained to other limits.
     """
     folders = [run.record.folder.resolve() for run in (*first, *second)]
     if twice := next(
@@ -190,8 +190,6 @@ def compare_groups(
         None,
     ):
         raise ConfigError(f"{twice.label} is a state of a run that is in the first group too: groups share no run.")
-    if min(len(first), len(second)) < 2:
-        raise ConfigError("a comparison over seeds needs at least two runs on each side of --against.")
     for group in (first, second):
         _check_independent(group)
         if not any_length:
