@@ -35,7 +35,7 @@ class Row(Mapping[str, Any]):
             self._values |= {name: value for name, value in record.metrics.items() if isinstance(value, int | float)}
             self._values["changes"] = _changes(record)
             if tags := record.run.get("tags"):
-                self._values["tags"] = ",".join(map(str, tags))
+                self._values["tags"] = ",".join(tags)
         except (DamagedError, MachineError):
             self._values["status"] = "damaged"
 
@@ -118,8 +118,7 @@ def _choices(record: Record) -> dict[str, Any]:
 
 def _changes(record: Record) -> str:
     overrides = record.run.get("overrides")
-    lines = record.overrides if overrides is None else overrides
-    return " ".join(map(str, lines)) if isinstance(lines, list) else ""
+    return " ".join(record.overrides if overrides is None else overrides)
 
 
 def _condition(text: str) -> tuple[str, str, str]:

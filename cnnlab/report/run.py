@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
@@ -137,7 +137,7 @@ def _title(record: Record, content: Mapping[str, Any]) -> str:
     if data in (None, "npz", "folder", "dataset"):
         data = Path(str(_get(record.config, "data", "path") or "unknown data")).stem
     accuracy = content["metrics"]["accuracy"] if content else record.metrics.get("test/accuracy")
-    result = f": {format_metric('accuracy', accuracy)} of the test images right" if _is_finite(accuracy) else ""
+    result = f": {format_metric('accuracy', accuracy)} of the test images right" if accuracy is not None else ""
     return f"{model} on {data}{result}"
 
 
@@ -161,17 +161,17 @@ def _result(record: Record, content: Mapping[str, Any], missing: str | None) -> 
     if content:
         measured = {f"test/{name}": value for name, value in content["metrics"].items()}
     else:
-        measured = {name: value for name, value in metrics.items() if name.startswith("test/") and _is_finite(value)}
+        measured = {name: value for name, value in metrics.items() if name.startswith("test/") and value is not None}
     tiles += [(_spoken(name), format_metric(name, value)) for name, value in measured.items()]
     for name in ("val/accuracy", "val/loss"):
-        if _is_finite(metrics.get(name)):
+        if metrics.get(name) is not None:
             tiles.append((_spoken(name), format_metric(name, metrics[name])))
     if best:
         tiles.append((f"best epoch, of {len(record.history)}", f"{best['epoch'] + 1}"))
     run = record.run
-    if _is_finite(run.get("seconds")):
+    if "seconds" in run:
         tiles.append((f"whole run, {count(len(record.history), 'epoch')}", format_duration(run["seconds"])))
-    if _is_finite(run.get("num_parameters")):
+    if run.get("num_parameters") is not None:
         tiles.append(("parameters", f"{run['num_parameters']:,}"))
     problem = note = None
     if missing:
@@ -208,7 +208,8 @@ def _answer_in_words(content: Mapping[str, Any], best: Mapping[str, Any] | None)
         )
     if best:
         metric, value = str(best.get("metric")), best.get("value")
-        why = f"the best by {metric} ({format_metric(metric, value)})" if _is_finite(value) else "the last one"
+        has_value = isinstance(value, int | float)
+        why = f"the best by {metric} ({format_metric(metric, value)})" if has_value else "the last one"
         sentences.append(f"The state that was kept is that of epoch {best['epoch'] + 1}, {why}.")
     return sentences
 
@@ -216,7 +217,7 @@ def _answer_in_words(content: Mapping[str, Any], best: Mapping[str, Any] | None)
 def best_of(record: Record) -> Mapping[str, Any] | None:
     """Return which state of a run was kept: `epoch` (from 0), `metric`, `value`; None where its record lacks it."""
     best = record.run.get("best")
-    return best if isinstance(best, Mapping) and isinstance(best.get("epoch"), int) else None
+    return best if best and isinstance(best.get("epoch"), int) else None
 
 
 def _settings(record: Record, content: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -231,7 +232,6 @@ def _settings(record: Record, content: Mapping[str, Any]) -> list[tuple[str, Any
 
     augment = config.get("augment")
     names = [name for name, node in augment.items() if node is not None] if isinstance(augment, Mapping) else []
-    tags = record.run.get("tags")
     return [
         ("Data", _get(config, "data", "path")),
         ("Images", content.get("images")),
@@ -245,7 +245,7 @@ def _settings(record: Record, content: Mapping[str, Any]) -> list[tuple[str, Any
         ("Held out", _get(config, "data", "val_size")),
         ("Seed", config.get("seed")),
         ("Best by", _get(config, "objective", "metric")),
-        ("Tags", ", ".join(map(str, tags)) if isinstance(tags, list) and tags else None),
+        ("Tags", ", ".join(record.run.get("tags", [])) or None),
         ("Note", record.run.get("note")),
         ("Command", record.run.get("command")),
     ]
@@ -414,11 +414,10 @@ def _throughput(record: Record, content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _environment(record: Record) -> list[tuple[str, Any]]:
     run = record.run
-    versions = run.get("versions")
     git = run.get("git")
-    commit = f"{git.get('commit')}{', with changes' if git.get('dirty') else ''}" if isinstance(git, Mapping) else None
+    commit = f"{git['commit']}{', with changes' if git['dirty'] else ''}" if git else None
     rows = [("Device", run.get("device")), ("Precision", run.get("precision")), ("Commit", commit)]
-    return [*rows, *(versions.items() if isinstance(versions, Mapping) else ())]
+    return [*rows, *run.get("versions", {}).items()]
 
 
 def epochs_of(record: Record) -> list[float]:
@@ -429,10 +428,6 @@ def epochs_of(record: Record) -> list[float]:
 def _get(config: Mapping[str, Any], section: str, key: str) -> Any:
     node = config.get(section)
     return node.get(key) if isinstance(node, Mapping) else None
-
-
-def _is_finite(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _spoken(name: str) -> str:
