@@ -96,10 +96,10 @@ def align(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, 
     A common first part of the names, such as `module.` or `network.`, is taken away, and `body.` set before them.
     """
     first_parts = {name.partition(".")[0] for name in weights}
-    without = ["", *(f"{first_parts.pop()}." for _ in range(len(first_parts) == 1))]
+    starts = ["", f"{first_parts.pop()}."] if len(first_parts) == 1 else [""]
     candidates = [
         {f"{prefix}{name.removeprefix(start)}": value for name, value in weights.items()}
-        for start in without
+        for start in starts
         for prefix in ("", "body.", "body.network.")
     ]
     return max(
