@@ -247,7 +247,7 @@ def _read(item: _Item, image_shape: tuple[int, int, int], fit: pictures.Fit) -> 
                 image = pictures.fitted(Image.fromarray(image.squeeze()).convert("RGB"), (size[0], size[1]), fit)
         else:
             assert item.path is not None
-            image, before, frames, _ = pictures.decoded(item.path, (size[0], size[1]), fit)
+            image, before, frames, _ = pictures.decode(item.path, (size[0], size[1]), fit)
             if frames > 1:
                 notes.append(f"first of {frames} frames")
         if image.shape[2] > channels:

@@ -33,7 +33,7 @@ def tree(root, **classes):
 
 
 def decoded(path, size=(8, 8), fit="crop"):
-    return pictures.decode(path, size, fit)
+    return pictures.decode(path, size, fit).image
 
 
 def test_folder_of_classes_is_split_by_class_with_sorted_names(tmp_path):
@@ -361,7 +361,7 @@ def test_existing_output_is_kept_unless_overwriting_succeeds(tmp_path):
 
 def test_output_that_cannot_be_written_is_found_out_before_decoding(tmp_path, monkeypatch):
     root = tree(tmp_path / "pictures", ant=3, bee=3)
-    monkeypatch.setattr(pictures, "decoded", lambda *args: pytest.fail("decoded"))
+    monkeypatch.setattr(pictures, "decode", lambda *args: pytest.fail("decoded"))
     with pytest.raises(MachineError, match="could not be made"):
         folder.pack(root, root / "ant" / "00.png" / "out.npz")
     monkeypatch.setattr(os, "access", lambda path, mode: False)

@@ -383,7 +383,7 @@ def _read_photograph(path: Path | None) -> UInt8[np.ndarray, "height width 3"]:
 
 def _decode(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
     try:
-        return pictures.decode(path, size)
+        return pictures.decode(path, size).image
     except Exception as error:  # decoders of broken files raise whatever they come across
         raise _unreadable(path, error) from error
 

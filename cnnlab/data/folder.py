@@ -339,7 +339,7 @@ class _Images:
 
         def read(picture: _Picture) -> pictures.Decoded | str:
             try:
-                return pictures.decoded(picture.path, self.size, self.fit)
+                return pictures.decode(picture.path, self.size, self.fit)
             except Exception as error:  # decoders of broken files raise whatever they come across
                 return " ".join(f"{type(error).__name__}: {error}".split())
 
@@ -370,7 +370,7 @@ def _brighten(parts: Sequence[_Images]) -> list[str]:
     with warnings.catch_warnings(action="ignore"):
         for part in parts:
             for row, path in part.deep.items():
-                part.rows.replace(row, pictures.decoded(path, part.size, part.fit, white).image)
+                part.rows.replace(row, pictures.decode(path, part.size, part.fit, white).image)
     return [f"the pictures of 16 bits reach {highest} at most: {white} became white"]
 
 

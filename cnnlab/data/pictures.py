@@ -68,8 +68,8 @@ def size_of(path: Path) -> tuple[int, int] | None:
             return None
 
 
-def decode(path: Path, size: tuple[int, int], fit: Fit = "crop") -> UInt8[np.ndarray, "height width 3"]:
-    """Decode one picture to an RGB image of a given size.
+def decode(path: Path, size: tuple[int, int], fit: Fit = "crop", white: int = WHITE) -> Decoded:
+    """Decode one picture to an RGB image of a given size, and say what it was.
 
     Any size and mode: the picture is turned as its EXIF data says, transparency is laid on white, 16 bits
     become 8, an animation gives its first frame.
@@ -79,21 +79,10 @@ def decode(path: Path, size: tuple[int, int], fit: Fit = "crop") -> UInt8[np.nda
         size: Height and width of the result.
         fit: `crop` scales the picture to cover the size and cuts off what stands out, the same on both sides;
             `pad` scales it to fit inside and fills up with black; `stretch` changes its proportions.
+        white: What becomes 255 in a picture of 16 bits.
 
     Raises:
         Exception: Whatever Pillow finds wrong with the file.
-    """
-    return decoded(path, size, fit).image
-
-
-def decoded(path: Path, size: tuple[int, int], fit: Fit = "crop", white: int = WHITE) -> Decoded:
-    """Decode one picture as `decode` does, and say what it was.
-
-    Args:
-        path: The picture.
-        size: Height and width of the result.
-        fit: As `decode` takes it.
-        white: What becomes 255 in a picture of 16 bits.
     """
     height, width = size
     readable = formats()
