@@ -108,14 +108,9 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Verdict:
     difference = statistics.mean(second) - statistics.mean(first)
     parts = [statistics.variance(group) / len(group) for group in (first, second)]
     error = math.sqrt(sum(parts))
-    test = f"Welch's t-test over {len(first)} and {len(second)} runs"
-    if error == 0:
-        return Verdict(difference, difference, difference, 1.0 if difference == 0 else 0.0, test)
-    freedom = sum(parts) ** 2 / sum(
-        part**2 / (len(group) - 1) for part, group in zip(parts, (first, second), strict=True)
-    )
-    half = error * t_quantile(LEVEL, freedom)
-    return Verdict(difference, difference - half, difference + half, t_tails(difference / error, freedom), test)
+    scatter = sum(part**2 / (len(group) - 1) for part, group in zip(parts, (first, second), strict=True))
+    freedom = sum(parts) ** 2 / scatter if scatter else math.inf
+    return _student(difference, error, freedom, f"Welch's t-test over {len(first)} and {len(second)} runs")
 
 
 def paired(differences: Sequence[float], least_sd: float = 0.0) -> Verdict:
@@ -127,12 +122,15 @@ def paired(differences: Sequence[float], least_sd: float = 0.0) -> Verdict:
     """
     difference = statistics.fmean(differences)
     error = max(statistics.stdev(differences), least_sd) / math.sqrt(len(differences))
-    test = f"paired t-test over {len(differences)} seeds"
+    return _student(difference, error, len(differences) - 1, f"paired t-test over {len(differences)} seeds")
+
+
+def _student(difference: float, error: float, freedom: float, test: str) -> Verdict:
+    """Return Student's verdict on a difference, from its standard error and the degrees of freedom."""
     if error == 0:
         return Verdict(difference, difference, difference, 1.0 if difference == 0 else 0.0, test)
-    half = error * t_quantile(LEVEL, len(differences) - 1)
-    p = t_tails(difference / error, len(differences) - 1)
-    return Verdict(difference, difference - half, difference + half, p, test)
+    half = error * t_quantile(LEVEL, freedom)
+    return Verdict(difference, difference - half, difference + half, t_tails(difference / error, freedom), test)
 
 
 def confidence_sequence(values: Sequence[float], level: float = LEVEL, least_sd: float = 0.0) -> tuple[float, float]:
