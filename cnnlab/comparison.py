@@ -184,24 +184,17 @@ def compare_groups(
         ConfigError: A run did not measure the metric; or is in both groups; or a group has two of the same seed, or one
             that was trained to other limits.
     """
-    folders = [run.record.folder.resolve() for run in (*first, *second)]
-    if twice := next(
-        (run for run, folder in zip(second, folders[len(first) :], strict=True) if folder in folders[: len(first)]),
-        None,
-    ):
+    folders = [run.record.folder.resolve() for run in first]
+    if twice := next((run for run in second if run.record.folder.resolve() in folders), None):
         raise ConfigError(f"{twice.label} is a state of a run that is in the first group too: groups share no run.")
     for group in (first, second):
         _check_independent(group)
         if not any_length:
             _check_lengths(group)
-    values = []
-    for group in (first, second):
-        measured = [run.record.metrics.get(metric) for run in group]
-        for run, value in zip(group, measured, strict=True):
-            if not isinstance(value, int | float):
-                raise ConfigError(f"{run.label} did not measure {metric}; choose another with --metric.")
-        values.append([float(value) for value in measured if value is not None])
-    return welch(*values)
+    for run in (*first, *second):
+        if run.record.metrics.get(metric) is None:
+            raise ConfigError(f"{run.label} did not measure {metric}; choose another with --metric.")
+    return welch(*([run.record.metrics[metric] for run in group] for group in (first, second)))
 
 
 def _check_independent(group: Sequence[ComparedRun]) -> None:

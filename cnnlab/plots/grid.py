@@ -25,8 +25,7 @@ def image_row(images: Images, titles: Sequence[str], note: str = "") -> Figure:
 
 def image_grid(images: Images, titles: Sequence[str] | None = None, columns: int = _FEW, note: str = "") -> Figure:
     """Show images in rows of `columns`."""
-    if titles is None:
-        return _grid(images, [""] * len(images), columns, note)
+    titles = [""] * len(images) if titles is None else titles
     lines = sorted({line for title in titles for line in title.split("\n")})
     short = dict(zip(lines, shorten_labels(lines, _letters(len(images), columns)), strict=True))
     return _grid(images, ["\n".join(short[line] for line in title.split("\n")) for title in titles], columns, note)
