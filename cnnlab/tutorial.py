@@ -85,16 +85,11 @@ def convolve(image: Plane, weights: Kernel, padding: int = 0, stride: int = 1) -
     Raises:
         ConfigError: The kernel does not fit, or a number is out of its range.
     """
-    side = len(weights)
-    height, width = (compute_output_size(length, side, padding, stride) for length in image.shape[:2])
+    for length in image.shape[:2]:
+        compute_output_size(length, len(weights), padding, stride)
     padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    result = np.zeros((height, width, image.shape[2]))
-    for row in range(side):
-        for column in range(side):
-            rows = slice(row, row + (height - 1) * stride + 1, stride)
-            columns = slice(column, column + (width - 1) * stride + 1, stride)
-            result += weights[row, column] * padded[rows, columns]
-    return result
+    windows = np.lib.stride_tricks.sliding_window_view(padded, weights.shape, axis=(0, 1))[::stride, ::stride]
+    return np.einsum("hwcij,ij->hwc", windows, weights)
 
 
 def pool(image: Plane, size: int, kind: Literal["max", "avg"]) -> Plane:
