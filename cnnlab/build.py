@@ -40,6 +40,7 @@ from cnnlab.callbacks import (
     History,
     LastStep,
     Progress,
+    Reseed,
     StopOnSignal,
     Timer,
 )
@@ -150,10 +151,11 @@ def build_lab(
     if cfg.trainer.precision == "auto":
         cfg.trainer.precision = fast_precision(device_for(cfg.trainer.accelerator))
         log.info(f"trainer.precision=auto is {cfg.trainer.precision} on this machine")
-    for place, target in trust.targets(OmegaConf.to_container(cfg, resolve=True)):
-        if not str(target).startswith(trust.KNOWN):
-            part = place.removesuffix("._target_")
-            log.info(f"{part} is {target}, which is none of cnnlab's, torch's or Lightning's classes")
+    targets = trust.targets(OmegaConf.to_container(cfg, resolve=True))
+    foreign = {place: target for place, target in targets if not str(target).startswith(trust.KNOWN)}
+    for place, target in foreign.items():
+        part = place.removesuffix("._target_")
+        log.info(f"{part} is {target}, which is none of cnnlab's, torch's or Lightning's classes")
     seed_everything(cfg.seed, workers=True, verbose=False)
     session = _session.get() or Session({})
     images = images or build_data(cfg, session.objects.get("data"))
@@ -166,6 +168,8 @@ def build_lab(
     if not resumed:
         initialise(network, cfg, images)
     trainer = build_trainer(cfg, validate=images.count("val") > 0, rollbacks=rollbacks, began=began)
+    if foreign or session.objects:
+        trainer.callbacks.insert(0, Reseed(cfg.seed))  # type: ignore[attr-defined]
     classifier = build_classifier(cfg, network, images, session.objects)
     batches, last_batch = count_batches(images, trainer.world_size, cfg.trainer.limit_train_batches)
     check_rhythm(cfg, batches, validated=images.count("val") > 0)

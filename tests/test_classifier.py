@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,29 @@ class Odd(Plain):
         return None if self.step == "none" else super().configure_optimizers()
 
 
+class Drawing(Plain):
+    """Draws random numbers of three kinds, in a step and before an epoch."""
+
+    def __init__(self, network: nn.Module, optimizer: Any) -> None:
+        super().__init__(network, optimizer)
+        self.register_buffer("scale", torch.ones(()))
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        self.scale: Tensor = 1 + torch.rand(())
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        pass
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        kept = torch.rand(len(batch.targets)) < random.uniform(0.5, 1)
+        noise = np.random.normal(0, 0.1, (len(batch.targets), 10))  # noqa: NPY002
+        logits = self.network(batch.images) * self.scale + torch.as_tensor(noise, dtype=torch.float32)
+        return nn.functional.cross_entropy(logits[kept], batch.targets[kept])
+
+
 class Seldom(Plain):
     """Logs a value in every second epoch only, in training or in validation."""
 
@@ -292,6 +316,18 @@ def test_a_step_without_a_loss_or_an_optimizer_is_recorded_as_far_as_it_goes(
             assert float(row["train/loss"]) == pytest.approx(float(row["train/seen_loss"]))
         assert float(row["images_per_second"]) > 0
     left, right = weights(folder), weights(part)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("stop", [4, 10])
+def test_random_numbers_of_a_users_own_step_are_drawn_again_by_a_resumed_run(train: Train, tmp_path: Path, stop: int):
+    own = [f"classifier._target_={HERE}.Drawing", "model.dropout=0.5"]
+    whole = train(*own, folder=tmp_path / "whole")
+    part = train(*own, f"trainer.max_steps={stop}", folder=tmp_path / "part")
+    random.seed(stop)
+    np.random.seed(stop)  # noqa: NPY002
+    train(f"resume='{part}'", "trainer.max_steps=-1", "trusted=[tests]")
+    left, right = weights(whole), weights(part)
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 

@@ -80,6 +80,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, npz: Path, trained: Path, dra
     (folder / "mynet.py").write_text(network)
     (dataset,) = [block for block in blocks("python") if "class Photos" in block]
     (folder / "myphotos.py").write_text(dataset)
+    (parts,) = [block for block in blocks("python") if "class Contractive" in block]
+    (folder / "myparts.py").write_text(parts)
     return folder
 
 

@@ -12,9 +12,10 @@ from cnnlab.callbacks.history import History
 from cnnlab.callbacks.lookahead import Lookahead
 from cnnlab.callbacks.progress import Progress
 from cnnlab.callbacks.prune import Prune
+from cnnlab.callbacks.reseed import Reseed
 from cnnlab.callbacks.stop import LastStep, StopOnSignal, Timer
 
 __all__ = [
     "EMA", "AtomicCheckpointIO", "Budget", "Checkpoint", "Dashboard", "Divergence", "EarlyStopping", "Figures",
-    "Freeze", "History", "LastStep", "Lookahead", "Progress", "Prune", "StopOnSignal", "Timer",
+    "Freeze", "History", "LastStep", "Lookahead", "Progress", "Prune", "Reseed", "StopOnSignal", "Timer",
 ]  # fmt: skip
