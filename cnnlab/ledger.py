@@ -1,5 +1,6 @@
 """Many runs as a table: what each was, what it reached, filtered and sorted."""
 
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -12,6 +13,10 @@ from cnnlab.record import Record, find_run, is_run, runs
 
 FACTS = ("status", "started", "seconds", "device", "precision", "num_parameters", "seed", "command", "error", "note")
 CONDITION = re.compile(r"(?P<key>[^=<>!]+)(?P<sign>!=|<=|>=|=|<|>)(?P<value>.*)", re.DOTALL)
+
+_COMPARISONS = {
+    "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+}  # fmt: skip
 
 
 class Row(Mapping[str, Any]):
@@ -133,19 +138,13 @@ def _holds(actual: Any, sign: str, value: str) -> bool:
         return sign == "!=" or (sign == "=" and value in ("null", "None", ""))
     if isinstance(actual, bool):
         actual = str(actual).lower()
-    numbers = _number(actual), _number(value)
-    if None in numbers:
+    left, right = _number(actual), _number(value)
+    if left is None or right is None:
         if sign in ("=", "!="):
             # Of several options, one is enough.
             return (value == str(actual) or value in str(actual).split(",")) == (sign == "=")
         return False
-    left, right = numbers
-    assert left is not None
-    assert right is not None
-    return {
-        "=": left == right, "!=": left != right, "<": left < right, "<=": left <= right, ">": left > right,
-        ">=": left >= right,
-    }[sign]  # fmt: skip
+    return bool(_COMPARISONS[sign](left, right))
 
 
 def _number(value: Any) -> float | None:
