@@ -14,16 +14,19 @@ from cnnlab.plots.style import (
     INK,
     PALE,
     VERMILION,
+    WIDTH,
     bare,
     draw_image,
     named_axes,
     new_figure,
 )
 
+_FILTERS = 64  # that are drawn in colour at most
+_COLUMNS = 8  # filters, or maps, in a row
 Maps = Float[np.ndarray, "channel height width"]
 
 
-def filters(weights: Float[np.ndarray, "out in height width"], layer: str, most: int = 64) -> Figure:
+def filters(weights: Float[np.ndarray, "out in height width"], layer: str) -> Figure:
     """Show a convolution's filters: in colour where they read colours, else a row of planes for each.
 
     Each filter is scaled by itself, zero is mid-grey.
@@ -31,18 +34,17 @@ def filters(weights: Float[np.ndarray, "out in height width"], layer: str, most:
     Args:
         weights: The convolution's weights.
         layer: Its name.
-        most: Filters that are drawn in colour.
     """
     count, inputs, height, width = weights.shape
-    first = weights[:most]
+    first = weights[:_FILTERS]
     note = f" (the first {len(first)})" if len(first) < count else ""
     title = f"{layer}: {count} filters of {height} × {width} over {inputs} channel{'s' * (inputs > 1)}{note}"
     bound = np.maximum(np.abs(first).max((1, 2, 3), keepdims=True), 1e-12)
     scaled = 0.5 + first / bound / 2
     if inputs in (1, 3):
-        columns = min(8, len(first))
+        columns = min(_COLUMNS, len(first))
         rows = math.ceil(len(first) / columns)
-        cell = min(1.25, 8 / columns)
+        cell = min(1.25, WIDTH / columns)
         figure = new_figure((max(columns * cell, 5.0), rows * (cell + 0.22) + 0.4))
         spots = figure.subplots(rows, columns, squeeze=False).flat
         for number, (axes, values) in enumerate(zip(spots, scaled, strict=False)):
@@ -83,7 +85,6 @@ def activations(
     verdict: str,
     heat_layer: str,
     note: str = "",
-    columns: int = 8,
 ) -> Figure:
     """Show an image, where the network looked, and each layer's first feature maps, each map scaled by itself.
 
@@ -94,10 +95,9 @@ def activations(
         verdict: The class, and how sure the network is.
         heat_layer: The layer that `heat` comes from.
         note: Which layers are left out.
-        columns: Maps in a row.
     """
     rows = len(layers)
-    cell = 6.4 / columns
+    cell = 6.4 / _COLUMNS
     figure = new_figure((8, 2.5 + rows * (cell + 0.06) + (0.3 if note else 0)))
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(2.4, rows * (cell + 0.06))).flat
     first, second, third = above.subplots(1, 3)
@@ -113,7 +113,7 @@ def activations(
     if not rows:
         return figure
     labels = shorten_labels([name for name, _ in layers], 20)
-    for line, label, (_, maps) in zip(below.subplots(rows, columns, squeeze=False), labels, layers, strict=True):
+    for line, label, (_, maps) in zip(below.subplots(rows, _COLUMNS, squeeze=False), labels, layers, strict=True):
         for number, axes in enumerate(line):
             if number >= len(maps):
                 axes.remove()
@@ -122,8 +122,8 @@ def activations(
             bare(axes)
             axes.spines[:].set_visible(False)
         size = " × ".join(map(str, maps.shape))
-        if len(maps) > columns:
-            size += f"\n{columns} of {len(maps)} maps"
+        if len(maps) > _COLUMNS:
+            size += f"\n{_COLUMNS} of {len(maps)} maps"
         line[0].set_ylabel(f"{label}\n{size}", rotation=0, ha="right", va="center", fontsize=8, color=INK, **font())
     return figure
 

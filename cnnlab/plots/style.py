@@ -81,11 +81,11 @@ class Numbers(Formatter):
         return [label.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e") for label in labels]
 
 
-def legend_above(axes: Axes, columns: int = 3) -> None:
+def legend_above(axes: Axes) -> None:
     """Name the curves above the axes, where none of them can cross the names."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=9, labelcolor=INK,
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9, labelcolor=INK,
             borderaxespad=0.2, columnspacing=1.2, handlelength=1.8,
         )  # fmt: skip
 

@@ -126,11 +126,11 @@ def draw(
     )  # fmt: skip
 
 
-def ticks(low: float, high: float, whole: bool = False, most: int = 6) -> list[float]:
-    """Return up to `most` round numbers from `low` to `high`; with `whole`, none that has a fraction."""
+def ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """Return up to six round numbers from `low` to `high`; with `whole`, none that has a fraction."""
     span = high - low
-    step = 10.0 ** math.floor(math.log10(span / most))
-    step = next(step * factor for factor in (1, 2, 5, 10, 20, 50) if span / (step * factor) <= most - 1)
+    step = 10.0 ** math.floor(math.log10(span / 6))
+    step = next(step * factor for factor in (1, 2, 5, 10, 20, 50) if span / (step * factor) <= 5)
     step = max(1.0, step) if whole else step
     places = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
     return [round(place * step, 12) for place in places] or [low]
