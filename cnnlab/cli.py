@@ -24,7 +24,7 @@ app = typer.Typer(
 
 COMPOSE = ("check", "benchmark", "show", "options", "schema", "decide", "ablate")
 """Verbs that read configs, and so see those of a project of the user's own."""
-RESTORE = ("evaluate", "predict", "export", "compare", "report")
+RESTORE = ("evaluate", "predict", "export", "compare", "report", "data")
 """Verbs that build what a run's folder names: in a project's folder they know its classes."""
 
 

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import cnnlab
+from cnnlab import cli
 from cnnlab.cli import COMMANDS, app
 from cnnlab.console import ConsoleHandler
 
@@ -389,3 +390,9 @@ def test_bash_completes_with_the_script_it_is_told_to_read(tmp_path):
 
 def test_version_is_printed(call):
     assert call("--version")[:2] == (0, f"cnnlab {importlib.metadata.version('cnnlab')}\n")
+
+
+def test_each_verb_that_asks_for_trust_knows_a_projects_classes_without():
+    sources = {name: Path(cli.__file__).with_name("commands") / f"{name}.py" for name in COMMANDS}
+    asking = {name for name, path in sources.items() if "trust: Trust" in path.read_text()}
+    assert {"evaluate", "data"} <= asking <= {*cli.COMPOSE, *cli.RESTORE}

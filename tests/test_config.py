@@ -18,12 +18,14 @@ from typing import Any, cast
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.types import QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import lock, trust
 from cnnlab.config import CONF, ROOT, preflight, quote, references, resume_command, value_of
 from cnnlab.config.checks import READ_BY_NAME, TAKEN_BY_BUILD, rule_of
+from cnnlab.config.lines import as_text, parse
 from cnnlab.config.rules import RULES, anything
 from cnnlab.config.tree import OPTIONAL, chosen, content, groups, options
 from cnnlab.errors import ConfigError, DamagedError, DataError, MachineError, UnsafeError
@@ -535,6 +537,29 @@ def test_strings_of_chance_are_refused_or_valid_but_never_a_traceback(flag):
     for first in range(0, len(strings), 100):
         lines = mistakes(*flag, *strings[first : first + 100])
         assert all(line.isprintable() for line in lines)
+
+
+def test_a_text_in_an_override_stays_a_text():
+    words = [
+        "1e5",
+        "32",
+        "-3",
+        "1_000",
+        ".5",
+        "true",
+        "Null",
+        "nan",
+        "inf",
+        "a",
+        "a b",
+        "x,y",
+        "it's",
+        "",
+        "2026-01-01",
+    ]
+    for text in [*words, *random_overrides(200)]:
+        value = parse(f"x={as_text(text)}").value()
+        assert (value.text if isinstance(value, QuotedString) else value) == text
 
 
 def test_strings_of_chance_that_pass_alone_are_what_hydra_takes():

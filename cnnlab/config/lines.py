@@ -26,7 +26,7 @@ def as_text(value: Any) -> str:
             return "null"
         case bool():
             return str(value).lower()
-        case str() if re.fullmatch(r"[\w./-]+", value):
+        case str() if re.fullmatch(r"[\w./-]+", value) and not is_typed(value):
             return value
         case str():
             return quote(value)
@@ -34,6 +34,15 @@ def as_text(value: Any) -> str:
             return f"[{','.join(map(as_text, value))}]"
         case _:
             return repr(value)
+
+
+def is_typed(text: str) -> bool:
+    """Whether Hydra would read a text without quotes as a number, a truth value or null."""
+    try:
+        float(text)
+    except ValueError:
+        return text.lower() in ("true", "false", "null")
+    return True
 
 
 def parse(line: str) -> Override:

@@ -100,7 +100,7 @@ class Slurm(_Cluster):
     """Submit each trial as a job, by submitit.
 
     Args:
-        n_jobs: Jobs in the queue at a time.
+        n_jobs: Jobs in the queue at a time; None: all.
         cluster: `slurm`, or `local` to try it out without one.
         max_num_timeout: How often a job whose time is up is queued again; it resumes from its last checkpoint.
         parameters: Parameters of submitit's executor, as `timeout_min` and `slurm_partition`.
@@ -108,7 +108,7 @@ class Slurm(_Cluster):
 
     extra, package = "slurm", "submitit"
 
-    n_jobs: int = 32
+    n_jobs: int | None = 32
     cluster: Literal["slurm", "local"] = "slurm"
     max_num_timeout: int = 10
     parameters: Mapping[str, Any] | None = None
@@ -130,7 +130,7 @@ class Slurm(_Cluster):
         except RuntimeError as error:
             raise ConfigError(f"hydra/launcher=slurm: {error}; start the sweep where sbatch is") from error
         return JobPool(
-            min(self.n_jobs, trials),
+            min(self.n_jobs or trials, trials),
             executor.submit,
             _poll,
             lambda job: job.result(),
