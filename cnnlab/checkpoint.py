@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -46,21 +47,32 @@ class Loaded(NamedTuple):
 def write_checkpoint(content: dict[str, Any], path: Path, *, keep_previous: bool = True) -> None:
     """Write containers and tensors as a sealed checkpoint; at every moment a whole file stands at `path`.
 
-    Of `hyper_parameters`, what is no setting is left out: a LightningModule that calls `save_hyperparameters` has its
-    network and its optimizer's constructor among them, and gets new ones when it is built again.
-
     Args:
         content: The containers and tensors.
         path: The file.
         keep_previous: Whether the `last.ckpt` that is replaced becomes `previous.ckpt`.
 
     Raises:
-        ConfigError: There is something that no reader would load.
         MachineError: What arrived on the disk is not what was written.
         OSError: The disk is full, or the folder may not be written.
     """
     import torch
 
+    # Into memory first: torch would turn a full disk into another error.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_sealed(path, buffer.getvalue(), keep_previous=keep_previous)
+
+
+def storable(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what Lightning has put together for a checkpoint, as `read_checkpoint` will take it.
+
+    Of hyperparameters, what is no setting is left out: a LightningModule that calls `save_hyperparameters` has its
+    network and its optimizer's constructor among them, and gets new ones when it is built again.
+
+    Raises:
+        ConfigError: There is something else that no reader would load.
+    """
     settings = {
         name: {key: value for key, value in content[name].items() if _is_setting(value)}
         for name in content.keys() & {"hyper_parameters", "datamodule_hyper_parameters"}
@@ -71,10 +83,7 @@ def write_checkpoint(content: dict[str, Any], path: Path, *, keep_previous: bool
             f"{type(value).__module__}.{type(value).__qualname__} can't be kept in a checkpoint, at {place}: save only "
             "tensors, numbers, texts, and lists and dictionaries of them."
         )
-    # Into memory first: torch would turn a full disk into another error.
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_sealed(path, buffer.getvalue(), keep_previous=keep_previous)
+    return content
 
 
 def write_sealed(path: Path, content: bytes, *, keep_previous: bool = True) -> None:
@@ -224,7 +233,7 @@ def _refused(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     """Yield what `load_plain` would refuse, and where it stands."""
     import torch
 
-    if type(value) is dict:
+    if type(value) in (dict, OrderedDict):
         for name, element in value.items():
             yield from _refused(name, f"a key of {place}")
             yield from _refused(element, f"{place}.{name}" if place else str(name))
@@ -236,7 +245,7 @@ def _refused(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         try:
             torch.save(value, buffer)
             buffer.seek(0)
-            torch.load(buffer, weights_only=True)
+            torch.load(buffer, map_location="cpu", weights_only=True)
         except Exception:  # whatever pickling a user's object raises
             yield place, value
 

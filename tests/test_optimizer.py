@@ -213,7 +213,7 @@ OTHERS = [
     ["optimizer=adam", "optimizer._target_=torch.optim.Adafactor", "~optimizer.betas", "~optimizer.eps"],
     ["optimizer=sgd", "~optimizer.weight_decay", "~optimizer.lr", "optimizer.norm_bias_factor=2"],
     ["optimizer=adam", "optimizer._target_=torch.optim.LBFGS", "~optimizer.betas", "~optimizer.eps",
-     "~optimizer.weight_decay", "model.channels_last=false"],
+     "~optimizer.weight_decay", "+optimizer.max_iter=2", "model.channels_last=false"],
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pytorch_lightning import callbacks as lightning_callbacks
 from typing_extensions import override
 
 from cnnlab.bounds import PositiveFloat, PositiveInt
-from cnnlab.checkpoint import Loaded, read_checkpoint, write_checkpoint
+from cnnlab.checkpoint import Loaded, read_checkpoint, storable, write_checkpoint
 from cnnlab.classifier import callbacks_of
 from cnnlab.errors import Stopped
 from cnnlab.files import copy_or_link
@@ -235,7 +235,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        write_checkpoint(checkpoint, Path(path), **(storage_options or {}))
+        write_checkpoint(storable(checkpoint), Path(path), **(storage_options or {}))
 
     @override
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> Any:
