@@ -360,3 +360,13 @@ def test_numbers_that_a_search_proposed_stand_on_a_line_and_the_first_trial_is_t
     (best,) = (line for line in figure.axes[0].lines if line.get_color() == style.VERMILION)
     assert points(best)[1][1] == pytest.approx(0.5), "n is 2"
     assert {"50.00%", "70.00%"} <= {text.get_text() for text in figure.axes[0].texts}, "as everywhere"
+
+
+@pytest.mark.parametrize(("metric", "mark"), [("val/macro_f1", "50%"), ("val/loss", "0.50")])
+def test_a_sweeps_pictures_write_a_metric_as_its_report_does(metric: str, mark: str):
+    values = [0.25, 0.5, 0.75]
+    for figure in (
+        plots.objective_by_value({"optimizer.lr": ["0.1", "0.2", "0.3"]}, values, metric),
+        plots.objective_by_time([1.0, 2.0, 3.0], values, metric),
+    ):
+        assert figure.axes[0].yaxis.get_major_formatter().format_ticks([0.25, 0.5])[-1] == mark

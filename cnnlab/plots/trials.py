@@ -23,7 +23,7 @@ from cnnlab.plots.style import (
     named_axes,
     new_figure,
 )
-from cnnlab.wording import format_metric
+from cnnlab.wording import format_metric, is_share
 
 # Numbers that stand side by side: so many of them at most, and of so many letters.
 _FEW = 8
@@ -57,7 +57,7 @@ def objective_by_value(settings: Mapping[str, Sequence[str]], objective: Sequenc
             )  # fmt: skip
             legend_above(axes)
         _label(axes, scale)
-        if name.endswith("accuracy"):
+        if is_share(name):
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     for axes in panels:
         axes.remove()
@@ -91,7 +91,7 @@ def trial_curves(
     others = len(set(curves) - set(best))
     if others:
         axes.plot([], [], color=PALE, linewidth=0.8, label=f"{others} other{'s' * (others > 1)}")
-    if name.endswith("accuracy"):
+    if is_share(name):
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     legend_below(figure, 1)
     return figure
@@ -153,7 +153,7 @@ def objective_by_time(
     axes.xaxis.set_major_locator(MaxNLocator(8))
     axes.scatter(times, values, s=18, color=BLUE, alpha=0.6, linewidths=0, label="a trial")
     axes.step(times, best, where="post", color=VERMILION, linewidth=1.8, label="best so far")
-    if name.endswith("accuracy"):
+    if is_share(name):
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     legend_above(axes)
     return figure
@@ -180,7 +180,7 @@ def forest(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
         rows: `setting`, `answer` (`helps`, `harms` or `no evidence`), `difference`, `low`, `high`, more being better.
         metric: What the differences are of.
     """
-    share = metric.endswith("accuracy")
+    share = is_share(metric)
     scale = 100 if share else 1
     figure = new_figure((WIDTH * 0.8, 1.2 + 0.38 * len(rows)))
     axes = named_axes(figure.subplots(), "", "")
