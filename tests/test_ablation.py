@@ -83,6 +83,7 @@ def test_pairs_that_repeat_one_difference_are_no_certainty():
     assert paired([0.0, 0.0]).p == 1
 
 
+@pytest.mark.slow
 def test_real_runs_are_ablated_and_not_run_twice(
     train: Train, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -224,6 +224,7 @@ def test_validations_of_few_epochs_are_provided_for(monkeypatch: pytest.MonkeyPa
     np.testing.assert_allclose(steps, steps.mean(), rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_run_that_went_back_does_not_take_its_training_for_starting_up(train: Train, monkeypatch: pytest.MonkeyPatch):
     endings, begin = [], Budget.on_fit_start
 

@@ -385,6 +385,7 @@ def test_a_student_comes_close_to_its_teacher(train: Train, trained: Path, tmp_p
     assert distances[1] < distances[0]
 
 
+@pytest.mark.slow
 def test_a_plateau_lowers_the_learning_rate_when_nothing_improves_also_after_a_resume(train: Train, tmp_path: Path):
     """Lightning saves an epoch before such a schedule has stepped, and leaves its step out of a resumed epoch."""
     options = ["schedule=plateau", "schedule.patience=0", "schedule.threshold=10", "schedule.factor=0.5"]

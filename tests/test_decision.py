@@ -60,6 +60,7 @@ def test_a_ledger_keeps_the_error_rate_over_a_whole_campaign(tmp_path: Path):
     assert sum(shares) <= 0.05
 
 
+@pytest.mark.slow
 def test_a_difference_of_one_sd_takes_at_most_60_percent_of_the_seeds_of_a_fixed_test_of_equal_power():
     chance = random.Random(2)
     decisions = [decide(pairs(1.0, chance), margin=0.0, max_seeds=40) for _ in range(400)]

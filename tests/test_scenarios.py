@@ -89,6 +89,7 @@ def test_grid_over_learning_rates_for_a_step(sweep):
     assert read(folder / "sweep.json")["counts"] == {"completed": 3}
 
 
+@pytest.mark.slow
 def test_ten_trials_of_a_search_with_five_random_ones(sweep):
     folder = sweep(
         "search=tpe", "search.n_trials=10", "search.startup=5", "trainer.max_epochs=1", "trainer.limit_train_batches=2",

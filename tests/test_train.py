@@ -279,6 +279,7 @@ def test_fast_dev_run_records_nothing(train: Train):
     assert not (folder / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_parallel_starts_never_share_a_folder(small: list[str], tmp_path: Path):
     command = [sys.executable, str(ROOT / "train.py"), *small, "trainer.fast_dev_run=true"]
     runs = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
