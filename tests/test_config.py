@@ -372,6 +372,13 @@ def test_all_mistakes_are_reported_together_each_on_its_line():
         assert sum(line.startswith(override.split("=")[0]) for line in lines) == 1
 
 
+def test_mistakes_in_values_name_the_rule_and_what_came():
+    assert [line.removeprefix("cnnlab: error: ") for line in mistakes("seed=x", "data.batch_size=0")] == [
+        "seed must be a whole number from 0 to 4294967295, got x",
+        "data.batch_size must be a whole number of at least 1, got 0",
+    ]
+
+
 @pytest.mark.parametrize(
     ("argv", "key"),
     [(["data=npz"], "data.path=FILE.npz"), (["model=custom"], "model._target_=PACKAGE.MODULE.CLASS")],

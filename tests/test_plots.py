@@ -141,7 +141,7 @@ def test_loss_that_is_not_finite_is_left_out_and_counted():
     each, mean = figure.axes[0].lines
     assert np.isnan(points(each)[1]).sum() == 4
     assert np.isfinite(points(mean)[1]).all()
-    assert each.get_label() == "each iteration (4 not finite)"
+    assert each.get_label() == "each iteration (4 without a finite loss)"
 
 
 def test_learning_curves_show_what_was_recorded():

@@ -54,7 +54,7 @@ def loss_curve(losses: Float[np.ndarray, "n"] | Sequence[float], network: str = 
         color=PALE if window > 1 else BLUE,
         linewidth=0.7 if window > 1 else 1.8,
         marker="." if len(losses) == 1 else None,
-        label="each iteration" + (f" ({lost:,} not finite)" if lost else ""),
+        label="each iteration" + (f" ({lost:,} without a finite loss)" if lost else ""),
     )
     if window > 1:
         axes.plot(*_moving_mean(losses, window), color=BLUE, linewidth=1.8, label=f"mean of {window:,} iterations")
