@@ -48,6 +48,8 @@ USELESS_WARNINGS = (
     r"It is recommended to use `self.log\(.*sync_dist=True",
     # Every step's loss is recorded, however few there are. Lightning 2.6.6.
     r"The number of training batches \(\d+\) is smaller than the logging",
+    # It says that it takes bfloat16; machine.check_precision refuses float16 on a CPU. Lightning 2.6.6.
+    r"You passed `Trainer\(accelerator='cpu', precision='16-mixed'\)` but AMP",
 )
 
 EMPTY_HOOKS = (

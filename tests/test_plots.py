@@ -370,3 +370,20 @@ def test_a_sweeps_pictures_write_a_metric_as_its_report_does(metric: str, mark: 
         plots.objective_by_time([1.0, 2.0, 3.0], values, metric),
     ):
         assert figure.axes[0].yaxis.get_major_formatter().format_ticks([0.25, 0.5])[-1] == mark
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_huge_effect_leaves_room_for_the_others(sign: int):
+    effects = {"optimizer": 0.4, **{f"setting {number}": 0.002 * number for number in range(1, 8)}}
+    rows = [
+        {"setting": name, "answer": "no evidence", "difference": sign * value} | dict(
+            zip(("low", "high"), sorted((sign * (value - 0.005), sign * (value + 0.005))), strict=True)
+        )
+        for name, value in effects.items()
+    ]  # fmt: skip
+    (axes,) = plots.forest(rows, "test/accuracy").axes
+    assert max(axes.get_xlim()) < 3, "points"
+    low, high = sorted((39.5 * sign, 40.5 * sign))
+    assert [text.get_text() for text in axes.texts] == [f"{40 * sign:+d} ({low:+} to {high:+})"]
+    (axes,) = plots.forest(rows[1:], "test/accuracy").axes
+    assert not axes.texts

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing_extensions import override
 
 from cnnlab.errors import ConfigError, Stopped
 from cnnlab.files import write_json
+from cnnlab.run import command_line
 from tests.conftest import ROOT, Train, read, run_process
 
 
@@ -151,45 +153,46 @@ class StopAt(Callback):
             os.kill(os.getpid(), self.signum)
 
 
+STOPS = [(signal.SIGINT, 3), (signal.SIGTERM, 9), (signal.SIGINT, 14), (signal.SIGTERM, 19)]
+
+
 @pytest.mark.parametrize(
-    ("signum", "stop"), [(signal.SIGINT, 3), (signal.SIGTERM, 9), (signal.SIGINT, 14), (signal.SIGTERM, 19)]
-)
-@pytest.mark.parametrize(
-    "extra",
+    ("extra", "stops"),
     [
-        [],
-        ["trainer.accumulate_grad_batches=2", "callbacks=[default,ema]"],
-        ["data.val_size=0", "objective.metric=test/accuracy"],
+        ([], STOPS),
+        (["trainer.accumulate_grad_batches=2", "callbacks=[default,ema]"], [(signum, at // 2) for signum, at in STOPS]),
+        # 26 steps, as there are more images to train on
+        (["data.val_size=0", "objective.metric=test/accuracy"], [*STOPS[:3], (signal.SIGTERM, 25)]),
     ],
 )
-def test_resumed_run_equals_uninterrupted_run(train: Train, tmp_path: Path, signum: int, stop: int, extra: list[str]):
-    stop //= 2 if "trainer.accumulate_grad_batches=2" in extra else 1
-    if "data.val_size=0" in extra and stop == 19:
-        stop = 25  # of 26 steps, as there are more images to train on
+def test_resumed_run_equals_uninterrupted_run(
+    train: Train, tmp_path: Path, extra: list[str], stops: list[tuple[int, int]]
+):
     options = [
         "model.dropout=0.3", "augment=[flip_crop,cutout]", "schedule=cosine", "trainer.max_epochs=2", *extra,
     ]  # fmt: skip
     whole = train(*options, folder=tmp_path / "whole")
-    stopped = tmp_path / "stopped"
-    with pytest.raises(SystemExit) as ended:
-        train(
-            *options, f"+callbacks.stop={{_target_: tests.test_train.StopAt, step: {stop}, signum: {signum}}}",
-            folder=stopped,
-        )  # fmt: skip
-    assert ended.value.code == 128 + signum
-    assert read(stopped / "run.json")["status"] == "interrupted"
-    # The step under way ends and is saved; behind an epoch's last one, the next step.
-    assert int(state(stopped)["global_step"]) in (stop + 1, stop + 2)
-
-    train(f"resume='{stopped}'", "trusted=[tests]", folder=stopped)
-    assert read(stopped / "run.json")["status"] == "completed"
-    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
-        assert same(state(whole)[part], state(stopped)[part]), part
     timeless = [name for name in rows(whole)[0] if name not in ("train_seconds", "images_per_second")]
-    assert [[row[name] for name in timeless] for row in rows(whole)] == [
-        [row[name] for name in timeless] for row in rows(stopped)
-    ]
-    assert read(whole / "metrics.json") == read(stopped / "metrics.json")
+    for signum, stop in stops:
+        stopped = tmp_path / f"stopped-{stop}"
+        with pytest.raises(SystemExit) as ended:
+            train(
+                *options, f"+callbacks.stop={{_target_: tests.test_train.StopAt, step: {stop}, signum: {signum}}}",
+                folder=stopped,
+            )  # fmt: skip
+        assert ended.value.code == 128 + signum
+        assert read(stopped / "run.json")["status"] == "interrupted"
+        # The step under way ends and is saved; behind an epoch's last one, the next step.
+        assert int(state(stopped)["global_step"]) in (stop + 1, stop + 2)
+
+        train(f"resume='{stopped}'", "trusted=[tests]", folder=stopped)
+        assert read(stopped / "run.json")["status"] == "completed"
+        for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+            assert same(state(whole)[part], state(stopped)[part]), part
+        assert [[row[name] for name in timeless] for row in rows(whole)] == [
+            [row[name] for name in timeless] for row in rows(stopped)
+        ]
+        assert read(whole / "metrics.json") == read(stopped / "metrics.json")
 
 
 class Swallow(Callback):
@@ -341,15 +344,28 @@ def test_a_sweep_goes_on_after_a_failed_run_and_ends_with_7(small: list[str], tm
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the first row is about a machine without a GPU")
 def test_what_cannot_be_built_ends_with_its_exit_code_and_no_traceback(
-    small: list[str], tmp_path: Path, override: str, code: int
-):
-    extra = ["data.std=[0.5]"] if "mean" in override else []
-    run = run_process(*small, override, *extra, cwd=tmp_path)
-    assert run.returncode == code, run.stderr
-    assert run.stderr.startswith("cnnlab: error: ")
-    assert len(run.stderr.splitlines()) <= 2
+    small: list[str], tmp_path: Path, override: str, code: int,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+):  # fmt: skip
+    import train as script
+
+    words = [*small, override, *(["data.std=[0.5]"] if "mean" in override else [])]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py")])
+    with pytest.raises(SystemExit) as ended, command_line():
+        script.start(words)
+    errors = capfd.readouterr().err
+    assert ended.value.code == code
+    assert errors.startswith("cnnlab: error: ")
+    assert len(errors.splitlines()) <= 2
     if "_target_" in override or "data.path" in override:
         assert not list(tmp_path.iterdir()), "found out before anything is written"
+
+
+def test_what_cannot_be_built_ends_a_process_likewise(small: list[str], tmp_path: Path):
+    run = run_process(*small, "data.classes=[a,b]", cwd=tmp_path)
+    assert run.returncode == 3
+    assert re.fullmatch(r"cnnlab: error: .+\n(cnnlab: .+\n)?", run.stderr)
 
 
 def test_a_run_goes_on_when_nobody_reads_its_output(small: list[str], tmp_path: Path):

@@ -29,6 +29,9 @@ from cnnlab.wording import format_metric, is_share
 _FEW = 8
 _DIGITS = 7
 
+# An effect so many times as large as the middle one would take a picture for itself.
+_HUGE = 6
+
 
 def objective_by_value(settings: Mapping[str, Sequence[str]], objective: Sequence[float], name: str) -> Figure:
     """Show a sweep's objective against each setting that varied: a dot a trial, a line through the medians.
@@ -194,6 +197,21 @@ def forest(rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
             axes.errorbar(
                 middles, [place for place, _ in chosen], xerr=ends, fmt=marker, color=colour, markersize=6,
                 linewidth=1.6, capsize=3, label=answer,
+            )  # fmt: skip
+    # One huge effect would leave the others no room: it stands at the edge, in numbers.
+    reach = [scale * max(abs(row["low"]), abs(row["high"])) for row in rows]
+    edge = 1.15 * max(value for value in reach if value <= (_HUGE * np.median(reach) or max(reach)))
+    if max(reach) > edge:
+        axes.set_xlim(-edge, edge)
+    for place, row in enumerate(rows):
+        middle, low, high = (scale * row[name] for name in ("difference", "low", "high"))
+        if abs(middle) > edge:
+            side = math.copysign(1, middle)
+            axes.annotate(
+                f"{middle:+.4g} ({low:+.4g} to {high:+.4g})", (side * edge, place), (side * -24, 0),
+                textcoords="offset points", ha="right" if side > 0 else "left", va="center", color=INK,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+                arrowprops={"arrowstyle": "->", "color": styles[row["answer"]][0], "linewidth": 1.6},
             )  # fmt: skip
     axes.set_yticks(range(len(rows)), shorten_labels([row["setting"] for row in rows], 40), **font())
     axes.set_ylim(len(rows) - 0.5, -0.5)

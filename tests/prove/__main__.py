@@ -21,7 +21,7 @@ PROOFS = {
     "hostile": ("--inputs", 330), "truth": ("--draws", 200), "budget": ("--kills", 50), "deadlines": ("--runs", 20),
     "waiting": ("--rounds", 3),
 }  # fmt: skip
-GLANCE = {"resume": 3, "signals": 2, "faults": 200, "hostile": 8, "truth": 1, "budget": 1}
+GLANCE = {"resume": 3, "signals": 2, "faults": 200, "hostile": 8, "truth": 1}
 
 
 def main() -> int:
