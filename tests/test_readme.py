@@ -50,6 +50,11 @@ SLOW = {
     "python train.py -m experiment=quickstart data.label_noise=0.03 data.folds=5 'data.fold=range(5)'",
     "python train.py model=resnet18 augment=flip_crop schedule=cosine trainer.max_epochs=30",
 }
+# What a command before makes, which another process may have run, or nobody yet.
+MADE_BY = {
+    "photos.npz": "cnnlab data pack photos/ photos.npz --size 32",
+    "model.onnx": "cnnlab export last --output model.onnx",
+}
 SHORT = ["trainer.fast_dev_run=1", "data.val_size=80", "data.batch_size=32"]
 
 
@@ -144,6 +149,11 @@ def complete(words: list[str], home: Path) -> list[str]:
 )
 def test_command_works(command: str, home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
     monkeypatch.chdir(home)
+    for name, maker in MADE_BY.items():
+        if command == maker:
+            (home / name).unlink(missing_ok=True)
+        elif name in re.split("[ =]", command) and not (home / name).exists():
+            test_command_works(maker, home, monkeypatch, request)
     program, *words = shlex.split(command)
     if program == "cnnlab" and words[0] != "train":
         if "SWEEP" in words:
@@ -198,3 +208,13 @@ def test_python_example_trains(home: Path, monkeypatch: pytest.MonkeyPatch):
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)
     assert names["classifier"].trainer.global_step == 1
+
+
+def test_python_run_is_a_runs_folder(home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(home)
+    (example,) = [block for block in blocks("python") if "cnnlab.train([" in block]
+    short = [*SHORT, "hydra.run.dir=outputs/python"]
+    names: dict = {}
+    exec(compile(example.replace('"optimizer.lr=0.1"', ", ".join(map(repr, short))), "README.md", "exec"), names)
+    assert (home / "outputs" / "python" / "metrics.json").is_file()
+    assert {row["run"] for row in names["table"]} >= {"python", "day/first"}
