@@ -21,8 +21,6 @@ from cnnlab.errors import CnnlabError, ConfigError, DataError, MachineError, Uns
 
 # numpy refuses a header text beyond 10,000 characters; this holds any it accepts.
 _HEADER_BYTES = 10_240
-# Small enough for the processor's cache: a larger piece is slower and costs memory beside the array.
-_PIECE_BYTES = 256 * 1024
 # The record that ends a zip file, without its comment (APPNOTE.TXT 4.3.16).
 _END_BYTES = 22
 # Deflate cannot expand beyond 1032:1 (zlib's technical notes), so no file can hold more than this factor.
@@ -77,7 +75,6 @@ class Member:
             raise DataError(f"{file.filename}: {name} has no readable npy header ({error}).") from error
         self.layout = Layout(dtype, shape)
         self.offset = start.tell()
-        self.nbytes = math.prod(shape) * dtype.itemsize
 
     def check_size(self, path: Path) -> None:
         """Hold the header's claim against the zip directory and the bytes on disk."""
@@ -86,7 +83,7 @@ class Member:
                 f"{path}: {self.name} holds pickled Python objects; loading them would run code. "
                 "Save it as a plain numeric array."
             )
-        claimed = self.offset + self.nbytes
+        claimed = self.offset + math.prod(self.layout.shape) * self.layout.dtype.itemsize
         on_disk = path.stat().st_size
         claims = f"{path}: {self.name} claims {claimed:,} bytes as {self.layout}"
         if max(claimed, self.info.file_size) > max(_DEFLATE_LIMIT * on_disk, _DAMAGE_BYTES):
@@ -101,20 +98,8 @@ class Member:
 
     def load(self) -> np.ndarray:
         """Read the array into memory once; the zip's checksum is verified on the last byte."""
-        buffer = np.empty(self.nbytes, np.uint8)
-        view = buffer.data
         with self.file.open(self.info) as stream:
-            stream.read(self.offset)
-            for start in range(0, len(view), _PIECE_BYTES):
-                size = min(_PIECE_BYTES, len(view) - start)
-                piece = stream.read(size)
-                if len(piece) < size:
-                    raise zipfile.BadZipFile(f"{self.name} ends after {start + len(piece):,} of {len(view):,} bytes")
-                view[start : start + size] = piece
-        array = buffer.view(self.layout.dtype)
-        if self.fortran_order:
-            return array.reshape(self.layout.shape[::-1]).T
-        return array.reshape(self.layout.shape)
+            return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 class MappedFile:
