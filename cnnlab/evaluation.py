@@ -286,7 +286,9 @@ def answer(
             measured.update(logits[-1], batch.targets)
         values = {name: float(value) for name, value in measured.compute().items()}
         if not math.isfinite(values["loss"]):
-            raise DataError(f"the network's loss is {values['loss']}: its weights, or the precision, are not usable.")
+            raise DataError(
+                f"the network's loss is {values['loss']}: its weights, the precision, or an image are not usable."
+            )
         answers = torch.cat(logits).cpu(), torch.cat(targets).cpu()
     return Answers(*answers, values, time.perf_counter() - started)
 

@@ -4,6 +4,7 @@
 """
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,12 @@ from jaxtyping import Float, Int64
 from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)  # fmt: skip
 from typing_extensions import override
 
 from cnnlab.batch import PADDING
@@ -35,6 +41,18 @@ DEFAULT: Mapping[str, MetricBuilder] = {
 """What conf/metrics/default.yaml says, for use without a config."""
 
 
+class BalancedAccuracy(MulticlassConfusionMatrix):
+    """Mean over the classes of the share of their images that is right; torchmetrics' has a 0 for absent classes."""
+
+    higher_is_better = True
+
+    @override
+    def compute(self) -> Tensor:
+        matrix = super().compute()
+        images = matrix.sum(1)
+        return (matrix.diag() / images)[images > 0].mean()
+
+
 class SplitMetrics(MetricCollection):
     """The loss and the metrics of one split, under names such as `val/accuracy`.
 
@@ -51,7 +69,7 @@ class SplitMetrics(MetricCollection):
     """
 
     def __init__(self, num_classes: int, prefix: str = "", builders: Mapping[str, MetricBuilder] | None = None) -> None:
-        metrics: dict[str, Metric | MetricCollection] = {LOSS: MeanMetric()}
+        metrics: dict[str, Metric | MetricCollection] = {LOSS: MeanMetric(nan_strategy=math.nan)}
         for name, build in (DEFAULT if builders is None else builders).items():
             if (metric := build_metric(name, build, num_classes)) is not None:
                 metrics[name] = metric
@@ -62,11 +80,15 @@ class SplitMetrics(MetricCollection):
         """See a batch; targets that are `PADDING` count nowhere."""
         with default_float32():
             losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=PADDING)
+            # torchmetrics takes numbers that all lie from 0 to 1 for probabilities: they become logits of the same
+            # softmax and order below 0.
+            is_unclear = ((logits >= 0) & (logits <= 1)).all()
+            scores = torch.where(is_unclear, logits - logits.amax(1, keepdim=True) - 1e-30, logits)
             for name, metric in self.items(keep_base=True):
                 if name == LOSS:
                     metric.update(losses, targets != PADDING)
                 elif getattr(metric, "ignore_index", None) == PADDING:
-                    metric.update(logits, targets)
+                    metric.update(scores, targets)
                 else:
                     is_image = targets != PADDING
                     metric.update(logits[is_image], targets[is_image])

@@ -42,7 +42,7 @@ KINDS = {
     "model": MODULE,
     "init": Kind(("cnnlab.init.",)),
     "loss": Kind(("cnnlab.loss.", "torch.nn.modules.loss."), "torch.nn.modules.module.Module"),
-    "metrics": Kind(("torchmetrics.classification.",), "torchmetrics.metric.Metric"),
+    "metrics": Kind(("cnnlab.metrics.BalancedAccuracy.", "torchmetrics.classification."), "torchmetrics.metric.Metric"),
     "classifier": Kind(("cnnlab.classifier.Classifier.", "cnnlab.distillation.Distillation.")),
     "optimizer": Kind(("cnnlab.optimizer.", "torch.optim."), "torch.optim.optimizer.Optimizer"),
     "schedule": Kind(("cnnlab.schedule.", "torch.optim.lr_scheduler.")),

@@ -7,7 +7,7 @@ from torchmetrics.classification import MulticlassAUROC, MulticlassCohenKappa, M
 
 from cnnlab.batch import PADDING
 from cnnlab.errors import ConfigError
-from cnnlab.metrics import SplitMetrics
+from cnnlab.metrics import DEFAULT, BalancedAccuracy, SplitMetrics
 
 
 def answers(count: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,6 +57,38 @@ def test_accuracy_and_loss_equal_their_definitions():
     assert float(values["test/accuracy"]) == pytest.approx(float((logits.argmax(1) == targets).float().mean()))
     expected = -logits.log_softmax(1)[torch.arange(100), targets].mean()
     torch.testing.assert_close(values["test/loss"], expected)
+
+
+def test_values_are_those_of_the_softmax_whatever_range_the_logits_have():
+    builders = {**DEFAULT, "auroc": MulticlassAUROC, "balanced_accuracy": BalancedAccuracy}
+    logits, targets = answers(60, 3)
+    values = []
+    for size in (1, 60):  # two images or more seldom have logits of which all lie from 0 to 1
+        for scores in (logits.sigmoid(), logits.sigmoid() - 5, torch.zeros(60, 3)):
+            metrics = SplitMetrics(3, "", builders)
+            for images, labels in zip(scores.split(size), targets.split(size), strict=True):
+                metrics.update(images, labels)
+            values.append(metrics.compute())
+    for name in values[0]:
+        torch.testing.assert_close(values[0][name], values[1][name], rtol=0, atol=1e-5)
+        torch.testing.assert_close(values[3][name], values[0][name], rtol=0, atol=1e-5)
+    for constant in (values[2], values[5]):
+        assert float(constant["calibration_error"]) == pytest.approx(0, abs=1e-6), "a third is sure, a third is right"
+
+
+def test_balanced_accuracy_is_the_mean_over_the_classes_that_are_there():
+    metrics = SplitMetrics(4, "", {"balanced_accuracy": BalancedAccuracy})
+    predicted = torch.tensor([0, 0, 3, 1, 2])  # two of three and one of two: nothing is known of the others
+    metrics.update(torch.eye(4)[predicted] * 9, torch.tensor([0, 0, 0, 1, 1]))
+    assert float(metrics.compute()["balanced_accuracy"]) == pytest.approx((2 / 3 + 1 / 2) / 2)
+
+
+def test_a_loss_that_is_not_finite_is_not_passed_over():
+    logits, targets = answers(8, 3)
+    logits[5] = torch.nan
+    metrics = SplitMetrics(3, "", {})
+    metrics.update(logits, targets)
+    assert metrics.compute()["loss"].isnan()
 
 
 @pytest.mark.parametrize(("classes", "measured"), [(10, False), (11, True)])
