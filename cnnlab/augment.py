@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Generator, Tensor, nn
 
 from cnnlab.batch import Batch
-from cnnlab.bounds import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Share
+from cnnlab.bounds import NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, Seed, Share, within_bounds
 from cnnlab.errors import ConfigError, MachineError
 
 Images = UInt8[Tensor, "batch channel height width"] | Float[Tensor, "batch channel height width"]
@@ -44,6 +44,7 @@ class Compose:
         return batch
 
 
+@within_bounds("augment.flip_crop")
 @dataclass(frozen=True)
 class FlipCrop:
     """Shift each image at random over its reflection, and mirror a random half of them.
@@ -61,9 +62,6 @@ class FlipCrop:
     padding: NonNegativeInt = 4
     flip: bool = True
 
-    def __post_init__(self) -> None:
-        _check("flip_crop.padding", self.padding, self.padding >= 0, "at least 0")
-
     def __call__(self, batch: Batch, generator: Generator, epoch: int) -> Batch:
         """Return the batch with its images shifted and mirrored."""
         images = batch.images
@@ -73,6 +71,7 @@ class FlipCrop:
         return batch._replace(images=shift_and_mirror(images, self.padding, codes, mirror))
 
 
+@within_bounds("augment.alternating_flip")
 @dataclass(frozen=True)
 class AlternatingFlip:
     """Mirror a random half of the images in the first epoch, then each image in exactly every other epoch.
@@ -92,9 +91,6 @@ class AlternatingFlip:
     seed: Seed = 0
     num_images: int | None = None
 
-    def __post_init__(self) -> None:
-        _check("alternating_flip.padding", self.padding, self.padding >= 0, "at least 0")
-
     def __call__(self, batch: Batch, generator: Generator, epoch: int) -> Batch:
         """Return the batch with its images mirrored, and shifted if so asked."""
         images, indices = batch.images, batch.indices
@@ -107,6 +103,7 @@ class AlternatingFlip:
         return batch._replace(images=shift_and_mirror(images, self.padding, codes, mirror))
 
 
+@within_bounds("augment.cutout")
 @dataclass(frozen=True)
 class Cutout:
     """Blank a random square in each image; its centre is anywhere, so that part of it may lie outside.
@@ -125,10 +122,6 @@ class Cutout:
     size: NonNegativeInt = 8
     fill: Share = 0.5
 
-    def __post_init__(self) -> None:
-        _check("cutout.size", self.size, self.size >= 0, "at least 0")
-        _check("cutout.fill", self.fill, 0 <= self.fill <= 1, "from 0 to 1")
-
     def __call__(self, batch: Batch, generator: Generator, epoch: int) -> Batch:
         """Return the batch with a square of each image blank."""
         images = batch.images
@@ -146,6 +139,7 @@ class Cutout:
         return batch._replace(images=pixels.view(count, height, width, channels).permute(0, 3, 1, 2))
 
 
+@within_bounds("augment.resized_crop")
 @dataclass(frozen=True)
 class ResizedCrop:
     """Cut a random rectangle out of each image and bring it to one size; mirror a random half of them.
@@ -160,12 +154,8 @@ class ResizedCrop:
     """
 
     size: PositiveInt = 224
-    least: Share = 0.08
+    least: PositiveShare = 0.08
     flip: bool = True
-
-    def __post_init__(self) -> None:
-        _check("resized_crop.size", self.size, self.size >= 1, "at least 1")
-        _check("resized_crop.least", self.least, 0 < self.least <= 1, "above 0 and at most 1")
 
     def __call__(self, batch: Batch, generator: Generator, epoch: int) -> Batch:
         """Return the batch with a part of each image, enlarged or shrunk to the size."""
@@ -188,6 +178,7 @@ class ResizedCrop:
         return batch._replace(images=result.contiguous(memory_format=torch.channels_last))
 
 
+@within_bounds("augment.mixup")
 @dataclass(frozen=True)
 class Mixup:
     """Blend each image with another one of the batch, and their targets alike.
@@ -206,9 +197,6 @@ class Mixup:
     num_classes: int
     alpha: PositiveFloat = 0.2
 
-    def __post_init__(self) -> None:
-        _check("mixup.alpha", self.alpha, self.alpha > 0, "above 0")
-
     def __call__(self, batch: Batch, generator: Generator, epoch: int) -> Batch:
         """Return the batch with float images and soft targets."""
         images = batch.images
@@ -220,6 +208,7 @@ class Mixup:
         return batch._replace(images=_from_rows(rows, images.shape[1]), targets=targets)
 
 
+@within_bounds("augment.cutmix")
 @dataclass(frozen=True)
 class CutMix:
     """Paste a box of another image of the batch into each image, and blend the targets by area.
@@ -237,9 +226,6 @@ class CutMix:
 
     num_classes: int
     alpha: PositiveFloat = 1.0
-
-    def __post_init__(self) -> None:
-        _check("cutmix.alpha", self.alpha, self.alpha > 0, "above 0")
 
     def __call__(self, batch: Batch, generator: Generator, epoch: int) -> Batch:
         """Return the batch with soft targets."""

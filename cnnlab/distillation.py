@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from cnnlab.batch import Batch
-from cnnlab.bounds import PositiveFloat, Share
+from cnnlab.bounds import PositiveFloat, Share, within_bounds
 from cnnlab.classifier import Classifier
 from cnnlab.errors import ConfigError
 from cnnlab.restore import restore
 
 
+@within_bounds("classifier")
 class Distillation(Classifier):
     """Train a network on the labels and on the softened answers of a trained one.
 
@@ -44,10 +45,6 @@ class Distillation(Classifier):
         **options: Any,
     ) -> None:
         super().__init__(network, num_classes, **options)
-        if temperature <= 0:
-            raise ConfigError(f"classifier.temperature must be above 0, got {temperature}.")
-        if not 0 <= share <= 1:
-            raise ConfigError(f"classifier.share must be between 0 and 1, got {share}.")
         if not isinstance(teacher, nn.Module):
             trained = restore(str(teacher), trusted)
             if len(trained.classes) != num_classes:

@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cnnlab.bounds import Bounds, NonNegativeFloat
+from cnnlab.bounds import Bounds, NonNegativeFloat, within_bounds
 from cnnlab.errors import ConfigError
 
 
+@within_bounds("init.whiten")
 @dataclass(frozen=True)
 class Whiten:
     """Let the first convolution whiten patches: its outputs are uncorrelated, each of variance 1.
@@ -34,12 +35,6 @@ class Whiten:
 
     count: Annotated[int, Bounds(low=2, high=5000)] = 5000
     eps: NonNegativeFloat = 5e-4
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.count <= 5000:
-            raise ConfigError(f"init.whiten.count must be from 2 to 5000, got {self.count}.")
-        if self.eps < 0:
-            raise ConfigError(f"init.whiten.eps must be at least 0, got {self.eps}.")
 
     @torch.no_grad()
     def __call__(self, network: nn.Module, images: Float[Tensor, "n channel height width"]) -> None:

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from cnnlab.bounds import NonNegativeFloat, Share
+from cnnlab.bounds import NonNegativeFloat, Share, within_bounds
 from cnnlab.errors import ConfigError
 
 ClassWeights = Literal["balanced"] | Sequence[NonNegativeFloat] | None
 
 
+@within_bounds("loss")
 class CrossEntropy(nn.Module):
     """Cross-entropy between the softmax of the logits and the targets.
 
@@ -42,8 +43,6 @@ class CrossEntropy(nn.Module):
         class_counts: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= label_smoothing <= 1:
-            raise ConfigError(f"loss.label_smoothing must be between 0 and 1, got {label_smoothing}.")
         self.label_smoothing = label_smoothing
         # Not persistent: the weights follow from the config and the data, and a checkpoint need not hold them.
         self.register_buffer("weight", weigh_classes(class_weights, num_classes, class_counts), persistent=False)
@@ -63,6 +62,7 @@ class CrossEntropy(nn.Module):
         return torch.sub((1 - self.label_smoothing) * nll, log_shares.mean(), alpha=self.label_smoothing)
 
 
+@within_bounds("loss")
 class Focal(nn.Module):
     """Cross-entropy that counts an image the less, the surer the network already is of its class.
 
@@ -87,8 +87,6 @@ class Focal(nn.Module):
         class_counts: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if gamma < 0:
-            raise ConfigError(f"loss.gamma must be at least 0, got {gamma}.")
         self.gamma = gamma
         self.register_buffer("weight", weigh_classes(class_weights, num_classes, class_counts), persistent=False)
         self.weight: Tensor | None

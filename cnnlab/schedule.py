@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from cnnlab.bounds import Bounds, NonNegativeFloat, PositiveShare, ShareBelowOne
+from cnnlab.bounds import Bounds, NonNegativeFloat, PositiveShare, ShareBelowOne, within_bounds
 from cnnlab.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class Constant:
         return 1.0
 
 
+@within_bounds("schedule")
 @dataclass(frozen=True)
 class Step:
     """Multiply the learning rate by a factor at regular intervals.
@@ -41,10 +42,6 @@ class Step:
     every: PositiveShare
     gamma: NonNegativeFloat = 0.1
 
-    def __post_init__(self) -> None:
-        _check("every", self.every, 0 < self.every <= 1, "above 0 and at most 1")
-        _check("gamma", self.gamma, self.gamma >= 0, "at least 0")
-
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the factor at a step."""
         # Without the margin a step on a boundary could fall before it: 0.3 / 0.1 is 2.9999999999999996.
@@ -52,6 +49,7 @@ class Step:
         return self.gamma ** min(intervals, math.ceil(1 / self.every - 1e-9) - 1)
 
 
+@within_bounds("schedule")
 @dataclass(frozen=True)
 class MultiStep:
     """Multiply the learning rate by a factor at each milestone.
@@ -71,9 +69,8 @@ class MultiStep:
 
     def __post_init__(self) -> None:
         milestones = list(self.milestones)
-        rising = milestones == sorted(set(milestones)) and all(0 < m < 1 for m in milestones)
-        _check("milestones", milestones, rising, "rising numbers between 0 and 1")
-        _check("gamma", self.gamma, self.gamma >= 0, "at least 0")
+        if milestones != sorted(set(milestones)):
+            raise ConfigError(f"schedule.milestones must be rising numbers between 0 and 1, got {milestones}.")
 
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the factor at a step."""
@@ -81,6 +78,7 @@ class MultiStep:
         return self.gamma ** sum(progress >= milestone for milestone in self.milestones)
 
 
+@within_bounds("schedule")
 @dataclass(frozen=True)
 class Linear:
     """Change the learning rate linearly over the whole run.
@@ -96,15 +94,12 @@ class Linear:
     start_factor: NonNegativeFloat = 1.0
     end_factor: NonNegativeFloat = 0.0
 
-    def __post_init__(self) -> None:
-        _check("start_factor", self.start_factor, self.start_factor >= 0, "at least 0")
-        _check("end_factor", self.end_factor, self.end_factor >= 0, "at least 0")
-
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the factor at a step."""
         return _linear(self.start_factor, self.end_factor, _progress(step, total_steps))
 
 
+@within_bounds("schedule")
 @dataclass(frozen=True)
 class Cosine:
     """Warm up linearly, then follow half a cosine down.
@@ -125,11 +120,6 @@ class Cosine:
     start_factor: NonNegativeFloat = 0.01
     end_factor: NonNegativeFloat = 0.0
 
-    def __post_init__(self) -> None:
-        _check("warmup", self.warmup, 0 <= self.warmup < 1, "at least 0 and below 1")
-        _check("start_factor", self.start_factor, self.start_factor >= 0, "at least 0")
-        _check("end_factor", self.end_factor, self.end_factor >= 0, "at least 0")
-
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the factor at a step."""
         progress = _progress(step, total_steps)
@@ -138,6 +128,7 @@ class Cosine:
         return _cosine(1.0, self.end_factor, (progress - self.warmup) / (1 - self.warmup))
 
 
+@within_bounds("schedule")
 @dataclass(frozen=True)
 class OneCycle:
     """Raise the learning rate to its peak, then let it fall.
@@ -161,10 +152,8 @@ class OneCycle:
     anneal: Literal["linear", "cosine"] = "cosine"
 
     def __post_init__(self) -> None:
-        _check("warmup", self.warmup, 0 <= self.warmup < 1, "at least 0 and below 1")
-        _check("start_factor", self.start_factor, self.start_factor >= 0, "at least 0")
-        _check("end_factor", self.end_factor, self.end_factor >= 0, "at least 0")
-        _check("anneal", self.anneal, self.anneal in ("linear", "cosine"), "linear or cosine")
+        if self.anneal not in ("linear", "cosine"):
+            raise ConfigError(f"schedule.anneal must be linear or cosine, got {self.anneal}.")
 
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the factor at a step."""
@@ -294,8 +283,3 @@ def _linear(start: float, end: float, share: float) -> float:
 
 def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
-
-def _check(name: str, value: object, holds: bool, rule: str) -> None:
-    if not holds:
-        raise ConfigError(f"schedule.{name} must be {rule}, got {value}.")

@@ -45,7 +45,8 @@ ROWS = [
     {"signals", "files", "wording"},
     {"objective"},
     {"source"},
-    {"errors", "bounds"},
+    {"bounds"},
+    {"errors"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(reversed(ROWS)) for room in rooms}
 ONLY_IN = {

@@ -193,7 +193,7 @@ def test_alternating_flip_draws_other_halves_for_other_seeds():
     batch = batch_of(2000, height=2, width=2)
     first = [
         shown_as(AlternatingFlip(padding=0, seed=seed)(batch, generator(0), 0).images, batch.images).float()
-        for seed in (0, 1, 2**40 + 1)
+        for seed in (0, 1, 2**31 + 1)
     ]
     for half in first:
         assert abs(half.mean().item() - 0.5) < 0.05

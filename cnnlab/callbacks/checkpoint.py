@@ -11,7 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning import callbacks as lightning_callbacks
 from typing_extensions import override
 
-from cnnlab.bounds import PositiveFloat, PositiveInt
+from cnnlab.bounds import PositiveFloat, PositiveInt, within_bounds
 from cnnlab.checkpoint import Loaded, read_checkpoint, storable, write_checkpoint
 from cnnlab.classifier import callbacks_of
 from cnnlab.errors import Stopped
@@ -23,6 +23,7 @@ WATCHERS = ("checkpoint", "history", "progress", "figures", "dashboard")
 """Callbacks that never end a training."""
 
 
+@within_bounds("callbacks.checkpoint")
 class Checkpoint(lightning_callbacks.Checkpoint):
     """Keep the best and the last state of a run in `checkpoints/`.
 

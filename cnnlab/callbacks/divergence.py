@@ -17,6 +17,8 @@ from cnnlab.errors import DivergedError
 
 log = logging.getLogger(__name__)
 
+CHECK_EVERY = 50  # steps
+
 
 class Divergence(Callback):
     """Check that losses and weights are finite: every so many steps, before a validation and a save, after an epoch.
@@ -25,17 +27,13 @@ class Divergence(Callback):
     with the losses. Since every save comes after a check, no checkpoint holds such a state.
 
     Args:
-        flush_every: Steps between two checks.
         rollbacks: How often the learning rate is halved, including those in the checkpoint that is resumed from.
 
     Raises:
         DivergedError: Something is not finite.
     """
 
-    def __init__(self, flush_every: int = 50, rollbacks: int = 0) -> None:
-        if flush_every < 1:
-            raise ValueError(f"flush_every must be at least 1, got {flush_every}.")
-        self.flush_every = flush_every
+    def __init__(self, rollbacks: int = 0) -> None:
         self.rollbacks = rollbacks
         self._rollbacks_before = 0
         self._pending: list[tuple[int, Tensor | None, float, Tensor]] = []  # step, loss, lr, the batch's indices
@@ -60,7 +58,7 @@ class Divergence(Callback):
         self._pending.append((trainer.fit_loop.total_batch_idx, outputs.get("loss"), self._lr, batch.indices))
         # The schedule has moved on already: what stands in the optimizer is the next step's.
         self._lr = self._group["lr"]
-        if len(self._pending) >= self.flush_every:
+        if len(self._pending) >= CHECK_EVERY:
             self._check(trainer, pl_module)
 
     @override

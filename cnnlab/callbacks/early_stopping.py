@@ -8,11 +8,12 @@ from pytorch_lightning import Trainer
 from pytorch_lightning import callbacks as lightning_callbacks
 from typing_extensions import override
 
-from cnnlab.bounds import NonNegativeFloat, NonNegativeInt
+from cnnlab.bounds import NonNegativeFloat, NonNegativeInt, within_bounds
 
 log = logging.getLogger(__name__)
 
 
+@within_bounds("callbacks.early_stopping")
 class EarlyStopping(lightning_callbacks.EarlyStopping):
     """Stop when the metric no longer improves, and say in the log when and why.
 

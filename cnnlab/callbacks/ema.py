@@ -8,9 +8,10 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor, nn
 from typing_extensions import override
 
-from cnnlab.bounds import Share
+from cnnlab.bounds import Share, within_bounds
 
 
+@within_bounds("callbacks.ema")
 class EMA(WeightAveraging):
     """Average the weights exponentially, with a warm-up; validation and test use the average.
 
@@ -26,7 +27,7 @@ class EMA(WeightAveraging):
         warmup: Whether the share grows to that, or is that from the first step.
 
     Raises:
-        ValueError: `decay` is out of its range.
+        ConfigError: `decay` is out of its range.
 
     Source: Polyak & Juditsky 1992, doi:10.1137/0330046; the warm-up is that of TensorFlow's
     `ExponentialMovingAverage(num_updates=...)`.
@@ -34,8 +35,6 @@ class EMA(WeightAveraging):
 
     def __init__(self, decay: Share = 0.999, warmup: bool = True) -> None:
         super().__init__()
-        if not 0 <= decay <= 1:
-            raise ValueError(f"decay must be between 0 and 1, got {decay}.")
         self.decay = decay
         self.warmup = warmup
 

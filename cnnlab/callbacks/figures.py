@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from cnnlab import plots
 from cnnlab.batch import PADDING, Batch
-from cnnlab.bounds import NonNegativeInt
+from cnnlab.bounds import NonNegativeInt, within_bounds
 from cnnlab.callbacks.checkpoint import find_checkpoint
 from cnnlab.callbacks.history import History, writers
 from cnnlab.classifier import Classifier, callbacks_of
@@ -23,6 +23,7 @@ from cnnlab.data import DataModule, Gallery
 from cnnlab.wording import channels_note
 
 
+@within_bounds("callbacks.figures")
 class Figures(Callback):
     """Draw the article's pictures, and those of daily work, into `figures/`.
 

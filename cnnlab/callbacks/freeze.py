@@ -8,10 +8,11 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.optim import SGD, Optimizer
 from typing_extensions import override
 
-from cnnlab.bounds import NonNegativeInt, PositiveInt
+from cnnlab.bounds import NonNegativeInt, PositiveInt, within_bounds
 from cnnlab.errors import ConfigError
 
 
+@within_bounds("callbacks.freeze")
 class Freeze(Callback):
     """Keep parameters as they are during some epochs, and the statistics of norms whose parameters are kept.
 

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from cnnlab.batch import Batch
-from cnnlab.bounds import PositiveInt
+from cnnlab.bounds import PositiveInt, within_bounds
 from cnnlab.callbacks.divergence import read_back
 from cnnlab.classifier import first_group
 from cnnlab.files import write_text
@@ -39,6 +39,7 @@ COLUMNS = (
 SUMS = 4  # over an epoch: loss times images, correct images, images, and those whose loss is known
 
 
+@within_bounds("callbacks.history")
 class History(Callback):
     """Record every training step's loss and every epoch's metrics.
 
@@ -53,8 +54,6 @@ class History(Callback):
     """The loggers get an epoch's metrics from here."""
 
     def __init__(self, flush_every: PositiveInt = 50) -> None:
-        if flush_every < 1:
-            raise ValueError(f"flush_every must be at least 1, got {flush_every}.")
         self.flush_every = flush_every
         self.losses: list[float] = []
         self.lrs: list[float] = []

@@ -7,11 +7,12 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from cnnlab.bounds import PositiveInt, ShareBelowOne
+from cnnlab.bounds import PositiveInt, ShareBelowOne, within_bounds
 from cnnlab.callbacks.ema import split_by_kind
 from cnnlab.classifier import step_counter
 
 
+@within_bounds("callbacks.lookahead")
 class Lookahead(Callback):
     """Pull the weights back to their slow average every few steps, and once more at the run's last step.
 
@@ -27,16 +28,12 @@ class Lookahead(Callback):
         momentum: Of a single step, at the end of the run.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ConfigError: An argument is out of its range.
 
     Source: Zhang et al. 2019, arXiv:1907.08610, with the rising momentum of Jordan 2024, arXiv:2404.00498, section 3.4.
     """
 
     def __init__(self, every_n_steps: PositiveInt = 5, momentum: ShareBelowOne = 0.95) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}.")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be at least 0 and below 1, got {momentum}.")
         self.every_n_steps = every_n_steps
         self.momentum = momentum
         self.slow: list[Tensor] | None = None

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from typing_extensions import override
 
-from cnnlab.bounds import NonNegativeFloat
+from cnnlab.bounds import NonNegativeFloat, within_bounds
 from cnnlab.callbacks.history import History
 from cnnlab.classifier import callbacks_of, find_pace
 from cnnlab.schedule import Pace
@@ -23,6 +23,7 @@ LEAST_BAR = 14  # characters, with what stands around it
 LOG_SECONDS = 60.0  # at least, between two lines where there is no terminal
 
 
+@within_bounds("callbacks.progress")
 class Progress(Callback):
     """Show how far the training is, ten times a second at most; where there is no terminal, in a line a minute.
 

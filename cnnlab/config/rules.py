@@ -59,8 +59,9 @@ def real(
     below: float | None = None,
 ) -> Rule:
     """Allow finite numbers; `low` and `high` are included, `above` and `below` are not."""
-    bounds = {"of at least": low, "above": above, "of at most": high, "below": below}
-    name = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+    words = {"of at least": low, "above": above, "of at most": high, "below": below}
+    name = " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
+    bounds = Bounds(low, high, above, below)
     limits = {"minimum": low, "maximum": high, "exclusiveMinimum": above, "exclusiveMaximum": below}
     return Rule(
         f"a number {name}".rstrip(),
@@ -68,10 +69,7 @@ def real(
             isinstance(value, int | float)
             and not isinstance(value, bool)
             and -sys.float_info.max <= value <= sys.float_info.max
-            and (low is None or value >= low)
-            and (high is None or value <= high)
-            and (above is None or value > above)
-            and (below is None or value < below)
+            and value in bounds
         ),
         schema={"type": "number"} | {name: bound for name, bound in limits.items() if bound is not None},
     )

@@ -7,12 +7,13 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cnnlab.bounds import NonNegativeInt, PositiveInt, ShareBelowOne
+from cnnlab.bounds import NonNegativeInt, PositiveInt, ShareBelowOne, within_bounds
 from cnnlab.errors import ConfigError
 
 Pool = Literal["max", "avg", "none"]
 
 
+@within_bounds("model")
 class ConvNet(nn.Module):
     """Stages of convolution, activation, pooling and normalisation, then linear layers.
 
@@ -49,7 +50,8 @@ class ConvNet(nn.Module):
         dropout: ShareBelowOne = 0.0,
     ) -> None:
         super().__init__()
-        _check(channels=channels, hidden=hidden, dropout=dropout)
+        if not channels:
+            raise ConfigError("model.channels must list at least one positive number, got [].")
         options = {"kernel_size": kernel_size, "padding": padding, "pool": pool, "batch_norm": batch_norm}
         per_stage = [_per_stage(name, value, len(channels)) for name, value in options.items()]
         features: OrderedDict[str, nn.Module] = OrderedDict()
@@ -75,23 +77,10 @@ class ConvNet(nn.Module):
         return self.head(self.features(images).contiguous())
 
 
-def _check(channels: Sequence[int], hidden: Sequence[int], dropout: float) -> None:
-    if not channels or min(channels) < 1:
-        raise ConfigError(f"model.channels must list at least one positive number, got {list(channels)}.")
-    if any(width < 1 for width in hidden):
-        raise ConfigError(f"model.hidden must list positive numbers, got {list(hidden)}.")
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"model.dropout must be at least 0 and below 1, got {dropout}.")
-
-
 def _stage(
     number: int, inputs: int, outputs: int, kernel: int, padding: int, pool: str, batch_norm: bool
 ) -> OrderedDict[str, nn.Module]:
     """Return the layers of a stage, counted from 1."""
-    if kernel < 1:
-        raise ConfigError(f"model.kernel_size must be at least 1, got {kernel}.")
-    if padding < 0:
-        raise ConfigError(f"model.padding must be at least 0, got {padding}.")
     if pool not in ("max", "avg", "none"):
         raise ConfigError(f"model.pool must be max, avg or none, got {pool}.")
     layers: OrderedDict[str, nn.Module] = OrderedDict()

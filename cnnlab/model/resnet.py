@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cnnlab.bounds import Bounds, PositiveInt, ShareBelowOne
+from cnnlab.bounds import Bounds, PositiveInt, ShareBelowOne, within_bounds
 from cnnlab.errors import ConfigError
 from cnnlab.model.layers import initialise_he
 
@@ -16,6 +16,7 @@ Shortcut = Literal["pad", "projection"]
 Depth = Annotated[int, Bounds(low=10)]
 
 
+@within_bounds("model")
 class ResNet(nn.Module):
     """A residual network with a 3×3 stem and without pooling before the blocks.
 
@@ -45,7 +46,7 @@ class ResNet(nn.Module):
         shortcut: Shortcut,
     ) -> None:
         super().__init__()
-        if not blocks or len(blocks) != len(channels) or min(*blocks, *channels) < 1:
+        if not blocks or len(blocks) != len(channels):
             raise ConfigError(
                 "model.blocks and model.channels must be equally long lists of positive numbers, "
                 f"got {list(blocks)} and {list(channels)}."
@@ -119,6 +120,7 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra_channels))
 
 
+@within_bounds("model")
 class WideResNet(nn.Module):
     """A residual network with few blocks of many channels, normalised and activated before each convolution.
 
@@ -139,12 +141,8 @@ class WideResNet(nn.Module):
         self, in_channels: int, num_classes: int, *, depth: Depth, width: PositiveInt, dropout: ShareBelowOne = 0.0
     ) -> None:
         super().__init__()
-        if depth < 10 or depth % 6 != 4:
+        if depth % 6 != 4:
             raise ConfigError(f"model.depth must be 6n + 4 (10, 16, 22, 28, ...), got {depth}.")
-        if width < 1:
-            raise ConfigError(f"model.width must be at least 1, got {width}.")
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"model.dropout must be at least 0 and below 1, got {dropout}.")
         self.conv = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         channels = [16 * width, 32 * width, 64 * width]
         self.stages = _stages(partial(WideBlock, dropout=dropout), 16, 3 * [(depth - 4) // 6], channels)

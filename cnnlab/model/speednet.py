@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cnnlab.bounds import PositiveFloat, PositiveInt, PositiveShare
+from cnnlab.bounds import PositiveFloat, PositiveInt, PositiveShare, within_bounds
 from cnnlab.errors import ConfigError
 
 
+@within_bounds("model")
 class SpeedNet(nn.Module):
     """Small patches whitened, then groups of 3×3 convolutions that pool early, and one linear layer.
 
@@ -48,12 +49,10 @@ class SpeedNet(nn.Module):
         logit_scale: PositiveFloat = 1 / 9,
     ) -> None:
         super().__init__()
-        if not channels or min(channels) < 1:
-            raise ConfigError(f"model.channels must list at least one positive number, got {list(channels)}.")
-        if convs < 1:
-            raise ConfigError(f"model.convs must be at least 1, got {convs}.")
+        if not channels:
+            raise ConfigError("model.channels must list at least one positive number, got [].")
         side = min(image_size) - whiten_kernel + 1
-        if whiten_kernel < 1 or side >> len(channels) < 1:
+        if side >> len(channels) < 1:
             raise ConfigError(
                 f"model: images of {image_size[0]}×{image_size[1]} pixels are too small for {len(channels)} groups "
                 f"behind patches of {whiten_kernel}; use fewer model.channels."

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.sgd import sgd
 
-from cnnlab.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, ShareBelowOne
+from cnnlab.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, ShareBelowOne, within_bounds
+from cnnlab.errors import ConfigError
 
 
+@within_bounds("optimizer")
 class Muon(Optimizer):
     """Step convolution filters along the nearest orthogonal matrix of their momentum; the rest by SGD.
 
@@ -38,7 +40,7 @@ class Muon(Optimizer):
         ns_steps: Newton-Schulz iterations.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ConfigError: An argument is out of its range.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, in the variant of
     airbench94_muon.py. Its own values are lr=0.24, linear_lr=0.67, bias_lr=0.053 and weight_decay=0.004 for
@@ -58,14 +60,6 @@ class Muon(Optimizer):
         normalize: bool = True,
         ns_steps: PositiveInt = 3,
     ) -> None:
-        for name, rate in {"lr": lr, "linear_lr": linear_lr, "bias_lr": bias_lr}.items():
-            if not rate > 0:
-                raise ValueError(f"{name} must be above 0, got {rate}.")
-        for name, share in {"momentum": momentum, "sgd_momentum": sgd_momentum}.items():
-            if not 0 <= share < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {share}.")
-        if ns_steps < 1:
-            raise ValueError(f"ns_steps must be at least 1, got {ns_steps}.")
         settings = {
             "filter": {"lr": lr, "momentum": momentum},
             "linear": {"lr": linear_lr, "momentum": sgd_momentum},
@@ -76,7 +70,7 @@ class Muon(Optimizer):
             group: dict[str, Any] = entry if isinstance(entry, dict) else {"params": [entry]}
             decay = group.get("weight_decay", weight_decay)
             if not decay >= 0:
-                raise ValueError(f"weight_decay must be at least 0, got {decay}.")
+                raise ConfigError(f"optimizer.weight_decay must be at least 0, got {decay}.")
             by_kind: dict[str, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 by_kind[kind_of(parameter)].append(parameter)
