@@ -76,7 +76,7 @@ def reliability(bins: Sequence[Mapping[str, Any]], error: float) -> Figure:
     """
     figure = new_figure((5.5, 5.2))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-    named_axes(upper, "", "Accuracy")
+    named_axes(upper, "", "Accuracy", percent=True)
     named_axes(lower, "Probability of the predicted class", "Images")
     upper.plot([0, 1], [0, 1], color=PALE, linestyle="--", linewidth=1.2, label="perfectly calibrated")
     filled = [part for part in bins if part["count"]]
@@ -97,5 +97,4 @@ def reliability(bins: Sequence[Mapping[str, Any]], error: float) -> Figure:
     for axes in (upper, lower):
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(PercentFormatter(xmax=1))
-    upper.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     return figure

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from cnnlab.plots.names import font, shorten_label, shorten_labels, text_width
 from cnnlab.plots.style import (
@@ -95,7 +94,7 @@ def learning_curves(
     figure = new_figure((WIDTH, 3.4))
     _title(figure, "Learning curves", network)
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        named_axes(axes, "Epoch", metric.capitalize())
+        named_axes(axes, "Epoch", metric.capitalize(), percent=metric == "accuracy")
         for split, label, style in (
             ("train", "training", {"color": BLUE, "marker": "o"}),
             ("val", "validation", {"color": VERMILION, "marker": "s", "linestyle": "--"}),
@@ -104,9 +103,7 @@ def learning_curves(
         if best and isinstance(best.get("epoch"), int):
             epoch = best["epoch"] + 1
             axes.axvline(epoch, color=INK, linewidth=1, linestyle=":", zorder=0, label=f"best: epoch {epoch}")
-        if metric == "accuracy":
-            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        else:
+        if metric == "loss":
             _from_zero(axes)
     legend_below(figure, 3)
     return figure
@@ -127,14 +124,12 @@ def compared_curves(histories: Mapping[str, Mapping[str, Sequence[float]]], grou
     rows = math.ceil(len(histories) / columns)
     figure = new_figure((WIDTH, 3.2 + 0.22 * rows))
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        named_axes(axes, "Epoch", f"{word} {metric}")
+        named_axes(axes, "Epoch", f"{word} {metric}", percent=metric == "accuracy")
         for label, history, group in zip(labels, histories.values(), groups, strict=True):
             _plot_by_epoch(
                 axes, history, f"{split}/{metric}", label=label, linewidth=1.6, marker="osD^v"[group % 5],
                 color=SERIES[group % len(SERIES)], linestyle=DASHES[group % len(DASHES)],
             )  # fmt: skip
-        if metric == "accuracy":
-            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     legend_below(figure, columns)
     return figure
 

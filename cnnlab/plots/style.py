@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import Formatter, MaxNLocator
+from matplotlib.ticker import Formatter, MaxNLocator, PercentFormatter
 
 from cnnlab.plots.names import font
 
@@ -45,8 +45,15 @@ def message(text: str, size: tuple[float, float] = (4, 1)) -> Figure:
     return figure
 
 
-def named_axes(axes: Axes, x: str, y: str) -> Axes:
-    """Name the axes and take away what says nothing; whole numbers stand on the horizontal one."""
+def named_axes(axes: Axes, x: str, y: str, *, percent: bool = False) -> Axes:
+    """Name the axes and take away what says nothing; whole numbers stand on the horizontal one.
+
+    Args:
+        axes: The axes.
+        x: Name of the horizontal one.
+        y: Name of the vertical one.
+        percent: Whether shares stand on the vertical one.
+    """
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
@@ -54,7 +61,7 @@ def named_axes(axes: Axes, x: str, y: str) -> Axes:
     axes.tick_params(color=PALE, labelcolor=INK)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(Numbers())
-    axes.yaxis.set_major_formatter(Numbers())
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1) if percent else Numbers())
     axes.grid(axis="y", color=PALE, alpha=0.4, linewidth=0.7)
     return axes
 

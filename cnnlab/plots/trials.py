@@ -47,7 +47,8 @@ def objective_by_value(settings: Mapping[str, Sequence[str]], objective: Sequenc
     panels = figure.subplots(rows, columns, squeeze=False).flat
     values = np.asarray(objective, dtype=float)
     for number, (key, texts) in enumerate(settings.items()):
-        axes = named_axes(next(panels), shorten_label(key, 40), name if number % columns == 0 else "")
+        y = name if number % columns == 0 else ""
+        axes = named_axes(next(panels), shorten_label(key, 40), y, percent=is_share(name))
         scale = _scale(texts)
         axes.scatter(scale.places, values, s=18, color=BLUE, alpha=0.55, linewidths=0, label="a trial")
         distinct = np.unique(scale.places)
@@ -60,8 +61,6 @@ def objective_by_value(settings: Mapping[str, Sequence[str]], objective: Sequenc
             )  # fmt: skip
             legend_above(axes)
         _label(axes, scale)
-        if is_share(name):
-            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     for axes in panels:
         axes.remove()
     return figure
@@ -78,7 +77,7 @@ def trial_curves(
         best: The trials to name, the best first; four at most.
     """
     figure = new_figure((WIDTH, 4.2))
-    axes = named_axes(figure.subplots(), "Epoch", name)
+    axes = named_axes(figure.subplots(), "Epoch", name, percent=is_share(name))
     # A trial that was stopped after one epoch is a point, and no line.
     for trial, (epochs, values) in curves.items():
         if trial not in best:
@@ -94,8 +93,6 @@ def trial_curves(
     others = len(set(curves) - set(best))
     if others:
         axes.plot([], [], color=PALE, linewidth=0.8, label=f"{others} other{'s' * (others > 1)}")
-    if is_share(name):
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     legend_below(figure, 1)
     return figure
 
@@ -151,13 +148,11 @@ def objective_by_time(
     best = np.maximum.accumulate(values) if larger_is_better else np.minimum.accumulate(values)
     figure = new_figure((WIDTH * 0.75, 3.6))
     unit, factor = ("Seconds", 60) if times[-1] < 2 else ("Minutes", 1)
-    axes = named_axes(figure.subplots(), f"{unit} since the sweep began", name)
+    axes = named_axes(figure.subplots(), f"{unit} since the sweep began", name, percent=is_share(name))
     times = times * factor
     axes.xaxis.set_major_locator(MaxNLocator(8))
     axes.scatter(times, values, s=18, color=BLUE, alpha=0.6, linewidths=0, label="a trial")
     axes.step(times, best, where="post", color=VERMILION, linewidth=1.8, label="best so far")
-    if is_share(name):
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     legend_above(axes)
     return figure
 
