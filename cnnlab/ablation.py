@@ -25,7 +25,7 @@ from cnnlab.config import chosen, composed, unjudged
 from cnnlab.config.lines import as_text
 from cnnlab.decision import RefusedError, train_seed
 from cnnlab.errors import ConfigError
-from cnnlab.files import flatten
+from cnnlab.files import flatten, look_up
 from cnnlab.identity import IRRELEVANT
 from cnnlab.record import without
 from cnnlab.stats import LEVEL, holm, paired
@@ -70,7 +70,7 @@ def settings_of(recipe: Sequence[str], drop: Sequence[str] = ()) -> tuple[list[S
     keys = [key for key in _differences(config, default) if _is_of_recipe(key)]
     settings, left_alone = [], {}
     for key in drop or keys:
-        if _at(config, key) == _at(default, key):
+        if look_up(config, *key.split(".")) == look_up(default, *key.split(".")):
             raise ConfigError(f"--drop {key} must be a setting that differs from its default: {', '.join(keys)}.")
         overrides = _without(recipe, key, default)
         try:
@@ -200,21 +200,15 @@ def _is_of_recipe(key: str) -> bool:
     return section in SECTIONS and not any(fnmatchcase(key, kind) for kind in FIXED)
 
 
-def _at(config: Any, key: str) -> Any:
-    for name in key.split("."):
-        config = config.get(name) if isinstance(config, Mapping) else None
-    return config
-
-
 def _without(recipe: Sequence[str], key: str, default: Mapping[str, Any]) -> list[str]:
     """Return the overrides of a recipe in which a key, and all below it, has its default."""
     lines = without(recipe, [key])
-    goal = _at(default, key)
+    goal = look_up(default, *key.split("."))
     if isinstance(goal, Mapping) and "_target_" in goal and "." not in key:
         lines.append(f"{key}={','.join(chosen(key))}")
-    value = _at(unjudged(lines), key)
+    value = look_up(unjudged(lines), *key.split("."))
     section, _, name = key.rpartition(".")
-    if value is not None and section and name not in (_at(default, section) or {}):
+    if value is not None and section and name not in (look_up(default, *section.split(".")) or {}):
         return [*lines, f"~{key}"]
     before, after = (dict(flatten({key: content})) for content in (value, goal))
     lines += [f"~{name}" for name in before if name not in after]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from cnnlab.errors import DamagedError
-from cnnlab.files import read_json
+from cnnlab.files import look_up, read_json
 from cnnlab.record import Record, precision_of
 
 MOST_BYTES = 256 << 20  # of the arrays; those of a million images have a tenth of it
@@ -98,11 +98,8 @@ def read_evaluation(record: Record, checkpoint: Path) -> Evaluation | None:
 
 
 def _is_current(content: Mapping[str, Any], path: Path, record: Record) -> bool:
-    test = record.config.get("eval")
-    expected = {
-        "format": 1, "split": "test", "tta": test.get("tta", "none") if isinstance(test, Mapping) else "none",
-        "precision": precision_of(record.config),
-    }  # fmt: skip
+    tta = look_up(record.config, "eval", "tta") or "none"
+    expected = {"format": 1, "split": "test", "tta": tta, "precision": precision_of(record.config)}
     sources = (record.best, record.last, Path(str(content.get("data"))))
     return all(content.get(name) == value for name, value in expected.items()) and all(
         path.stat().st_mtime_ns >= place.stat().st_mtime_ns for place in sources if place.is_file()

@@ -351,6 +351,13 @@ def flatten(config: Any, prefix: str = "", *, sections: bool = False, lists: boo
             yield key, value
 
 
+def look_up(content: Any, *keys: str) -> Any:
+    """Return what nested mappings hold at a key below a key, and so on; None where there is nothing."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content
+
+
 def holds(content: Any, *keys: str) -> bool:
     """Whether nested mappings have a key below a key, and so on."""
     for key in keys:

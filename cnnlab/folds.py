@@ -27,7 +27,7 @@ from torch import Tensor
 from cnnlab.data.protocol import Split
 from cnnlab.errors import ConfigError
 from cnnlab.evaluation import Answers, answer, fabric_of, tta_of
-from cnnlab.files import finite, write_json
+from cnnlab.files import finite, look_up, write_json
 from cnnlab.metrics import MetricBuilder, SplitMetrics
 from cnnlab.record import Record, runs
 from cnnlab.restore import mean_of_probabilities, restore, restore_data, restore_metrics
@@ -84,8 +84,7 @@ def find_folds(folder: Path) -> dict[tuple[str, ...], list[Record]]:
     """
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in runs(folder):
-        data = record.config.get("data")
-        if record.status == "completed" and isinstance(data, Mapping) and data.get("folds") is not None:
+        if record.status == "completed" and look_up(record.config, "data", "folds") is not None:
             others = tuple(sorted(line for line in record.overrides if not line.startswith(f"{FOLD}=")))
             groups.setdefault(others, []).append(record)
     if not groups:

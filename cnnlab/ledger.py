@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnlab.errors import ConfigError, DamagedError, MachineError
-from cnnlab.files import flatten, holds, read_yaml
+from cnnlab.files import flatten
 from cnnlab.record import Record, find_run, is_run, runs
 
 FACTS = ("status", "started", "seconds", "device", "precision", "num_parameters", "seed", "command", "error", "note")
@@ -109,15 +109,9 @@ def _relative(folder: Path, parent: Path) -> str:
 
 
 def _choices(record: Record) -> dict[str, Any]:
-    choices = record.run.get("choices")
-    if choices is None:  # by an earlier version, or by a run that failed before it knew
-        runtime = read_yaml(record.folder / ".hydra" / "hydra.yaml")
-        choices = runtime["hydra"]["runtime"]["choices"] if holds(runtime, "hydra", "runtime", "choices") else {}
-    if not isinstance(choices, dict):
-        return {}
     return {
         str(name): ",".join(map(str, option)) or "none" if isinstance(option, list) else option
-        for name, option in choices.items() if option is not None and "/" not in str(name)
+        for name, option in record.choices.items() if option is not None and "/" not in str(name)
     }  # fmt: skip
 
 

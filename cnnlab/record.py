@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 from cnnlab.console import say
 from cnnlab.errors import CheckpointError, ConfigError, DamagedError, MachineError, UnsafeError
-from cnnlab.files import read_csv, read_json, read_yaml
+from cnnlab.files import look_up, read_csv, read_json, read_yaml
 from cnnlab.objective import objective_of
 
 log = logging.getLogger(__name__)
@@ -171,6 +171,14 @@ class Record:
             raise DamagedError(f"{path} must be a list of overrides: it is damaged.")
         return content
 
+    @cached_property
+    def choices(self) -> dict[str, Any]:
+        """The options that it was composed of, by group; empty where the folder does not say."""
+        choices, path = self.run.get("choices"), self.folder / ".hydra" / "hydra.yaml"
+        if choices is None and path.is_file():  # it failed before it knew
+            choices = look_up(read_yaml(path), "hydra", "runtime", "choices")
+        return choices if isinstance(choices, dict) else {}
+
     @property
     def status(self) -> str | None:
         """How the run ended, or `running`; None where it never started."""
@@ -224,8 +232,7 @@ SHORT_PRECISIONS = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": 
 
 def precision_of(config: Mapping[str, Any]) -> str:
     """Return the precision that a run's config asks for, short spellings and the default written out."""
-    trainer = config.get("trainer")
-    precision = str((trainer.get("precision") if isinstance(trainer, Mapping) else None) or "32-true")
+    precision = str(look_up(config, "trainer", "precision") or "32-true")
     return SHORT_PRECISIONS.get(precision, precision)
 
 

@@ -19,6 +19,7 @@ from cnnlab.config.resume import STATES, changes, check_origin, expand, find
 from cnnlab.config.rules import names_run
 from cnnlab.config.words import as_typed, refusal
 from cnnlab.errors import UnsafeError
+from cnnlab.files import look_up
 from cnnlab.record import Record, check_links, find_run
 
 LOCAL_LOGGERS = ("tensorboard", "csv", "none")
@@ -188,8 +189,7 @@ def _resumed(folder: Path, overrides: Sequence[Override], multirun: bool) -> lis
 def _data_from_there(folder: Path) -> list[str]:
     """Return the override of a run's data file whose path began in the folder that the run was started in."""
     record = Record(folder)
-    data, start = record.config.get("data"), record.run.get("cwd")
-    path = data.get("path") if isinstance(data, dict) else None
+    path, start = look_up(record.config, "data", "path"), record.run.get("cwd")
     if not isinstance(path, str) or not isinstance(start, str) or "${" in path + start:
         return []
     moved = Path(start) / path

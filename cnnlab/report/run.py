@@ -12,7 +12,7 @@ import numpy as np
 from cnnlab.answers import FIRST_IMAGES, SURE_MISTAKES, read_evaluation
 from cnnlab.checkpoint import read_checkpoint
 from cnnlab.errors import CnnlabError, ConfigError, UnsafeError
-from cnnlab.files import read_bytes, read_yaml, write_text
+from cnnlab.files import look_up, read_bytes, write_text
 from cnnlab.record import Record, check_links, find_run, is_run, program, typed
 from cnnlab.report.chart import Chart, Line, draw
 from cnnlab.report.page import Page, embed, render
@@ -130,12 +130,12 @@ def _evaluate(
 
 def _title(record: Record, content: Mapping[str, Any]) -> str:
     """Return what the run is: network, data, result."""
-    model = _choice(record, "model")
+    model = record.choices.get("model")
     if model in (None, "custom"):
-        model = str(_get(record.config, "model", "_target_") or "a network").rpartition(".")[2]
-    data = _choice(record, "data")
+        model = str(look_up(record.config, "model", "_target_") or "a network").rpartition(".")[2]
+    data = record.choices.get("data")
     if data in (None, "npz", "folder", "dataset"):
-        data = Path(str(_get(record.config, "data", "path") or "unknown data")).stem
+        data = Path(str(look_up(record.config, "data", "path") or "unknown data")).stem
     accuracy = content["metrics"]["accuracy"] if content else record.metrics.get("test/accuracy")
     result = f": {format_metric('accuracy', accuracy)} of the test images right" if accuracy is not None else ""
     return f"{model} on {data}{result}"
@@ -144,15 +144,6 @@ def _title(record: Record, content: Mapping[str, Any]) -> str:
 def _when(record: Record) -> str:
     started = record.run.get("started")
     return str(started).replace("T", " ") if started else "at an unknown time"
-
-
-def _choice(record: Record, group: str) -> str | None:
-    """Return the option of a config group that the run was composed with."""
-    path = record.folder / ".hydra" / "hydra.yaml"
-    node: Any = read_yaml(path) if path.is_file() else None
-    for key in ("hydra", "runtime", "choices", group):
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node if isinstance(node, str) else None
 
 
 def _result(record: Record, content: Mapping[str, Any], missing: str | None) -> dict[str, Any]:
@@ -233,18 +224,18 @@ def _settings(record: Record, content: Mapping[str, Any]) -> list[tuple[str, Any
     augment = config.get("augment")
     names = [name for name, node in augment.items() if node is not None] if isinstance(augment, Mapping) else []
     return [
-        ("Data", _get(config, "data", "path")),
+        ("Data", look_up(config, "data", "path")),
         ("Images", content.get("images")),
         ("Network", part("model", "channels", "blocks", "kernel_size", "hidden", "dropout")),
         ("Optimizer", part("optimizer", "lr", "momentum", "weight_decay")),
         ("Schedule", part("schedule", "warmup", "every", "milestones", "gamma", "end_factor")),
         ("Augmentation", ", ".join(map(str, names)) or "none"),
-        ("Batch size", _get(config, "data", "batch_size")),
-        ("Epochs", None if config.get("budget") else _get(config, "trainer", "max_epochs")),
+        ("Batch size", look_up(config, "data", "batch_size")),
+        ("Epochs", None if config.get("budget") else look_up(config, "trainer", "max_epochs")),
         ("Budget", config.get("budget")),
-        ("Held out", _get(config, "data", "val_size")),
+        ("Held out", look_up(config, "data", "val_size")),
         ("Seed", config.get("seed")),
-        ("Best by", _get(config, "objective", "metric")),
+        ("Best by", look_up(config, "objective", "metric")),
         ("Tags", ", ".join(record.run.get("tags", [])) or None),
         ("Note", record.run.get("note")),
         ("Command", record.run.get("command")),
@@ -423,11 +414,6 @@ def _environment(record: Record) -> list[tuple[str, Any]]:
 def epochs_of(record: Record) -> list[float]:
     """Return the epochs of a run's history as people count them, from 1; the file counts from 0."""
     return [epoch + 1 for epoch in record.column("epoch")]
-
-
-def _get(config: Mapping[str, Any], section: str, key: str) -> Any:
-    node = config.get(section)
-    return node.get(key) if isinstance(node, Mapping) else None
 
 
 def _spoken(name: str) -> str:

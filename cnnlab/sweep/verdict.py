@@ -1,9 +1,9 @@
 """What a sweep's table adds up to: whether the winner's lead is more than chance, and which setting mattered."""
 
 import importlib.util
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from cnnlab.files import look_up
 from cnnlab.stats import corrected, welch, wilson
 from cnnlab.sweep.table import Group, Table
 from cnnlab.wording import format_difference, format_setting
@@ -81,8 +81,7 @@ def importance(table: Table) -> dict[str, float]:
 
 def pooled(table: Table, group: Group) -> Pooled | None:
     """Return the accuracy over the validation images of all folds; None where they are no whole set of folds."""
-    data = table.record["config"].get("data")
-    folds = data.get("folds") if isinstance(data, Mapping) else None
+    folds = look_up(table.record["config"], "data", "folds")
     numbers = [row.settings.get("data.fold") for row in group.rows]
     counts = [row.images.get("val", 0) for row in group.rows]
     if not isinstance(folds, int) or table.metric != "val/accuracy" or not all(counts):
