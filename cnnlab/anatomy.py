@@ -59,7 +59,7 @@ class Focus(NamedTuple):
 
 
 def list_layers(network: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
-    """List a network's layers in the order of computation.
+    """List a network's layers in the order of computation; last what is in none of them, where there is anything.
 
     Args:
         network: In evaluation mode; takes images.
@@ -78,7 +78,7 @@ def list_layers(network: nn.Module, image_shape: tuple[int, int, int]) -> list[L
     with _watch(network, note), torch.no_grad(), counter:
         network(image)
     flops = {name.partition(".")[2]: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    return [
+    layers = [
         Layer(
             _short(name),
             type(module).__name__,
@@ -88,6 +88,10 @@ def list_layers(network: nn.Module, image_shape: tuple[int, int, int]) -> list[L
         )
         for name, (module, shape) in seen.items()
     ]
+    parameters = sum(parameter.numel() for parameter in network.parameters()) - sum(each.parameters for each in layers)
+    operations = counter.get_total_flops() - sum(each.flops for each in layers)
+    rest = Layer("outside of layers", "", (), parameters, operations)
+    return [*layers, rest] if parameters or operations else layers
 
 
 def read_filters(network: nn.Module, layer: str | None = None) -> Maps:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
+from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from cnnlab.batch import Batch
@@ -208,7 +209,7 @@ class Cost(NamedTuple):
     """What the parts of a run take.
 
     Attributes:
-        step_seconds: A training step.
+        step_seconds: A training batch.
         image_seconds: The evaluation of an image.
         checkpoint_bytes: Weights, and what the optimizer keeps of them.
     """
@@ -250,18 +251,22 @@ def _time(lab: Lab, cost: Cost, max_time: str | None) -> Finding:
     trainer, data, step = lab.trainer, lab.data, cost.step_seconds
     batches, _ = count_batches(data, trainer.world_size, trainer.limit_train_batches)
     epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
+    share = _steps_a_batch(trainer, batches)
     total = batches * epochs
     if trainer.max_steps >= 0:
-        total = min(total, trainer.max_steps * trainer.accumulate_grad_batches)
+        total = min(total, trainer.max_steps / share)
     if math.isinf(total):
-        return Finding("time", f"{1000 * step:.1f} ms a step; the run has no end", note="give trainer.max_epochs")
+        return Finding(
+            "time", f"{1000 * step / share:.1f} ms a step; the run has no end", note="give trainer.max_epochs"
+        )
     passes = total / max(batches, 1) / (trainer.check_val_every_n_epoch or 1)
     images = data.count("val") * passes + data.count("test")
     seconds = total * step + images * cost.image_seconds
     note = f"trainer.max_time={max_time} may end it before" if max_time else ""
     return Finding(
-        "time", f"about {timedelta(seconds=round(seconds))} for {total:,.0f} steps of {1000 * step:.1f} ms "
-        f"({1 / step * data.batch_size:,.0f} images/s) and the evaluations, without starting up", note=note,
+        "time", f"about {timedelta(seconds=round(seconds))} for {total * share:,.0f} steps of "
+        f"{1000 * step / share:.1f} ms ({1 / step * data.batch_size:,.0f} images/s) and the evaluations, without "
+        "starting up", note=note,
     )  # fmt: skip
 
 
@@ -280,11 +285,17 @@ def _time_in_budget(lab: Lab, cost: Cost, budget: Budget, time_left: float) -> F
     if total < 1:
         reason = f"starting up takes {starting:.1f} s, validation, test and pictures {ending * step:.1f} s"
         return Finding("time", f"too short: {reason}", ConfigError(f"budget={budget.name} is too short: {reason}."))
+    share = _steps_a_batch(trainer, batches)
     return Finding(
-        "time", f"about {total / trainer.accumulate_grad_batches:,.0f} steps of {1000 * step:.1f} ms, "
+        "time", f"about {total * share:,.0f} steps of {1000 * step / share:.1f} ms, "
         f"{total / batches:.1f} epochs in {budget.name}; {starting / budget.seconds:.0%} of it go into starting up, "
         f"{max(0.0, time_left - total * step) / budget.seconds:.0%} into validation, test and recording",
     )  # fmt: skip
+
+
+def _steps_a_batch(trainer: Trainer, batches: int) -> float:
+    """Return how many steps of the optimizer a batch makes, over an epoch of so many."""
+    return math.ceil(batches / trainer.accumulate_grad_batches) / batches if batches else 1.0
 
 
 def _memory(device: torch.device) -> Finding:

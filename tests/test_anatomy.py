@@ -57,6 +57,24 @@ def test_layers_stand_in_the_order_of_computation():
     assert names.index("stages.0.0.conv1") < names.index("stages.0.0.conv2") < names.index("stages.2.2.conv2")
 
 
+class Mixed(nn.Module):
+    """Has parameters and does work that none of its layers has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.ones(4, 3, 1, 1))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(nn.functional.conv2d(images.float(), self.kernel).mean((2, 3)))
+
+
+def test_the_layers_add_up_to_the_network_whatever_stands_outside_of_them():
+    *_, head, rest = anatomy.list_layers(normalised(Mixed(), [0.5] * 3, [0.25] * 3).eval(), (8, 8, 3))
+    assert (head.name, head.parameters, head.flops) == ("head", 10, 2 * 4 * 2)
+    assert (rest.parameters, rest.flops) == (4 * 3, 2 * 4 * 3 * 64)
+
+
 def test_filters_are_the_first_convolutions_or_the_named_ones():
     name, weights = anatomy.read_filters(lenet())
     assert (name, weights.shape) == ("features.conv1", (6, 3, 5, 5))

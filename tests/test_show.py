@@ -127,8 +127,10 @@ def test_augment_shows_what_training_sees_to_the_bit(train: Train, small: list[s
     "overrides",
     [["schedule=onecycle"], ["schedule=cosine", "trainer.max_steps=15"], ["schedule=step", "data.batch_size=48",
      "trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=5"],
-     ["schedule=onecycle", "data.batch_size=48", "data.drop_last=true"]],
+     ["schedule=onecycle", "data.batch_size=48", "data.drop_last=true"],
+     ["schedule=linear", "trainer.overfit_batches=2"]],
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
 def test_schedule_shows_the_rates_that_training_uses(
     train: Train, small: list[str], here: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ):

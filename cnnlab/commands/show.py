@@ -234,10 +234,12 @@ def schedule(overrides: _Overrides = None, output: _Output = None, open: _Open =
             f"budget={cfg.budget}: the clock says how many steps a run has; give budget=null and trainer.max_epochs to "
             "see the shape, and look at a run's figures/learning_rate.png for its own."
         )
-    names = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")
+    names = ("max_epochs", "max_steps", "accumulate_grad_batches")
+    limit = cfg.trainer.overfit_batches or cfg.trainer.limit_train_batches
     batches = _count_training_images(cfg) / cfg.data.batch_size
     batches = math.floor(batches) if cfg.data.get("drop_last") and batches >= 1 else math.ceil(batches)
-    plan = plan_learning_rate(factor, cfg.optimizer.lr, batches, **{name: cfg.trainer[name] for name in names})
+    limits = {name: cfg.trainer[name] for name in names}
+    plan = plan_learning_rate(factor, cfg.optimizer.lr, batches, limit_train_batches=limit, **limits)
     title = f"{factor!r}, optimizer.lr={cfg.optimizer.lr:g}"
     figure = network.schedule(np.array(plan.epochs), np.array(plan.lrs), plan.steps, title)
     return _write(figure, output or Path("show_schedule.png"), open)
