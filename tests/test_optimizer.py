@@ -207,17 +207,23 @@ def test_muon_refuses_arguments_out_of_range(changes: dict[str, Any], text: str)
 
 
 OTHERS = [
-    ["optimizer=rmsprop", "optimizer._target_=torch.optim.Rprop", "~optimizer.weight_decay", "~optimizer.alpha",
-     "~optimizer.eps", "~optimizer.momentum", "~optimizer.centered"],
-    ["optimizer=adam", "optimizer._target_=torch.optim.NAdam"],
     ["optimizer=adam", "optimizer._target_=torch.optim.Adafactor", "~optimizer.betas", "~optimizer.eps"],
     ["optimizer=sgd", "~optimizer.weight_decay", "~optimizer.lr", "optimizer.norm_bias_factor=2"],
     ["optimizer=adam", "optimizer._target_=torch.optim.LBFGS", "~optimizer.betas", "~optimizer.eps",
      "~optimizer.weight_decay", "+optimizer.max_iter=2", "model.channels_last=false"],
 ]  # fmt: skip
+MORE = [
+    ["optimizer=rmsprop", "optimizer._target_=torch.optim.Rprop", "~optimizer.weight_decay", "~optimizer.alpha",
+     "~optimizer.eps", "~optimizer.momentum", "~optimizer.centered"],
+    ["optimizer=adam", "optimizer._target_=torch.optim.NAdam"],
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("overrides", OTHERS, ids=lambda overrides: overrides[1].rpartition(".")[2])
+@pytest.mark.parametrize(
+    "overrides",
+    [*OTHERS, *(pytest.param(overrides, marks=pytest.mark.slow) for overrides in MORE)],
+    ids=lambda overrides: overrides[1].rpartition(".")[2],
+)
 def test_optimizers_with_other_arguments_train_and_resume_to_the_same_bits(
     train: Train, tmp_path: Path, overrides: list[str]
 ):

@@ -47,6 +47,7 @@ ELSEWHERE = {
 # Long, and their verbs are tried by quicker ones.
 SLOW = {
     "cnnlab benchmark --against plain --figure step.png",
+    "python train.py -m data=shapes data.folds=5 'data.fold=range(5)' hydra/launcher=local",
     "python train.py -m experiment=quickstart data.label_noise=0.03 data.folds=5 'data.fold=range(5)'",
     "python train.py model=resnet18 augment=flip_crop schedule=cosine trainer.max_epochs=30",
 }

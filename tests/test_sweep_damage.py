@@ -128,7 +128,9 @@ def test_cells_of_the_csv_file_are_no_formulas(whole, tmp_path):
     assert "'-1" not in content, "a number stays a number"
 
 
-@pytest.mark.parametrize("file", ["trial.json", "run.json", "metrics.json"])
+@pytest.mark.parametrize(
+    "file", ["trial.json", *(pytest.param(name, marks=pytest.mark.slow) for name in ("run.json", "metrics.json"))]
+)
 def test_a_trial_whose_file_was_emptied_is_run_again_and_no_other(sweep, file: str):
     folder = sweep("seed=0,1", "trainer.limit_train_batches=1")
     before = read_json(folder / "sweep.json")

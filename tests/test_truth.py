@@ -51,12 +51,16 @@ def same_but_for_the_signal(one: Path, two: Path) -> str:
     [
         (["trainer.max_epochs=-1", "trainer.max_steps=13"], 12),
         (["trainer.max_epochs=3", "trainer.max_steps=1000"], 9),
-        (["trainer.max_epochs=3", "trainer.max_steps=20"], 9),
-        (["trainer.max_epochs=2", "trainer.min_steps=15", "trainer.limit_train_batches=7"], 8),
+        pytest.param(["trainer.max_epochs=3", "trainer.max_steps=20"], 9, marks=pytest.mark.slow),
+        pytest.param(
+            ["trainer.max_epochs=2", "trainer.min_steps=15", "trainer.limit_train_batches=7"], 8, marks=pytest.mark.slow
+        ),
         (["trainer.max_epochs=3", "trainer.check_val_every_n_epoch=3"], 11),
         (["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=null", "trainer.val_check_interval=7"], 8),
-        (["trainer.max_epochs=2", "trainer.precision=64-true"], 4),
-        (["trainer.max_epochs=2", "objective.metric=train/loss", "objective.mode=min"], 12),
+        pytest.param(["trainer.max_epochs=2", "trainer.precision=64-true"], 4, marks=pytest.mark.slow),
+        pytest.param(
+            ["trainer.max_epochs=2", "objective.metric=train/loss", "objective.mode=min"], 12, marks=pytest.mark.slow
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
