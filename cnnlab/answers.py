@@ -75,17 +75,19 @@ class Evaluation(NamedTuple):
         return self.arrays["targets"]
 
 
-def read_evaluation(record: Record, checkpoint: Path) -> Evaluation | None:
+def read_evaluation(record: Record, checkpoint: Path, split: str = "test") -> Evaluation | None:
     """Return the evaluation of a run's present state, with the settings of its own test; None if there is none.
 
     Args:
         record: The run.
         checkpoint: The state: its best one or its last.
+        split: Which images.
     """
-    path = record.folder / ("evaluation.json" if checkpoint == record.best else f"evaluation-{checkpoint.stem}.json")
+    state = [] if checkpoint == record.best else [checkpoint.stem]
+    path = record.folder / f"{'-'.join(['evaluation', *state, *([] if split == 'test' else [split])])}.json"
     try:
         content = read_json(path, Content)
-        if not content or not _is_current(content, path, record):
+        if not content or not _is_current(content, path, record, split):
             return None
         with zipfile.ZipFile(path.with_suffix(".npz")) as file:
             if sum(member.file_size for member in file.infolist()) > MOST_BYTES:
@@ -97,9 +99,9 @@ def read_evaluation(record: Record, checkpoint: Path) -> Evaluation | None:
         return None  # damaged, half copied, or of an earlier version: it is made again
 
 
-def _is_current(content: Mapping[str, Any], path: Path, record: Record) -> bool:
+def _is_current(content: Mapping[str, Any], path: Path, record: Record, split: str) -> bool:
     tta = look_up(record.config, "eval", "tta") or "none"
-    expected = {"format": 1, "split": "test", "tta": tta, "precision": precision_of(record.config)}
+    expected = {"format": 1, "split": split, "tta": tta, "precision": precision_of(record.config)}
     sources = (record.best, record.last, Path(str(content.get("data"))))
     return all(content.get(name) == value for name, value in expected.items()) and all(
         path.stat().st_mtime_ns >= place.stat().st_mtime_ns for place in sources if place.is_file()

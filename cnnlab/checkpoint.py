@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cnnlab.errors import CheckpointError, ConfigError, DamagedError, MachineError, UnsafeError, first_line
+from cnnlab.errors import CheckpointError, CnnlabError, ConfigError, DamagedError, MachineError, UnsafeError, first_line
 from cnnlab.files import plain, remove_leftovers, rename_or_link, replacing
 from cnnlab.record import LAST, PREVIOUS, Record
 
@@ -161,6 +161,20 @@ def read_last(record: Record, *, completed: bool = False) -> Loaded | None:
         )
     log.warning("the run stopped before its first checkpoint: starting from the beginning")
     return None
+
+
+def read_steps(record: Record | None) -> dict[str, Any]:
+    """Return loss and learning rate of every step of a run as arrays, `losses` and `lrs`.
+
+    They stand in its last checkpoint; where that has none, or cannot be read, the arrays are empty.
+    """
+    import numpy as np
+
+    try:
+        history = read_checkpoint(record.last)["callbacks"]["History"] if record else {}
+        return {name: np.asarray(history[name], dtype=float).reshape(-1) for name in ("losses", "lrs")}
+    except (CnnlabError, KeyError, TypeError, ValueError):
+        return {"losses": np.empty(0), "lrs": np.empty(0)}
 
 
 def network_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:

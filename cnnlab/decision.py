@@ -25,9 +25,7 @@ import signal
 import statistics
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
@@ -185,17 +183,15 @@ def differences_by_image(folder: Path, pairs: Sequence[Pair], metric: str) -> "F
 
 def _right_images(folder: Path, split: str) -> "Bool[np.ndarray, 'n']":
     """Return which images of a split a run's best state has right; evaluates it where that was not done."""
-    import numpy as np
+    from cnnlab.answers import read_evaluation
 
-    answers = folder / ("evaluation.npz" if split == "test" else f"evaluation-{split}.npz")
-    with suppress(OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):  # missing, or damaged
-        if answers.stat().st_mtime_ns >= Record(folder).best.stat().st_mtime_ns:
-            with np.load(answers, allow_pickle=False) as saved:
-                return saved["predicted"] == saved["targets"]
-    with Waiting.start(f"evaluating {folder.name}"):
-        with importing():
-            from cnnlab.evaluation import evaluate
-        evaluation = evaluate(str(folder), split=cast(Any, split), figures=False)
+    record = Record(folder)
+    evaluation = read_evaluation(record, record.best, split)
+    if evaluation is None:
+        with Waiting.start(f"evaluating {folder.name}"):
+            with importing():
+                from cnnlab.evaluation import evaluate
+            evaluation = evaluate(str(folder), split=cast(Any, split), figures=False)
     return evaluation.predicted == evaluation.targets
 
 

@@ -47,10 +47,10 @@ from cnnlab import plots
 from cnnlab.anatomy import read_filters
 from cnnlab.answers import FIRST_IMAGES, SURE_MISTAKES, Evaluation
 from cnnlab.batch import Batch
-from cnnlab.checkpoint import read_checkpoint
+from cnnlab.checkpoint import read_steps
 from cnnlab.data import DataModule, Gallery
 from cnnlab.data.protocol import Split
-from cnnlab.errors import CnnlabError, ConfigError, DataError
+from cnnlab.errors import ConfigError, DataError
 from cnnlab.files import finite, write_bytes, write_text
 from cnnlab.machine import check_accelerator, describe_device, keep_freed_memory
 from cnnlab.metrics import MetricBuilder, SplitMetrics
@@ -148,7 +148,9 @@ def evaluate(
         _draw(stem.parent / "figures" / stem.name, content, answers, gallery)
     positions = [*range(min(FIRST_IMAGES, len(answers.targets)))]
     positions += [mistake["index"] for mistake in content["mistakes"][:SURE_MISTAKES]]
-    return _write(stem, content, answers, {"images": gallery[positions], "filters": filters, **_steps(state)})
+    return _write(
+        stem, content, answers, {"images": gallery[positions], "filters": filters, **read_steps(state.record)}
+    )
 
 
 def _describe(state: Restored, images: DataModule, split: Split, answers: Answers, layer: str | None) -> dict[str, Any]:
@@ -186,15 +188,6 @@ def _filters(network: nn.Module) -> tuple[str | None, np.ndarray]:
     except ConfigError:
         return None, np.empty((0, 1, 1, 1), np.float32)
     return layer, weights
-
-
-def _steps(state: Restored) -> dict[str, np.ndarray]:
-    """Return loss and learning rate of every step of the run, as its last checkpoint has them."""
-    try:
-        history = read_checkpoint(state.record.last)["callbacks"]["History"] if state.record else {}
-        return {name: np.asarray(history[name], dtype=float).reshape(-1) for name in ("losses", "lrs")}
-    except (CnnlabError, KeyError, TypeError, ValueError):
-        return {"losses": np.empty(0), "lrs": np.empty(0)}
 
 
 def _draw(folder: Path, content: dict[str, Any], answers: Answers, gallery: Gallery) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cnnlab.answers import FIRST_IMAGES, SURE_MISTAKES, read_evaluation
-from cnnlab.checkpoint import read_checkpoint
+from cnnlab.checkpoint import read_steps
 from cnnlab.errors import CnnlabError, ConfigError, UnsafeError
 from cnnlab.files import look_up, read_bytes, write_text
 from cnnlab.record import Record, check_links, find_run, is_run, program, typed
@@ -260,7 +260,8 @@ def _curves(record: Record, recorded: Mapping[str, np.ndarray] | None) -> list[C
         )
         for metric in ("loss", "accuracy")
     ]
-    losses, rates = (_of_steps(record, recorded, name) for name in ("losses", "lrs"))
+    recorded = read_steps(record) if recorded is None else recorded
+    losses, rates = recorded["losses"], recorded["lrs"]
     if len(losses):
         steps, extremes, places, means = _condense(losses)
         curves = [Line("each step", steps, extremes, "pale"), Line("mean", places, means)]
@@ -273,17 +274,6 @@ def _curves(record: Record, recorded: Mapping[str, np.ndarray] | None) -> list[C
     else:
         charts.append(draw("Learning rate, at each epoch's end", [Line("lr", epochs, record.column("lr"))], "epoch"))
     return [chart for chart in charts if chart]
-
-
-def _of_steps(record: Record, recorded: Mapping[str, np.ndarray] | None, name: str) -> np.ndarray:
-    """Return what was recorded of every training step: with the evaluation, or else in the last checkpoint."""
-    if recorded is not None:
-        return recorded[name]
-    try:
-        values = read_checkpoint(record.last)["callbacks"]["History"][name]
-        return np.asarray(values, dtype=float).reshape(-1)
-    except (CnnlabError, KeyError, TypeError, ValueError):
-        return np.empty(0)
 
 
 def _condense(values: np.ndarray) -> tuple[list[float], list[float], list[float], list[float]]:
