@@ -46,7 +46,7 @@ from cnnlab.callbacks import (
 )
 from cnnlab.checkpoint import read_checkpoint
 from cnnlab.classifier import Classifier
-from cnnlab.config.checks import ASKING_NOTHING
+from cnnlab.config.checks import ASKING_NOTHING, TAKEN_BY_BUILD
 from cnnlab.data import DataModule
 from cnnlab.data.datasets import adopt
 from cnnlab.errors import CnnlabError, ConfigError, MachineError, first_line
@@ -294,7 +294,7 @@ def build_network(
     """
     height, width, channels = (resize, resize, image_shape[2]) if resize else image_shape
     body = body or instantiate_part(
-        model, "model", without=("channels_last", "compile"),
+        model, "model", without=TAKEN_BY_BUILD["model"],
         in_channels=channels, image_size=(height, width), num_classes=len(classes),
     )  # fmt: skip
     if any(map(is_lazy, (*body.parameters(), *body.buffers()))):
@@ -374,9 +374,7 @@ def build_optimizer(cfg: DictConfig, network: nn.Module, *, quick: bool = True) 
     """
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.optimizer, resolve=True))
     optimizer = locate("optimizer", options.pop("_target_"))
-    grouping: dict[str, Any] = {
-        name: options.pop(name) for name in ("decay_bias_and_norm", "norm_bias_factor") if name in options
-    }
+    grouping: dict[str, Any] = {name: options.pop(name) for name in TAKEN_BY_BUILD["optimizer"] if name in options}
     accepted = inspect.signature(optimizer).parameters
     for name in ("lr", "weight_decay"):
         default = accepted[name].default if name in accepted else None

@@ -14,6 +14,7 @@ from typing_extensions import override
 from cnnlab import trust
 from cnnlab.build import build_network
 from cnnlab.checkpoint import network_weights, read_checkpoint
+from cnnlab.config.checks import TAKEN_BY_BUILD
 from cnnlab.data import DataModule, ImageData, archive, folder, npz
 from cnnlab.data.datasets import adopt
 from cnnlab.errors import CheckpointError, ConfigError, DamagedError, DataError, first_line, is_out_of_memory
@@ -180,7 +181,7 @@ def _build(settings: Settings, trusted: Sequence[str]) -> nn.Module:
     height, width, channels = _image_shape(settings)
     resize = _resize(settings["config"])
     body = trust.build(
-        {name: value for name, value in model.items() if name not in ("channels_last", "compile")},
+        {name: value for name, value in model.items() if name not in TAKEN_BY_BUILD["model"]},
         "model", trusted, in_channels=channels, image_size=(resize, resize) if resize else (height, width),
         num_classes=len(settings["classes"]),
     )  # fmt: skip

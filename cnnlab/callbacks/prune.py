@@ -89,12 +89,10 @@ class Prune(Callback):
         return True
 
     def _open(self) -> Any:
-        try:
-            import optuna
+        import optuna  # the sweep that gave the trial has it
 
-            from cnnlab.study import open_study
-        except ModuleNotFoundError as error:
-            raise ConfigError("search needs Optuna: pip install 'cnnlab[search]'") from error
+        from cnnlab.study import open_study
+
         pruner = (
             optuna.pruners.SuccessiveHalvingPruner(min_resource=self.min_epochs, reduction_factor=self.reduction)
             if self.pruner == "asha"

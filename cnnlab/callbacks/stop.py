@@ -14,6 +14,10 @@ from cnnlab.errors import Stopped
 
 log = logging.getLogger(__name__)
 
+VALIDATION_GRACE_SECONDS = 5.0  # that a validation under way may take to its end
+AGREE_EVERY = 10
+"""Batches after which several processes ask each other for signals: they wait for one another and for the device."""
+
 
 class Timer(lightning_callbacks.Timer):
     """Stop when the time is up, and say so in the log.
@@ -47,17 +51,9 @@ class LastStep(Callback):
 
 
 class StopOnSignal(Callback):
-    """Let the batch under way end before SIGINT or SIGTERM stops the run; a second signal stops it at once.
+    """Let the batch under way end before SIGINT or SIGTERM stops the run; a second signal stops it at once."""
 
-    Args:
-        validation_grace_seconds: How long a validation under way may take to its end.
-        agree_every: Batches after which several processes ask each other for signals: each time they wait for one
-            another, and for the device.
-    """
-
-    def __init__(self, validation_grace_seconds: float = 5.0, agree_every: int = 10) -> None:
-        self.validation_grace_seconds = validation_grace_seconds
-        self.agree_every = agree_every
+    def __init__(self) -> None:
         self._batches = 0
 
     @override
@@ -75,7 +71,7 @@ class StopOnSignal(Callback):
     @override
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         # After the validation the epoch's state is saved; before a validation that takes longer, a state was saved.
-        self._stop_now_and_then(trainer, signals.received() if signals.waited(self.validation_grace_seconds) else 0)
+        self._stop_now_and_then(trainer, signals.received() if signals.waited(VALIDATION_GRACE_SECONDS) else 0)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -98,7 +94,7 @@ class StopOnSignal(Callback):
     def _stop_now_and_then(self, trainer: Trainer, signum: int, *, between_steps: bool = False) -> None:
         self._batches += 1
         # Every process counts the same batches, so all of them ask after the same one.
-        if trainer.world_size == 1 or self._batches % self.agree_every == 0:
+        if trainer.world_size == 1 or self._batches % AGREE_EVERY == 0:
             stop_together(trainer, signum, between_steps=between_steps)
 
 

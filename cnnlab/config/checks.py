@@ -24,13 +24,13 @@ GIVE = {
     "classifier.teacher": "RUN",
 }
 TAKEN_BY_BUILD = {
-    "model": {"channels_last", "compile"},
-    "optimizer": {"decay_bias_and_norm", "norm_bias_factor"},
-    "schedule": {"interval", "monitor"},
+    "model": ("channels_last", "compile"),
+    "optimizer": ("decay_bias_and_norm", "norm_bias_factor"),
+    "schedule": ("interval", "monitor"),
 }
 """Keys of a group that are not handed to its class."""
 READ_BY_NAME = {
-    "model": ("channels_last", "compile"),
+    "model": TAKEN_BY_BUILD["model"],
     "trainer": (
         "accelerator", "accumulate_grad_batches", "benchmark", "check_val_every_n_epoch", "default_root_dir",
         "deterministic", "devices", "enable_checkpointing", "enable_model_summary", "enable_progress_bar",
