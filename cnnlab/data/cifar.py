@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import hashlib
 import itertools
 import logging
 import os
@@ -206,12 +207,12 @@ class _BoundedGzip(gzip.GzipFile):
 
 def _retrieve(name: Name, path: Path, tar: Path, url: str, md5: str) -> None:
     """Bring the archive to `tar`, whole and with the right checksum."""
+    if tar.exists():  # which an earlier call brought
+        return
     # Here and not above: every run imports this module, and few need the network.
-    import pooch
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    pooch.get_logger().setLevel(logging.WARNING)  # it would name the temporary file
     _log.info("Downloading %s to %s", url, path)
     part = tar.with_name(f"{tar.name}.part")
     bar = Progress(
@@ -223,22 +224,18 @@ def _retrieve(name: Name, path: Path, tar: Path, url: str, md5: str) -> None:
         console=Console(stderr=True),
         disable=not sys.stderr.isatty(),
     )
-
-    def downloader(url: str, output: str, _pooch: object) -> None:
+    with bar:
         task = bar.add_task(f"Downloading {name}", total=None)
         _download(name, url, part, path, lambda done, total: bar.update(task, completed=done, total=total))
-        part.replace(output)  # under pooch's eyes: it checks the sum, and deletes what fails
-
-    with bar:
-        try:
-            pooch.retrieve(url, f"md5:{md5}", fname=tar.name, path=tar.parent, downloader=downloader)
-        except (DataError, MachineError, UnsafeError):
-            raise
-        except ValueError as error:
-            raise DataError(
-                f"{url} did not send the archive of {name}: its md5 must be {md5}, got another. "
-                "The file was deleted; try again."
-            ) from error
+    with part.open("rb") as file:
+        is_right = hashlib.file_digest(file, "md5").hexdigest() == md5
+    if not is_right:
+        part.unlink()
+        raise DataError(
+            f"{url} did not send the archive of {name}: its md5 must be {md5}, got another. "
+            "The file was deleted; try again."
+        )
+    part.replace(tar)
 
 
 def _download(name: str, url: str, part: Path, path: Path, report: Callable[[int, int | None], None]) -> None:
