@@ -37,6 +37,7 @@ def main(cfg: DictConfig) -> float | None:
         with importing():
             from cnnlab import fit  # torch and Lightning, not before the config is known to be good
 
+        # One attempt; with on_divergence=rollback, another for each time that the loss is not finite.
         for attempt in fit.attempts(cfg, run, resume=resume):
             lab = attempt.lab
             with attempt:
@@ -60,7 +61,7 @@ def begin(cfg: DictConfig, run: Run, resume: bool) -> bool:
     run.describe(tags=[str(tag) for tag in cfg.tags], note=cfg.note)
     if cfg.resume and run.primary:
         config.record_limits(run.folder, limits, HydraConfig.get().overrides.task)
-    return resume or not cfg.reuse or not run.adopt(OmegaConf.to_container(cfg, resolve=True))
+    return resume or not cfg.reuse or not run.reuse(OmegaConf.to_container(cfg, resolve=True))
 
 
 def start(arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -185,13 +186,10 @@ def locate_focus(network: nn.Module, image: Picture, label: int | None = None) -
 def _watch(network: nn.Module, note: Any) -> Iterator[None]:
     """Call `note(name, module, output)` after each module that returns a tensor."""
 
-    def hook(name: str) -> Any:
-        def call(module: nn.Module, arguments: Any, output: Any) -> Any:
-            return note(name, module, output) if isinstance(output, Tensor) else None
+    def hook(name: str, module: nn.Module, arguments: Any, output: Any) -> Any:
+        return note(name, module, output) if isinstance(output, Tensor) else None
 
-        return call
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in network.named_modules() if name]
+    handles = [module.register_forward_hook(partial(hook, name)) for name, module in network.named_modules() if name]
     try:
         yield
     finally:

@@ -154,7 +154,7 @@ class Run:
             write_text(self.folder / CODE_DIFF, uncommitted_code(Path(__file__).parent) + "\n")
         self.describe(limits=dict(limits))
 
-    def adopt(self, config: Any) -> bool:
+    def reuse(self, config: Any) -> bool:
         """Take over what a completed run of the same identity left below `outputs`; return whether there is one.
 
         Args:
