@@ -38,7 +38,7 @@ def test_a_report_adds_up(config: list[str], tmp_path: Path):
     content = benchmark.measure(config, ["plain"], rounds=2, seconds=0.2, progress=lines.append)
     assert content == json.loads(json.dumps(content)), "it is plain data"
     assert len(content["step_ms_rounds"]) == len(content["against"]["plain"]["ratio_rounds"]) == 2
-    assert content["images_per_second"] == pytest.approx(32 / content["step_ms"] * 1000)
+    assert content["images_per_second"] == pytest.approx(400 / 13 / content["step_ms"] * 1000), "of 13 batches"
     assert content["flops_per_second"] == pytest.approx(content["images_per_second"] * content["flops_per_image"])
     # The article's network: 651,720 multiplications and additions forward, twice that backward but for the first
     # layer, which hands no gradient on to the images.
@@ -76,7 +76,9 @@ def test_data_without_a_test_are_evaluated_by_their_training_images(tmp_path: Pa
     images, labels = drawn(200, 10, seed=0)
     np.savez(tmp_path / "untested.npz", X_train=images, y_train=labels)
     lines = ["data=npz", f"data.path='{tmp_path}/untested.npz'", "data.test_size=0", "trainer.accelerator=cpu"]
-    speeds = LabSide(lines, tmp_path, time.perf_counter()).inference(0.01)
+    side = LabSide([*lines, "data.batch_size=1000"], tmp_path, time.perf_counter())
+    assert side.facts()["images_per_step"] == 180, "a batch is all of them, however large it may be"
+    speeds = side.inference(0.01)
     assert speeds["evaluation_images_per_second"] > 0
     assert set(speeds["prediction_ms"]) == {"1", "180"}  # all that are left of 200 beside a tenth for validation
 
@@ -94,7 +96,7 @@ def test_each_switch_is_judged_against_the_baseline_of_its_own_rounds(
         def __init__(self, kind: str, overrides: list[str]) -> None:
             self.kind, self.overrides = kind, overrides
             self.blocks: list[float] = []
-            self.facts = {"batch_size": 100, "switches": ["trainer.precision=32-true"]}
+            self.facts = {"images_per_step": 100, "switches": ["trainer.precision=32-true"]}
 
         def call(self, method: str, *arguments: object) -> object:
             if method == "losses":

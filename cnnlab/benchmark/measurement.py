@@ -135,7 +135,7 @@ def measure(
     with start_sides(("lab", overrides), *((kind, overrides) for kind in against)) as started:
         lab = started[0]
         take_turns(started, rounds, seconds, progress)
-        step, images = lab.step_seconds, lab.facts["batch_size"]
+        step, images = lab.step_seconds, lab.facts["images_per_step"]
         progress("the parts of a step")
         parts = lab.call("parts", max(FEWEST_STEPS, round(seconds / step)))
         # The parts are measured in a separate loop: their sum may be more than a step.
@@ -148,7 +148,7 @@ def measure(
             "hardware": lab.facts["hardware"],
             "versions": list_versions(),
             "precision": lab.facts["precision"],
-            "batch_size": images,
+            "batch_size": lab.facts["batch_size"],
             "images_per_second": images / step,
             "step_ms": 1000 * step,
             "step_ms_rounds": [1000 * block for block in lab.blocks],
@@ -247,7 +247,7 @@ def _try(candidate: Candidate, baseline: Side, overrides: Sequence[str], seconds
     try:
         with start_sides(("lab", [*overrides, *candidate.overrides])) as (other,):
             take_turns([baseline, other], 3, seconds / 3, lambda line: None)
-            speeds = [[side.facts["batch_size"] / block for block in side.blocks] for side in (baseline, other)]
+            speeds = [[side.facts["images_per_step"] / block for block in side.blocks] for side in (baseline, other)]
             candidate.baseline_images_per_second, candidate.images_per_second = map(statistics.median, speeds)
             candidate.ratio = statistics.median(after / before for before, after in zip(*speeds, strict=True))
             if candidate.ratio <= FASTER:

@@ -27,7 +27,7 @@ from typing_extensions import override
 
 from cnnlab import patches
 from cnnlab.batch import Batch
-from cnnlab.build import Lab, build_data, build_lab, build_network, build_optimizer, build_trainer
+from cnnlab.build import Lab, build_data, build_lab, build_network, build_optimizer, build_trainer, count_batches
 from cnnlab.classifier import require_parts
 from cnnlab.config import composed
 from cnnlab.data import DataModule
@@ -79,6 +79,7 @@ class LabSide:
         self.cfg = composed(overrides, folder)
         self.cfg.trainer.max_epochs, self.cfg.budget = -1, None
         self.cfg.trainer.limit_val_batches = 0
+        self.cfg.trainer.accumulate_grad_batches = 1  # a step is a batch, as that of the other sides
         self.cfg.trainer.enable_progress_bar = False
         images = build_data(self.cfg)
         read = time.perf_counter()
@@ -92,10 +93,13 @@ class LabSide:
 
     def facts(self) -> dict[str, Any]:
         """Return what the measuring process needs to know."""
+        data = self.lab.data
+        batches, last = count_batches(data, 1, self.lab.trainer.limit_train_batches)
         return {
             "hardware": describe_hardware(self.device),
             "precision": str(self.lab.trainer.precision),
-            "batch_size": self.cfg.data.batch_size,
+            "batch_size": data.batch_size,
+            "images_per_step": data.batch_size - (data.batch_size - last) / batches,
             "flops_per_image": self._count_flops(),
             "start_up_seconds": self.start_up,
             "switches": [
