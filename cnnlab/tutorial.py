@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -13,14 +12,12 @@ from cnnlab.errors import ConfigError
 Kernel = Float[np.ndarray, "side side"]
 Plane = Float[np.ndarray, "height width channel"]
 
-KERNELS: Mapping[str, tuple[tuple[float, ...], ...]] = MappingProxyType(
-    {
-        "blur": ((1 / 9, 1 / 9, 1 / 9), (1 / 9, 1 / 9, 1 / 9), (1 / 9, 1 / 9, 1 / 9)),
-        "edges": ((0, 1, 0), (1, -4, 1), (0, 1, 0)),
-        "sharpen": ((0, -1, 0), (-1, 5, -1), (0, -1, 0)),
-        "sobel_x": ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)),
-    }
-)
+KERNELS: Mapping[str, tuple[tuple[float, ...], ...]] = {
+    "blur": ((1 / 9, 1 / 9, 1 / 9), (1 / 9, 1 / 9, 1 / 9), (1 / 9, 1 / 9, 1 / 9)),
+    "edges": ((0, 1, 0), (1, -4, 1), (0, 1, 0)),
+    "sharpen": ((0, -1, 0), (-1, 5, -1), (0, -1, 0)),
+    "sobel_x": ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)),
+}
 """Kernels by name. Source of `sobel_x`: Sobel & Feldman 1968; the others are textbook stencils."""
 
 _LARGEST = 15  # a larger kernel can't be read in a picture

@@ -9,7 +9,6 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,15 @@ from jaxtyping import Float32, Int64, Integer, UInt8, UInt16
 from cnnlab.data import npz, splits
 from cnnlab.errors import ConfigError, DataError
 
-KEYS: Mapping[str, str] = MappingProxyType(
-    {
-        "train_images": "X_train",
-        "train_targets": "y_train",
-        "val_images": "X_val",
-        "val_targets": "y_val",
-        "test_images": "X_test",
-        "test_targets": "y_test",
-        "groups": "groups",
-    }
-)
+KEYS: Mapping[str, str] = {
+    "train_images": "X_train",
+    "train_targets": "y_train",
+    "val_images": "X_val",
+    "val_targets": "y_val",
+    "test_images": "X_test",
+    "test_targets": "y_test",
+    "groups": "groups",
+}
 """Names of the arrays inside the npz, unless the config gives others.
 
 Those of training must be there. A validation set, a test set and the groups of the training images may be: a name that

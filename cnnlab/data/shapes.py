@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -270,25 +269,23 @@ def _star(points: int, waist: float) -> Shape:
     )
 
 
-_SHAPES: Mapping[str, Shape] = MappingProxyType(
-    {
-        "circle": _circle,
-        "square": _polygon((-0.72, -0.72), (0.72, -0.72), (0.72, 0.72), (-0.72, 0.72)),
-        "triangle": _polygon((0, -1), (0.87, 0.5), (-0.87, 0.5)),
-        "star": _star(points=5, waist=0.42),
-        "cross": _polygon(
-            *((-0.28, -0.95), (0.28, -0.95), (0.28, -0.28), (0.95, -0.28), (0.95, 0.28), (0.28, 0.28)),
-            *((0.28, 0.95), (-0.28, 0.95), (-0.28, 0.28), (-0.95, 0.28), (-0.95, -0.28), (-0.28, -0.28)),
-        ),
-        "ring": _ring,
-        "crescent": _crescent,
-        "heart": _heart,
-        "bolt": _polygon((0.35, -1), (-0.7, 0.2), (-0.1, 0.2), (-0.35, 1), (0.7, -0.2), (0.1, -0.2)),
-        "arrow": _polygon(
-            *((0, -1), (0.75, -0.1), (0.25, -0.1), (0.25, 0.95), (-0.25, 0.95), (-0.25, -0.1), (-0.75, -0.1))
-        ),
-    }
-)
+_SHAPES: Mapping[str, Shape] = {
+    "circle": _circle,
+    "square": _polygon((-0.72, -0.72), (0.72, -0.72), (0.72, 0.72), (-0.72, 0.72)),
+    "triangle": _polygon((0, -1), (0.87, 0.5), (-0.87, 0.5)),
+    "star": _star(points=5, waist=0.42),
+    "cross": _polygon(
+        *((-0.28, -0.95), (0.28, -0.95), (0.28, -0.28), (0.95, -0.28), (0.95, 0.28), (0.28, 0.28)),
+        *((0.28, 0.95), (-0.28, 0.95), (-0.28, 0.28), (-0.95, 0.28), (-0.95, -0.28), (-0.28, -0.28)),
+    ),
+    "ring": _ring,
+    "crescent": _crescent,
+    "heart": _heart,
+    "bolt": _polygon((0.35, -1), (-0.7, 0.2), (-0.1, 0.2), (-0.35, 1), (0.7, -0.2), (0.1, -0.2)),
+    "arrow": _polygon(
+        *((0, -1), (0.75, -0.1), (0.25, -0.1), (0.25, 0.95), (-0.25, 0.95), (-0.25, -0.1), (-0.75, -0.1))
+    ),
+}
 
 CLASSES = tuple(_SHAPES)
 """Names of the classes, in label order."""
