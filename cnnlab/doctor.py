@@ -39,7 +39,7 @@ from cnnlab.evaluation import answer, fabric_of, tta_of
 from cnnlab.files import csv_cell, finite, read_csv, write_bytes, write_json, write_text
 from cnnlab.folds import HeldOut, answer_runs, hold_out, score
 from cnnlab.record import program, typed, without
-from cnnlab.restore import Restored, locate, restore, restore_data
+from cnnlab.restore import Restored, find_data_file, restore, restore_data
 
 SHEET = 48
 """Images of the contact sheet."""
@@ -202,7 +202,9 @@ def examine(
         "command": _command(state, output / "suspects.csv"),
     })  # fmt: skip
     exclude = state.config["data"].get("exclude")
-    _write_suspects(output / "suspects.csv", suspects, None if exclude is None else locate(Path(exclude), state))
+    _write_suspects(
+        output / "suspects.csv", suspects, None if exclude is None else find_data_file(Path(exclude), state)
+    )
     _draw_suspects(output / "suspects.png", suspects[:SHEET], data)
     write_json(output / "doctor.json", content)
     return content

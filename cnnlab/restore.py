@@ -280,12 +280,12 @@ def restore_data(
         if path is None:
             sizes |= {name: _number(section[name]) for name in SIZES if section.get(name) is not None}
             if section.get("exclude") is not None:
-                sizes["exclude"] = locate(Path(section["exclude"]), run)
+                sizes["exclude"] = find_data_file(Path(section["exclude"]), run)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{run.checkpoint} does not say how its data is read: {first_line(error)}") from error
     resident: Literal["auto", "disk"] = "disk" if section.get("resident") == "disk" else "auto"
     if path is None:
-        path = locate(recorded, run)
+        path = find_data_file(recorded, run)
         if path.is_dir() and not (path := folder.cache_of(path, section.get("size"), section.get("fit"))).exists():
             raise DataError(f"{recorded} was packed into {path}, which is no more. Give the images with --data FILE.")
     else:
@@ -320,7 +320,7 @@ def _number(value: Any) -> int | float:
     return value
 
 
-def locate(path: Path, run: Restored) -> Path:
+def find_data_file(path: Path, run: Restored) -> Path:
     """Return the run's data file; its path may have started in the folder that the run was started in."""
     cwd = run.record.run.get("cwd") if run.record else None
     places = [path, *([Path(cwd) / path] if isinstance(cwd, str) else [])]
