@@ -35,6 +35,11 @@ class ComparedRun:
             raise ConfigError(f"{name} stands alone: `compare` needs the run's folder around it.")
         self.record: Record = record
 
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """What the run measured: of its best state, and so nothing of another one."""
+        return self.record.metrics if self.checkpoint.stem == "best" or not self.record.best.is_file() else {}
+
     @cached_property
     def facts(self) -> dict[str, Any]:
         """Code version and environment."""
@@ -132,8 +137,8 @@ def _read_code(run: ComparedRun) -> list[str]:
 
 def compare_metrics(compared: Sequence[ComparedRun]) -> dict[str, list[float | None]]:
     """Return the metrics that any of the runs measured, with each run's value."""
-    names = sorted({name for run in compared for name in run.record.metrics if name != "objective"})
-    return {name: [run.record.metrics.get(name) for run in compared] for name in names}
+    names = sorted({name for run in compared for name in run.metrics if name != "objective"})
+    return {name: [run.metrics.get(name) for run in compared] for name in names}
 
 
 def read_curves(compared: Sequence[ComparedRun]) -> dict[str, dict[str, list[float]]]:
@@ -192,9 +197,9 @@ def compare_groups(
         if not any_length:
             _check_lengths(group)
     for run in (*first, *second):
-        if run.record.metrics.get(metric) is None:
+        if run.metrics.get(metric) is None:
             raise ConfigError(f"{run.label} did not measure {metric}; choose another with --metric.")
-    return welch(*([run.record.metrics[metric] for run in group] for group in (first, second)))
+    return welch(*([run.metrics[metric] for run in group] for group in (first, second)))
 
 
 def _check_independent(group: Sequence[ComparedRun]) -> None:

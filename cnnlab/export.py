@@ -142,7 +142,10 @@ def _default_path(state: Restored, format: Format) -> Path:
 
 def _metadata(state: Restored, input: Input) -> dict[str, str]:
     """Return what every exported file says of itself; the formats want texts as values."""
-    metrics = state.record.metrics if state.record else {}
+    # The run's are those of its best state, in a test that may have averaged views of each image.
+    tta = (state.config.get("eval") or {}).get("tta", "none")
+    is_tested = (state.checkpoint.stem, state.members, tta) == ("best", (), "none")
+    metrics = state.record.metrics if state.record and is_tested else {}
     return {
         CLASSES: json.dumps(list(state.classes)),
         SHAPE: json.dumps(list(state.image_shape)),

@@ -182,6 +182,9 @@ def test_a_seed_counts_once_in_a_group(tmp_path: Path, call):
     other = [tmp_path / "b" / str(number) for number in range(2)]
     assert "the same seed, 0" in call(first[0], last, "--against", *other)[2]
     assert "in the first group too" in call(*first, "--against", last, other[1])[2]
+    assert "did not measure test/accuracy" in call(last, first[1], "--against", *other)[2], (
+        "metrics.json is of the best"
+    )
     held_out = [result(tmp_path / "c" / str(n), 0.9, more=f"data: {{split_seed: {n}}}\n") for n in range(2)]
     assert call(*first, "--against", *held_out)[0] == 0, "other images are another measurement"
 

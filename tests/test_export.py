@@ -12,7 +12,7 @@ from cnnlab import export as room
 from cnnlab.errors import CnnlabError, ConfigError, DataError, MachineError
 from cnnlab.export import export
 from cnnlab.prediction import load_onnx, load_run
-from tests.conftest import Train
+from tests.conftest import Train, read
 
 pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
 
@@ -48,7 +48,7 @@ def test_a_program_runs_without_cnnlab(trained: Path, tmp_path: Path, images: np
     np.testing.assert_allclose(probabilities.detach().numpy(), load_run(str(trained), "cpu").predict(images), atol=1e-5)
 
 
-def test_safetensors_hold_the_weights_and_what_builds_their_network(trained: Path):
+def test_safetensors_hold_the_weights_and_what_builds_their_network(trained: Path, tmp_path: Path):
     from safetensors import safe_open
 
     exported = export(str(trained), format="safetensors")
@@ -59,6 +59,10 @@ def test_safetensors_hold_the_weights_and_what_builds_their_network(trained: Pat
         names = set(file.keys())
         assert names == {name.removeprefix("network.") for name in saved if name.startswith("network.")}
         assert all(torch.equal(file.get_tensor(name), saved[f"network.{name}"]) for name in names)
+        assert json.loads(file.metadata()["cnnlab.metrics"])["test/loss"] == read(trained / "metrics.json")["test/loss"]
+    other = export(str(trained / "checkpoints" / "last.ckpt"), format="safetensors", output=tmp_path / "last")
+    with safe_open(other.path, "pt") as file:
+        assert file.metadata()["cnnlab.metrics"] == "{}", "those of the best state are none of the last one's"
 
 
 def test_networks_with_batch_norm_are_exported(train: Train):
