@@ -168,7 +168,7 @@ def _link(path: Path, name: Path) -> bool:
     return True
 
 
-def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """Return a file's content: of a regular file only, since a pipe or a device may never end.
 
     Raises:
@@ -182,9 +182,9 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise DamagedError(f"{path} must be a regular file, it is a folder, a pipe or a device.")
-            if facts.st_size > most_bytes:
-                raise DamagedError(f"{path} must have {most_bytes:,} bytes at most, it has {facts.st_size:,}.")
-            return file.read(most_bytes)
+            if facts.st_size > MOST_BYTES:
+                raise DamagedError(f"{path} must have {MOST_BYTES:,} bytes at most, it has {facts.st_size:,}.")
+            return file.read(MOST_BYTES)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
             raise FileNotFoundError(error.errno, error.strerror, str(path)) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from cnnlab.errors import MachineError
 
 NAME = ".lock"
+PATIENCE_SECONDS = 0.2
 
 _held: set[int] = set()
 
@@ -59,9 +60,9 @@ def take(folder: Path) -> int | None:
     return descriptor
 
 
-def _lock(descriptor: int, patience_seconds: float = 0.2) -> None:
+def _lock(descriptor: int) -> None:
     """Lock a file; a process that its last holder started has it for a moment, until it becomes its own program."""
-    until = time.monotonic() + patience_seconds
+    until = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

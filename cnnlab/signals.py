@@ -139,14 +139,14 @@ def waited(seconds: float) -> bool:
     return _received is not None and time.monotonic() - _received_at >= seconds
 
 
-def raise_if_received(*, between_steps: bool = False) -> None:
+def raise_if_received() -> None:
     """Stop now if a signal came.
 
     That is for signals that were deferred, and for those that stopped nothing: they came while a run of a sweep ended,
     or Python dropped the exception, as it does within a destructor or the callback of a weak reference.
     """
     if signum := _received or _late:
-        raise Stopped(signum, between_steps=between_steps)
+        raise Stopped(signum)
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:

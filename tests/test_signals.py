@@ -49,7 +49,7 @@ def test_a_deferred_signal_waits_for_a_safe_point_however_often_slurm_sends_it()
             send(signum)
         assert signals.received() == signal.SIGTERM
         with pytest.raises(Stopped):
-            signals.raise_if_received(between_steps=True)
+            signals.raise_if_received()
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])

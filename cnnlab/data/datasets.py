@@ -230,8 +230,8 @@ class Datasets(DataModule):
     def _source(self, split: Split) -> str:
         return split if split in self._samples else "train"
 
-    def _sample(self, split: Split, row: int, epoch: int = 0) -> tuple[np.ndarray, int, int]:
-        sample = self._samples[self._source(split)][epoch, 0, row]
+    def _sample(self, split: Split, row: int) -> tuple[np.ndarray, int, int]:
+        sample = self._samples[self._source(split)][0, 0, row]
         if isinstance(sample, _Failure):
             raise DataError(f"{sample.text}.")
         return sample

@@ -19,6 +19,8 @@ from cnnlab.sweep.trial import TrialFolder, split_override
 
 log = logging.getLogger(__name__)
 
+PATIENCE_SECONDS = 120  # that the trials of a process that was killed may take to save
+
 
 class Objective(TypedDict):
     """What a sweep's results are compared by."""
@@ -150,12 +152,11 @@ class SweepFolder:
         self.record |= facts
         write_text(self.path / SWEEP_RECORD, json.dumps(self.record, indent=1) + "\n")
 
-    def hold(self, *, shared: bool, patience_seconds: float = 120) -> str:
+    def hold(self, *, shared: bool) -> str:
         """Say that this process works here; trials that it forks hold the folder as long as they live.
 
         Args:
             shared: Whether other processes may work here too, as in a search.
-            patience_seconds: How long the trials of a process that was killed may take to save.
 
         Returns:
             The name of this process's hold.
@@ -173,7 +174,7 @@ class SweepFolder:
                 break
             os.close(self.handle)
         if not shared:
-            until = time.monotonic() + patience_seconds
+            until = time.monotonic() + PATIENCE_SECONDS
             logged = False
             for other in self._state.glob("*.hold"):
                 while other.stem != name and self.is_held(other.stem):
