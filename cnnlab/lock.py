@@ -85,3 +85,9 @@ def disown() -> None:
     """Close the locks that this forked process shares with the one that took them, which alone is to hold them."""
     while _held:
         os.close(_held.pop())
+
+
+def check_free(folder: Path) -> None:
+    """Raise `MachineError` if another process holds a folder that exists."""
+    if (folder / NAME).is_file() and is_primary():
+        leave(take(folder))

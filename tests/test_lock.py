@@ -50,3 +50,10 @@ def test_a_forked_worker_that_disowns_the_lock_does_not_keep_it(tmp_path: Path):
     lock.leave(lock.take(tmp_path))
     os.write(done[1], b".")
     os.waitpid(worker, 0)
+
+
+def test_other_ranks_neither_take_nor_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    held = lock.take(tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    lock.check_free(tmp_path)
+    lock.leave(held)

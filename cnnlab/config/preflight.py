@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from cnnlab import lock
 from cnnlab.config import project, tree
 from cnnlab.config.command import Command
 from cnnlab.config.help import help_text
@@ -58,6 +59,7 @@ def preflight(argv: Sequence[str], *, verify_presence: bool = False, objects: Se
         overrides = _resumed(folder, overrides, multirun)
     else:
         overrides = [_with_current_state(override) for override in overrides]
+        _check_new_folder(overrides, multirun)
     command = Command(flags, overrides, multirun)
     mistakes += command.mistakes()
     if not folder and command.config.get("resume") is not None:
@@ -176,6 +178,7 @@ def _resumed(folder: Path, overrides: Sequence[Override], multirun: bool) -> lis
         path = quote(folder)
         place = parse_all([f"resume={path}", f"hydra.sweep.dir={path}"])[0]
         return [*(override for override in typed if override.key_or_group != "hydra.sweep.dir"), *place]
+    lock.check_free(folder)
     check_links(folder)
     lines = [text_of(override) for override in typed]
     if not any(sets(override, "data.path") for override in typed):
@@ -201,6 +204,20 @@ def _with_current_state(override: Override) -> Override:
     if key not in STATES or override.is_sweep_override() or not isinstance(name, str) or not name or "${" in name:
         return override
     return parse(f"{key}={quote(find_run(name).checkpoint.absolute())}")
+
+
+def _check_new_folder(overrides: Sequence[Override], multirun: bool) -> None:
+    """Check that a run which is to begin has a folder of its own."""
+    for override in () if multirun else overrides:
+        folder = override.value()
+        if not sets(override, "hydra.run.dir") or not isinstance(folder, str) or "${" in folder:
+            continue
+        lock.check_free(Path(folder))
+        if lock.is_primary() and Record(Path(folder)).has_state:
+            raise refusal(
+                f"hydra.run.dir={as_typed(folder)} holds a run already: resume it by resume={as_typed(folder)}, or "
+                "choose another folder"
+            )
 
 
 def _changes(folder: Path, flags: argparse.Namespace, overrides: Sequence[Override], command: Command) -> list[str]:
