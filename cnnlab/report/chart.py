@@ -4,7 +4,7 @@ Matplotlib's would have colours of their own, ten times the size, and cost the p
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -103,27 +103,25 @@ def draw(
             if len(points) == 1 or (curve.dots and len(points) <= 30 and curve.style != "pale"):
                 dots += [(curve.style, *point) for point in points]
     whole = all(float(place).is_integer() for place in places)
-    pointer = None
-    if mark:
-        place = across(mark[0])
-        # The label stands where no curve is: above those that end low, as losses do.
-        heights = [down(y) for curve in curves for x, y in zip(curve.x, curve.y, strict=True)
-                   if x >= mark[0] and math.isfinite(y)]  # fmt: skip
-        ends_low = bool(heights) and sum(heights) / len(heights) > (TOP + HEIGHT - BOTTOM) / 2
-        pointer = (
-            place,
-            mark[1],
-            "end" if place > WIDTH / 2 else "start",
-            TOP + 10 if ends_low else HEIGHT - BOTTOM - 4,
-        )
     return Chart(
         title, x,
         rows=[(down(tick), f"{tick:.0%}" if percent else number(tick)) for tick in y_ticks],
         columns=[(across(tick), number(tick)) for tick in ticks(first, last, whole=whole)],
         strokes=strokes, dots=dots,
         styles={curve.name: curve.style for curve in curves},  # several curves may share a name
-        mark=pointer,
+        mark=_point_out(*mark, curves, across, down) if mark else None,
     )  # fmt: skip
+
+
+def _point_out(
+    x: float, label: str, curves: Sequence[Line], across: Callable[[float], float], down: Callable[[float], float]
+) -> tuple[float, str, str, float]:
+    """Return a chart's `mark`: its label stands where no curve is, above those that end low, as losses do."""
+    points = [point for curve in curves for point in zip(curve.x, curve.y, strict=True)]
+    heights = [down(y) for place, y in points if place >= x and math.isfinite(y)]
+    ends_low = bool(heights) and sum(heights) / len(heights) > (TOP + HEIGHT - BOTTOM) / 2
+    side = "end" if across(x) > WIDTH / 2 else "start"
+    return across(x), label, side, TOP + 10 if ends_low else HEIGHT - BOTTOM - 4
 
 
 def ticks(low: float, high: float, whole: bool = False) -> list[float]:
