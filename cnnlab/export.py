@@ -151,7 +151,7 @@ def _metadata(state: Restored, input: Input) -> dict[str, str]:
         SHAPE: json.dumps(list(state.image_shape)),
         INPUT: input,
         "cnnlab.layout": "images: batch, channel, height, width",
-        "cnnlab.model": json.dumps(state.model),
+        "cnnlab.model": json.dumps(state.config["model"]),
         "cnnlab.metrics": json.dumps(metrics),
     }
 

@@ -134,11 +134,11 @@ def _data(lab: Lab) -> Iterator[Finding]:
     yield Finding(
         "data", f"{splits} images of {height} × {width} × {channels}, {data.num_classes} classes; {data.path}"
     )
-    sizes = data.labels("train").bincount(minlength=data.num_classes)
-    least, most = int(sizes.min()), int(sizes.max())
+    sizes = data.class_counts
+    least, most = min(sizes), max(sizes)
     note = ""
     if least == 0:
-        note = f"{data.classes[int(sizes.argmin())]} has no training image"
+        note = f"{data.classes[sizes.index(0)]} has no training image"
     elif most > 10 * least:
         note = "the largest class is more than ten times the smallest: accuracy will hide the small ones"
     yield Finding("classes", f"{least:,} to {most:,} training images each", note=note)

@@ -88,11 +88,6 @@ class Restored(NamedTuple):
     record: Record | None
     members: tuple[Path, ...] = ()
 
-    @property
-    def model(self) -> dict[str, Any]:
-        """The network's part of the config, as plain containers."""
-        return self.config["model"]
-
 
 class Ensemble(nn.Module):
     """The logarithm of the mean of several networks' probabilities, which serves as logits."""
