@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from cnnlab.build import Lab, build_lab, composition
 from cnnlab.callbacks import AtomicCheckpointIO, Checkpoint, Divergence
-from cnnlab.callbacks.budget import find_budget
+from cnnlab.callbacks.budget import evaluated, find_budget
 from cnnlab.callbacks.checkpoint import as_numbers, find_checkpoint
 from cnnlab.checkpoint import Loaded, read_checkpoint, read_last
 from cnnlab.classifier import callbacks_of
@@ -177,13 +177,16 @@ def describe_budget(lab: Lab) -> dict[str, Any]:
 
 def facts(lab: Lab) -> dict[str, Any]:
     """Return what a run's record says of what was built."""
-    objects = lab.classifier.hparams["objects"]
+    objects, data, processes = lab.classifier.hparams["objects"], lab.data, lab.trainer.world_size
+    images = {
+        split: min(data.count(split), processes * evaluated(lab.trainer, data, split)) for split in ("val", "test")
+    }
     return {
         "device": describe_device(lab.trainer.strategy.root_device),
         "precision": lab.trainer.precision,
         "matmul_precision": torch.get_float32_matmul_precision(),
         "num_parameters": sum(parameter.numel() for parameter in lab.classifier.parameters()),
-        "images": {split: lab.data.count(split) for split in ("train", "val", "test")},
+        "images": {"train": data.count("train"), **images},  # what the metrics are of
         # Objects that were given from Python stand in place of what the config says: two such runs may differ.
         "identity": None if objects else identify(lab.classifier.hparams["config"], versions()),
         "objects": objects,

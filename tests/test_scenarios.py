@@ -109,10 +109,17 @@ def test_training_goes_on_for_another_epoch(train: Train):
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
 
 
-def test_validation_twice_an_epoch(train: Train):
-    folder = train("trainer.max_epochs=1", "trainer.val_check_interval=0.5")
-    assert read(folder / "run.json")["status"] == "completed"
-    assert 0 <= read(folder / "metrics.json")["val/accuracy"] <= 1
+def test_validation_twice_an_epoch_of_a_part_of_the_images(train: Train):
+    folder = train(
+        "trainer.max_epochs=1", "trainer.val_check_interval=0.5", "data.eval_batch_size=30",
+        "trainer.limit_val_batches=1", "trainer.limit_test_batches=0.5",
+    )  # fmt: skip
+    run, metrics = read(folder / "run.json"), read(folder / "metrics.json")
+    assert run["status"] == "completed"
+    assert run["images"] == {"train": 320, "val": 30, "test": 60}, "intervals are over those that were measured"
+    for split in ("val", "test"):
+        right = metrics[f"{split}/accuracy"] * run["images"][split]
+        assert right == pytest.approx(round(right), abs=1e-4)
 
 
 @pytest.mark.long

@@ -165,7 +165,7 @@ class Budget(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        images = evaluated(trainer, "val")
+        images = evaluated(trainer, trainer.datamodule, "val")  # type: ignore[attr-defined]
         if self._step is not None and images:
             self._image = (time.monotonic() - self._validation_began) / images / self._step
 
@@ -262,12 +262,13 @@ class Budget(Callback):
     def _costs(self, trainer: Trainer) -> tuple[float, float]:
         """Return what a validation takes, and what comes after the last step, both in steps."""
         assert self._step is not None
-        per_step = trainer.datamodule.batch_size * trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        per_step = data.batch_size * trainer.accumulate_grad_batches
         image = self._image or EVALUATION / per_step
         saving = SAVING_SECONDS / self._step
-        validation = self._pauses.get("validation", image * evaluated(trainer, "val") + saving)
+        validation = self._pauses.get("validation", image * evaluated(trainer, data, "val") + saving)
         views = VIEWS.get(getattr(trainer.lightning_module, "tta", "none"), 1)
-        test = image * views * evaluated(trainer, "test")
+        test = image * views * evaluated(trainer, data, "test")
         return validation, validation + test + self.ending * self._slowdown / self._step
 
     def _rhythm(self, trainer: Trainer) -> tuple[float, float]:
@@ -308,14 +309,12 @@ def processor_seconds() -> tuple[float, float]:
         return time.process_time(), 0.0
 
 
-def evaluated(trainer: Trainer, split: str) -> float:
+def evaluated(trainer: Trainer, data: Any, split: str) -> int:
     """Return how many images of `val` or `test` each process evaluates."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
     limit = getattr(trainer, f"limit_{split}_batches")
-    images = data.count(split) / trainer.world_size
-    if isinstance(limit, int):
-        return min(images, limit * getattr(data, "eval_batch_size", data.batch_size))
-    return images * limit
+    size = getattr(data, "eval_batch_size", data.batch_size)
+    images = math.ceil(data.count(split) / trainer.world_size)
+    return min(images, size * (limit if isinstance(limit, int) else int(limit * math.ceil(images / size))))
 
 
 def find_budget(trainer: Trainer) -> Budget | None:

@@ -38,7 +38,7 @@ class Row:
         started: When it began, in seconds since 1970.
         history: The rows of `history.csv`; NaN for what is no number.
         limits: Those that it was trained to (epochs, steps, time), as far as known.
-        images: How many each split had, as far as known.
+        images: How many of each split were trained on or evaluated, as far as known.
         is_comparable: Whether it was trained to the sweep's own limits; a trial may have been resumed by itself.
     """
 
