@@ -317,6 +317,19 @@ def test_ticks_are_few_and_round_and_inside(ends):
     assert f"{steps[0]:.0e}"[0] in "125"
 
 
+@pytest.mark.parametrize("high", [0.00018, 0.00042, 0.012, 0.7, 23, 9000, 1.2e7])
+def test_the_labels_of_ticks_are_their_values(high: float):
+    units = {"k": 1e3, "M": 1e6, "%": 0.01}
+    for percent in (False, True):
+        drawn_chart = chart.draw("", [chart.Line("", [1, 2], [0, high])], "", percent=percent)
+        assert drawn_chart is not None
+        (top, _), (bottom, _) = drawn_chart.rows[-1], drawn_chart.rows[0]
+        labels = [label.replace(",", "") for _, label in drawn_chart.rows]
+        values = [float(label.rstrip("kM%")) * units.get(label[-1], 1) for label in labels]
+        shares = [(bottom - place) / (bottom - top) for place, _ in drawn_chart.rows]
+        np.testing.assert_allclose(values, np.array(shares) * values[-1], atol=0.003 * values[-1])
+
+
 def test_a_curve_with_gaps_is_drawn_in_pieces():
     nan = float("nan")
     gaps = chart.draw("Loss", [chart.Line("training", range(6), [1, 2, nan, 3, 4, nan])], "epoch")

@@ -165,7 +165,7 @@ def importance_bars(shares: Mapping[str, float]) -> Figure:
     places = range(len(ordered))
     axes.barh(places, [share for _, share in ordered], color=BLUE, height=0.6)
     axes.set_yticks(places, shorten_labels([key for key, _ in ordered], 40), **font())
-    axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axes.xaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="y", visible=False)
     return figure

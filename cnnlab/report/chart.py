@@ -105,7 +105,7 @@ def draw(
     whole = all(float(place).is_integer() for place in places)
     return Chart(
         title, x,
-        rows=[(down(tick), f"{tick:.0%}" if percent else number(tick)) for tick in y_ticks],
+        rows=[(down(tick), f"{100 * tick:.6g}%" if percent else number(tick)) for tick in y_ticks],
         columns=[(across(tick), number(tick)) for tick in ticks(first, last, whole=whole)],
         strokes=strokes, dots=dots,
         styles={curve.name: curve.style for curve in curves},  # several curves may share a name
@@ -137,7 +137,7 @@ def ticks(low: float, high: float, whole: bool = False) -> list[float]:
 def number(value: float) -> str:
     """Return a tick's label."""
     if value and abs(value) < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-")
+        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
     for unit, word in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 10 * unit or (abs(value) >= unit and unit > 1e3):
             return f"{value / unit:.4g}{word}"
