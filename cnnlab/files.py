@@ -324,7 +324,7 @@ def plain(content: Any, place: str) -> Any:
             return {name: copy(element, f"{place}: {name}", depth + 1) for name, element in value.items()}
         if isinstance(value, list | tuple):
             return [copy(element, place, depth + 1) for element in value]
-        if value is None or type(value) in (str, bool, float) or (type(value) is int and abs(value) < 2**63):
+        if value is None or type(value) in (str, bool, float) or (type(value) is int and -(2**63) <= value < 2**63):
             return value
         raise DamagedError(f"{place} must be a text, a number, a list or a mapping, got {type(value).__name__}.")
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+import os
 import tempfile
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cnnlab import trust
@@ -20,7 +21,11 @@ from cnnlab.files import csv_cell, plain, printable, read_csv, read_json, read_y
 from cnnlab.record import Record, find_run
 from tests.conftest import drawn
 
-quick = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+# The same examples each time; EXAMPLES=1000 looks for new ones.
+EXAMPLES = os.environ.get("EXAMPLES")
+quick = settings(
+    max_examples=int(EXAMPLES or 30), derandomize=not EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck)
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +108,7 @@ def is_plain(value: object) -> bool:
         return type(value) is dict and all(type(name) is str and is_plain(inner) for name, inner in value.items())
     if isinstance(value, list):
         return type(value) is list and all(map(is_plain, value))
-    return value is None or type(value) in (bool, int, float, str)
+    return value is None or type(value) in (bool, float, str) or (type(value) is int and -(2**63) <= value < 2**63)
 
 
 odd = st.recursive(
@@ -142,6 +147,7 @@ hidden = st.recursive(
 
 @quick
 @given(value=hidden)
+@example(value=[-(2**63), {"_target_": "os.system", "command": "true"}])
 def test_no_container_hides_a_call_from_the_builder(value):
     for section in ({"_target_": "cnnlab.model.ConvNet", "extra": value}, value):
         with pytest.raises(UnsafeError, match="none of the classes"):

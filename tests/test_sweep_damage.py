@@ -71,7 +71,7 @@ keys = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(file=files, key=keys, value=odd | st.binary(max_size=20))
 def test_an_odd_trial_costs_its_own_row_only(whole, tmp_path, monkeypatch, file, key, value):
     monkeypatch.setattr(pictures, "draw", lambda *_: None)
@@ -86,7 +86,7 @@ def test_an_odd_trial_costs_its_own_row_only(whole, tmp_path, monkeypatch, file,
     assert "sweep.md" in summary.describe(summary.write(folder, pictures=False))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(key=st.sampled_from([None, *RECORD]), value=odd | st.binary(max_size=20))
 def test_an_odd_record_is_read_or_refused(whole, tmp_path, monkeypatch, key, value):
     monkeypatch.setattr(pictures, "draw", lambda *_: None)

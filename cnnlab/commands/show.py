@@ -235,7 +235,7 @@ def schedule(overrides: _Overrides = None, output: _Output = None, open: _Open =
             "see the shape, and look at a run's figures/learning_rate.png for its own."
         )
     names = ("max_epochs", "max_steps", "accumulate_grad_batches")
-    limit = cfg.trainer.overfit_batches or cfg.trainer.limit_train_batches
+    limit = cfg.trainer.get("overfit_batches") or cfg.trainer.limit_train_batches
     batches = _count_training_images(cfg) / cfg.data.batch_size
     batches = math.floor(batches) if cfg.data.get("drop_last") and batches >= 1 else math.ceil(batches)
     limits = {name: cfg.trainer[name] for name in names}
