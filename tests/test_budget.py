@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -155,7 +156,7 @@ SPEEDS = {
 
 
 def fit_on_clock(
-    machine: Machine, images: Images, every: int | None, monkeypatch: pytest.MonkeyPatch, folder: Path
+    machine: Machine, images: Images, every: int | None, monkeypatch: pytest.MonkeyPatch, folder: Path, **flags: Any
 ) -> Budget:
     """Train for 60 simulated seconds, of which 4 are over, with a validation every so many epochs or 70 batches."""
     clock = machine.clock
@@ -166,7 +167,7 @@ def fit_on_clock(
     trainer = Trainer(
         max_epochs=-1, callbacks=[deadline], logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, accelerator="cpu", num_sanity_val_steps=0,
-        check_val_every_n_epoch=every, val_check_interval=None if every else 70,
+        check_val_every_n_epoch=every, val_check_interval=None if every else 70, **flags,
     )  # fmt: skip
     trainer.fit(machine, images)
     return deadline
@@ -192,6 +193,16 @@ def test_a_run_ends_in_time_and_its_schedule_with_it(
     if speed == "constant":
         steps = np.arange(len(shares))
         assert np.abs(shares[5:] - steps[5:] / steps[-1]).max() < 0.02
+
+
+def test_epochs_that_end_with_a_smaller_step_are_counted_right(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
+    machine = Machine(Clock(), SPEEDS["constant"])
+    fit_on_clock(machine, Images(), 1, monkeypatch, tmp_path, accumulate_grad_batches=20)
+    (said,) = re.findall(r"about (\d+) steps, ([\d.]+) epochs", caplog.text)
+    assert float(said[0]) / float(said[1]) == pytest.approx(3, rel=0.01), "20, 20 and 10 of 50 batches"
 
 
 class Untested(Images):

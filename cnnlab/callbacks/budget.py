@@ -248,7 +248,7 @@ class Budget(Callback):
         self._step = self._timed / len(self._intervals)
         validation, ending = self._costs(trainer)
         # What the ends of epochs without a validation take is spread over all steps.
-        steps_an_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+        steps_an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         stretch = 1 + self._pauses.get("epoch", 0.0) / steps_an_epoch
         cycle = Cycle(*self._rhythm(trainer), validation / stretch)
         left = max(1.0, cycle.steps_in((time_left / self._step - ending) / stretch))
@@ -289,7 +289,7 @@ class Budget(Callback):
             return
         assert self._step is not None
         steps = round(len(self.pace.shares) - 1 + left)
-        epochs = steps * trainer.accumulate_grad_batches / trainer.num_training_batches
+        epochs = steps / math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         recording = (max(0.0, self.seconds - self.used) - left * self._step) / self.seconds
         log.info(
             f"budget={self.name}, of which {format_duration(self.used)} are over: about {steps:,} steps, {epochs:.1f} "
