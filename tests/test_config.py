@@ -464,11 +464,19 @@ def test_several_values_need_the_sweep_flag(override):
         (["seed=range(0,3,0)"], "must not be zero"),
         (["hydra.job.chdir=true,false"], "Hydra's own settings can't be swept"),
         (["optimizer.lr=interval(0.1,1)"], "an interval is for a search"),
+        (["search=random", "optimizer.lr=interval(1,0)"], "begins with its smaller end"),
+        (["search=random", "optimizer.lr=interval(0,inf)"], "begins with its smaller end"),
     ],
 )
 def test_every_value_of_a_sweep_is_checked(argv, part):
     (line,) = mistakes("-m", *argv)
     assert part in line
+
+
+def test_a_mistake_in_each_of_many_values_is_counted_beyond_ten_lines():
+    *lines, last = mistakes("-m", "optimizer.lr=range(-30,0)")
+    assert len(lines) == 10
+    assert last.startswith("20 more mistakes")
 
 
 @pytest.mark.parametrize("devices", ["trainer.devices=2", "trainer.devices=1,2", "trainer.devices=[0,1]"])

@@ -12,6 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 from cnnlab import trust
 from cnnlab.commands.completion import propose
+from cnnlab.commands.new import new
 from cnnlab.config import CONF, own_classes, preflight, replaced
 from cnnlab.config.schema import make_schema
 from cnnlab.config.tree import content, groups, options
@@ -161,6 +162,14 @@ def test_a_run_s_folder_is_no_project(trained: Path, tmp_path: Path, monkeypatch
     overrides.write_text(overrides.read_text() + "- model._target_=evil.Net\n")
     with pytest.raises(UnsafeError, match="none of the classes"):
         preflight([f"resume={run}"], verify_presence=True)
+
+
+@pytest.mark.parametrize("name", ["class", "Torch", "json", "conf"])
+def test_a_new_project_hides_no_package_and_can_be_imported(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="is taken"):
+        new(name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_new_project_trains_and_passes_its_own_test_as_it_is_made(tmp_path: Path):

@@ -1,6 +1,8 @@
 """`cnnlab new`: a project of one's own, that trains and passes its test as it is made."""
 
+import importlib.util
 import json
+import keyword
 import re
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +30,8 @@ def new(
     if folder.exists():
         raise ConfigError(f"{folder} exists already: choose another name")
     package = folder.name.replace("-", "_").lower()
+    if keyword.iskeyword(package) or package in ("conf", "tests", "outputs") or importlib.util.find_spec(package):
+        raise ConfigError(f"a project's code is a package of its name, and {package} is taken: choose another name")
     for path in sorted(path for path in TEMPLATE.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
         parts = [RENAMED.get(part, part).replace("NAME", package) for part in path.relative_to(TEMPLATE).parts]
         parts = [package if part == "package" else part for part in parts]

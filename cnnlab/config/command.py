@@ -189,6 +189,9 @@ class Command:
         try:
             if isinstance(sweep := override.value(), IntervalSweep):
                 start, end = cast(float, sweep.start), cast(float, sweep.end)
+                if not -math.inf < start <= end < math.inf:
+                    mistakes.append(f"{line}: an interval begins with its smaller end, and both are finite")
+                    return []
                 texts = iter([str(start), str(end if isinstance(end, int) else math.nextafter(end, start))])
             else:
                 texts = override.sweep_string_iterator()

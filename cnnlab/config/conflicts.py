@@ -75,7 +75,7 @@ def _metrics(config: Mapping[str, Any]) -> Iterator[str]:
             "objective.metric=test/accuracy, with which the last state is the best"
         )
     elif mode == "auto" and direction(metric, config) is None:
-        yield f"objective.mode must be max or min: nothing says whether more or less of {metric} is better"
+        yield f"objective.mode must be max or min: nothing says whether more or less of {as_typed(metric)} is better"
     yield from _contradiction("objective.mode", metric, mode, config)
     for watcher in _watchers(config):
         place = ".".join(watcher.key)
@@ -85,7 +85,8 @@ def _metrics(config: Mapping[str, Any]) -> Iterator[str]:
                 f"{place}.monitor=val/loss or train/loss, or leave {watcher.key[-1]} out"
             )
         if watcher.mode == "auto" and direction(watcher.metric, config) is None and not watcher.follows:
-            yield f"{place}.mode must be max or min: nothing says whether more or less of {watcher.metric} is better"
+            name = as_typed(watcher.metric)
+            yield f"{place}.mode must be max or min: nothing says whether more or less of {name} is better"
         yield from _contradiction(f"{place}.mode", watcher.metric, watcher.mode, config)
         if watcher.follows:  # and the objective is answered for
             continue

@@ -33,6 +33,9 @@ CALLED = {
 }
 SYNONYMS = {word: key for key, words in CALLED.items() for word in words.split()}
 
+MOST_LINES = 10
+"""How many mistakes one refusal tells, each on a line."""
+
 # Texts that would be read as something else, or be overlooked, without quotes.
 _QUOTED = r"|[-+.\d_e]+|\s.*|.*\s|(?i:true|false|null|nan|inf)"
 
@@ -79,10 +82,15 @@ def nearest_key(key: str, keys: Sequence[str]) -> str | None:
 
 
 def refusal(*mistakes: str) -> ConfigError:
-    """Return the error for mistakes: each once, on a line of its own, in letters that can be printed."""
+    """Return the error for mistakes: each once, on a line of its own, in letters that can be printed.
+
+    A sweep may make the same mistake in a thousand values: beyond the first ten they are counted.
+    """
+    lines = [*dict.fromkeys(mistakes)]
+    rest = [f"{len(lines) - MOST_LINES} more mistakes: mend these first"] if len(lines) > MOST_LINES else []
     return ConfigError(
         "\n".join(
             "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in mistake)
-            for mistake in dict.fromkeys(mistakes)
+            for mistake in (*lines[:MOST_LINES], *rest)
         )
     )
