@@ -189,6 +189,18 @@ def test_check_of_an_unusable_file_shows_its_arrays_and_the_reason(call, npz):
     assert call("data", "check", npz)[0] == 8
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_check_refuses_images_that_are_no_numbers(call, npz, split, value):
+    with np.load(npz) as file:
+        arrays = {name: array.astype(np.float32) / 255 if name[0] == "X" else array for name, array in file.items()}
+    arrays[f"X_{split}"][-1, 0, 0, 0] = value
+    np.savez(npz, **arrays)
+    code, _, err = call("data", "check", npz)
+    assert code == 3
+    assert f"the {split} images must be finite" in err
+
+
 def test_check_takes_other_array_names(call, npz):
     with np.load(npz) as file:
         np.savez(npz, images=file["X_train"], **{key: file[key] for key in ("y_train", "X_test", "y_test")})

@@ -14,7 +14,7 @@ import typer
 from cnnlab.commands import AsJson, Trust, Wide
 from cnnlab.console import say
 from cnnlab.data import archive, cifar, folder, npz, pictures, splits
-from cnnlab.errors import ConfigError, PartialError
+from cnnlab.errors import ConfigError, DataError, PartialError
 from cnnlab.tables import Column, print_table
 from cnnlab.wording import format_metric
 
@@ -230,6 +230,8 @@ def _describe_images(data: archive.Archive) -> list[dict[str, Any]]:
     rows = []
     for split, images in data.images.items():
         mean, std = archive.channel_statistics(images)
+        if not np.isfinite([*mean, *std]).all():
+            raise DataError(f"the {split} images must be finite numbers; some are NaN or infinite.")
         rows.append(
             {
                 "split": split,

@@ -213,6 +213,7 @@ def write(
         npz.save(file, content)
 
 
+@np.errstate(invalid="ignore")  # of images that are not finite, neither are these
 def channel_statistics(
     images: Images, mapping: npz.MappedFile | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
