@@ -729,6 +729,23 @@ def test_what_a_folder_asks_for_beyond_known_classes_is_refused_unless_given_aga
     assert line in preflight([f"resume={folder}", line])
 
 
+@pytest.mark.parametrize("option", ["folder", "npz"])
+def test_pictures_are_packed_on_resume_only_where_they_were_before(tmp_path, option):
+    photos = tmp_path / "my photos"
+    photos.mkdir()
+    lines = [f"data={option}", f"data.path={quote(photos)}"]
+    folder = record_run(tmp_path / "run", *lines)
+    with pytest.raises(UnsafeError, match=r"would be packed into a file beside it"):
+        preflight([f"resume={folder}"])
+    (tmp_path / "my photos-0123456789ab.npz").write_bytes(b"")
+    preflight([f"resume={folder}"])
+
+
+def test_a_folder_is_no_npz_file(tmp_path):
+    with pytest.raises(DataError, match="it is a folder; pictures in one are data=folder"):
+        preflight(["data=npz", f"data.path={tmp_path}"], verify_presence=True)
+
+
 def test_the_person_at_the_keyboard_can_trust_a_package_and_choose_own_options(tmp_path):
     folder = record_run(tmp_path / "run", "model._target_=mynet.Net")
     preflight([f"resume={folder}", "trusted=[mynet]"])

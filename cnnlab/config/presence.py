@@ -30,11 +30,15 @@ def check_data(paths: Iterable[Any], config: Mapping[str, Any]) -> None:
     """Check that the files exist which `data.path=` names: only where nobody gave a path, data is fetched or drawn.
 
     Raises:
-        DataError: One of them does not.
+        DataError: One of them does not, or is a folder where a file is read.
     """
+    source = get(config, "data", "source")
     for path in paths:
-        if isinstance(path, str) and "${" not in path and not Path(path).expanduser().exists():
-            source = get(config, "data", "source")
+        if not isinstance(path, str) or "${" in path:
+            continue
+        if source not in (None, "folder") and Path(path).expanduser().is_dir():
+            raise DataError(f"data.path={path} must be an npz file, it is a folder; pictures in one are data=folder.")
+        if not Path(path).expanduser().exists():
             make = f"cnnlab data fetch {source} FILE" if source in ("cifar10", "cifar100") else "cnnlab data --help"
             without = "" if source == "npz" else f", or leave data.path out to have {source} made at its own place"
             raise DataError(f"data.path={path} does not exist. Check it, make it (`{make}`){without}.")

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +143,14 @@ def check_origin(config: Mapping[str, Any], vouched: Mapping[str, Any]) -> None:
         DataError: There is no data where the folder says.
     """
     trusted = vouched.get("trusted") or []
-    writes = get(config, "data", "source") != "npz"  # the data, where there is none
+    source = get(config, "data", "source")
     values_vouched = dict(flatten(vouched, lists=True))
     for key, value in flatten(config, lists=True):
         if key != "resume" and value != values_vouched.get(key):
-            _check_value(value, key, trusted, writes)
+            _check_value(value, key, trusted, source)
 
 
-def _check_value(value: Any, key: str, trusted: list[str], writes: bool) -> None:
+def _check_value(value: Any, key: str, trusted: list[str], source: Any) -> None:
     name = key.rpartition(".")[2]
     writes_files = key.startswith(WRITERS) and name not in ("monitor", "metric")
     if name == "_target_":
@@ -157,10 +158,7 @@ def _check_value(value: Any, key: str, trusted: list[str], writes: bool) -> None
     elif key in STATES:  # of which only tensors are read
         return
     elif key == "data.path":
-        if writes and re.search(r"^[/\\~]|\.\.", str(value)) and not Path(str(value)).is_file():
-            raise DataError(
-                f"{key}={as_typed(value)}, as the run's folder has it, does not exist: give data.path=FILE."
-            )
+        _check_data_path(Path(str(value)), source)
     elif isinstance(value, str) and BY_BUDGET.fullmatch(value):  # which depends on nothing but the budget
         return
     elif isinstance(value, str) and "${" in value and not re.fullmatch(r"\$\{\.*(?!hydra\b)\w+(\.\w+)*\}", value):
@@ -172,6 +170,20 @@ def _check_value(value: Any, key: str, trusted: list[str], writes: bool) -> None
         raise UnsafeError(
             f"{key}={as_typed(value)}, as the run's folder has it, is a place: if it is meant, give it again."
         )
+
+
+def _check_data_path(path: Path, source: Any) -> None:
+    """Check that nothing is written where a run's folder has its data."""
+    text = as_typed(str(path))
+    if path.is_dir():
+        # What was packed before has its file beside it: see data.folder.cache_of.
+        if not any(path.parent.glob(f"{escape(path.name)}-{'[0-9a-f]' * 12}.npz")):
+            raise UnsafeError(
+                f"data.path={text}, as the run's folder has it, would be packed into a file beside it: if it is meant, "
+                "give it again."
+            )
+    elif source != "npz" and re.search(r"^[/\\~]|\.\.", str(path)) and not path.is_file():
+        raise DataError(f"data.path={text}, as the run's folder has it, does not exist: give data.path=FILE.")
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any], kinds: Sequence[str] = MAY_CHANGE) -> list[str]:
