@@ -741,6 +741,11 @@ def test_pictures_are_packed_on_resume_only_where_they_were_before(tmp_path, opt
     preflight([f"resume={folder}"])
 
 
+def test_pictures_that_are_not_there_are_made_by_nobody():
+    with pytest.raises(DataError, match=r"nowhere does not exist\. Check it, make it \(`cnnlab data --help`\)\.$"):
+        preflight(["data=folder", "data.path=nowhere"], verify_presence=True)
+
+
 def test_a_folder_is_no_npz_file(tmp_path):
     with pytest.raises(DataError, match="it is a folder; pictures in one are data=folder"):
         preflight(["data=npz", f"data.path={tmp_path}"], verify_presence=True)
