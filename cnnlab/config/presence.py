@@ -40,5 +40,6 @@ def check_data(paths: Iterable[Any], config: Mapping[str, Any]) -> None:
             raise DataError(f"data.path={path} must be an npz file, it is a folder; pictures in one are data=folder.")
         if not Path(path).expanduser().exists():
             make = f"cnnlab data fetch {source} FILE" if source in ("cifar10", "cifar100") else "cnnlab data --help"
-            without = "" if source in ("npz", "folder") else f", or leave data.path out to have {source} made at its own place"
+            is_made = source not in ("npz", "folder")
+            without = f", or leave data.path out to have {source} made at its own place" if is_made else ""
             raise DataError(f"data.path={path} does not exist. Check it, make it (`{make}`){without}.")
