@@ -10,9 +10,10 @@ cnnlab's own constructors check them too, for whoever calls them from Python: `w
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Real
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from cnnlab.errors import ConfigError
@@ -83,12 +84,12 @@ def within_bounds(place: str) -> Callable[[Class], Class]:
     return decorate
 
 
-def _bounded(kind: Any, value: Any) -> Iterator[tuple[Bounds, float]]:
+def _bounded(kind: Any, value: Any) -> Iterator[tuple[Bounds, Any]]:
     """Yield the numbers of an argument, each with the bounds that its type has for it."""
     if get_origin(kind) is Annotated:
-        if isinstance(value, int | float):
+        if isinstance(value, Real):  # numpy's are, too
             yield kind.__metadata__[0], value
         return
     for inner in get_args(kind):  # the types of a union, or that of a list's elements
-        for element in value if isinstance(value, list | tuple) else [value]:
+        for element in value if isinstance(value, Sequence) else [value]:
             yield from _bounded(inner, element)

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_origin
 
+import numpy as np
 import pytest
 
 from cnnlab import trust
@@ -51,7 +52,7 @@ def test_numbers_in_lists_are_checked_and_what_is_within_is_handed_on():
     assert Network([1, 2], dropout=0.5).given == ([1, 2], 0.5)
     assert Network(3).given == (3, 0.0)
     assert Network().given == (None, 0.0)
-    for wrong in ([1, 0], 0, (0,)):
+    for wrong in ([1, 0], 0, (0,), range(1), np.int64(0)):
         with pytest.raises(ConfigError, match=r"model\.sizes must be at least 1, got 0\."):
             Network(wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"model\.dropout must be at least 0 and below 1, got nan\."):

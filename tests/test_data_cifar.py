@@ -360,6 +360,17 @@ def test_wrong_checksum_is_named_and_the_next_try_starts_clean(server, npz):
     assert beside(npz) == ["cifar10.npz"]
 
 
+def test_an_archive_that_an_earlier_call_left_is_taken_by_its_checksum_only(server, npz):
+    work = npz.with_name("cifar10.npz.download")
+    for left, requests in ((server.content, []), (b"something else", [None])):
+        work.mkdir(parents=True)
+        (work / "archive.tar.gz").write_bytes(left)
+        fetch(server, npz)
+        assert server.requests == requests
+        assert beside(npz) == ["cifar10.npz"]
+        npz.unlink()
+
+
 def test_archive_with_the_right_checksum_but_hostile_content_is_removed(server, npz):
     server.content = tarred(official("cifar10") | HOSTILE["symbolic link"])
     server.md5 = hashlib.md5(server.content).hexdigest()

@@ -207,7 +207,7 @@ class _BoundedGzip(gzip.GzipFile):
 
 def _retrieve(name: Name, path: Path, tar: Path, url: str, md5: str) -> None:
     """Bring the archive to `tar`, whole and with the right checksum."""
-    if tar.exists():  # which an earlier call brought
+    if _has_md5(tar, md5):  # an earlier call brought it
         return
     # Here and not above: every run imports this module, and few need the network.
     from rich.console import Console
@@ -227,15 +227,21 @@ def _retrieve(name: Name, path: Path, tar: Path, url: str, md5: str) -> None:
     with bar:
         task = bar.add_task(f"Downloading {name}", total=None)
         _download(name, url, part, path, lambda done, total: bar.update(task, completed=done, total=total))
-    with part.open("rb") as file:
-        is_right = hashlib.file_digest(file, "md5").hexdigest() == md5
-    if not is_right:
+    if not _has_md5(part, md5):
         part.unlink()
         raise DataError(
             f"{url} did not send the archive of {name}: its md5 must be {md5}, got another. "
             "The file was deleted; try again."
         )
     part.replace(tar)
+
+
+def _has_md5(path: Path, md5: str) -> bool:
+    """Whether a file is there and has a checksum."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest() == md5
 
 
 def _download(name: str, url: str, part: Path, path: Path, report: Callable[[int, int | None], None]) -> None:
